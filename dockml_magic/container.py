@@ -1,0 +1,670 @@
+"""A container with kernels in it: create, make ready, signal, restart in place, remove.
+
+The one way a kernel starts. The provisioner and the argv launcher are thin fronts on `KernelContainer`.
+"""
+
+from __future__ import annotations
+
+import getpass
+import importlib.metadata
+import importlib.resources
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dockml_magic import engine as engines
+from dockml_magic import folders, labels
+from dockml_magic.control import ControlChannel, KernelState
+from dockml_magic.engine import ContainerState, Engine, ImageState, NotStartableError, make_archive
+from dockml_magic.errors import (
+    ConfigError,
+    EngineError,
+    GpuUnavailableError,
+    ImageUnavailableError,
+    KernelDiedError,
+    KernelError,
+    KernelMissingError,
+    KernelStartTimeoutError,
+    MountError,
+    UnknownNameError,
+)
+from dockml_magic.gpu import find_gpus
+from dockml_magic.host_settings import CA_FILE, HostSettings, read_host_settings
+from dockml_magic.kernel_bundle import bundle_name, ensure_bundle
+from dockml_magic.names import Choice, choose, suggest
+from dockml_magic.options import PublishedPort, RunOptions
+from dockml_magic.project import find_project
+from dockml_magic.spec import (
+    BUNDLES,
+    CONTROL_PORT,
+    HOME,
+    KERNEL_PORTS,
+    RUNTIME,
+    ContainerSpec,
+    HostFacts,
+    container_spec,
+    inner_user,
+)
+
+log = logging.getLogger(__name__)
+
+PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+
+GRACE = 2.0
+"""Seconds without any connection after which a container ends itself."""
+
+START_TIMEOUT = 60.0
+"""Seconds from the container's start to a bound kernel. Pulls and bundles are not counted."""
+
+STOP_TIMEOUT = 3.0
+
+LOG_LINES = 20
+
+_ENTRIES = ("python", "python3", "/opt/conda/bin/python", "/usr/local/bin/python3", "python2")
+"""Programs that can be the supervisor's interpreter, in the order they are tried."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelPlan:
+    """A kernel to start: where, from what image, over which transport.
+
+    Attributes
+    ----------
+    choice : Choice
+        What NAME came to.
+    image : ImageState
+        The image, which is here.
+    workspace : Path
+        The folder to mount and work in.
+    transport : str
+        "ipc" or "tcp".
+    host_ports : tuple of int
+        TCP: the host's ports for shell, iopub, stdin, control and heartbeat where somebody else
+        chose them; empty lets the engine choose.
+    key : str
+        The connection's key.
+    extra_arguments : tuple of str
+        For ipykernel.
+    env : mapping of str to str
+        Variables that `start_kernel` was given.
+    """
+
+    choice: Choice
+    image: ImageState
+    workspace: Path
+    transport: str
+    host_ports: tuple[int, ...] = ()
+    key: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
+    extra_arguments: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+_engines: dict[str, Engine] = {}
+
+
+def engine_for(options: RunOptions) -> Engine:
+    """Return the engine for these options, connected once per process and endpoint."""
+    key = options.engine or "{DOCKER_HOST}|{DOCKER_CONTEXT}".format_map(
+        {name: os.environ.get(name, "") for name in ("DOCKER_HOST", "DOCKER_CONTEXT")}
+    )
+    if key not in _engines:
+        _engines[key] = engines.connect(options.engine)
+    return _engines[key]
+
+
+def make_plan(
+    name: str,
+    options: RunOptions,
+    folder: Path,
+    *,
+    engine: Engine,
+    tell: Callable[[str], None],
+    transport: str | None = None,
+) -> KernelPlan:
+    """Decide what to start for `name`, and fetch its image where it is missing.
+
+    Parameters
+    ----------
+    name : str
+        As the user typed it.
+    options : RunOptions
+        As the user typed them.
+    folder : Path
+        The notebook's folder: the workspace, and where the project file is looked for.
+    engine : Engine
+        Where it will run.
+    tell : callable
+        Gets a line for the user when something takes time.
+    transport : str, optional
+        Where the caller can only do one.
+
+    Raises
+    ------
+    UnknownNameError, ImageUnavailableError, GpuUnavailableError, MountError, ConfigError
+    """
+    if not folder.is_dir():
+        raise MountError(
+            f"The workspace '{folder}' does not exist.",
+            hint="Create the folder, or start from one that exists.",
+        )
+    project = find_project(folder)
+    choice = choose(name, options, project)
+    if choice.wants_gpu and engine.facts.shares_files:
+        gpus = find_gpus()
+        if not gpus.names:
+            raise GpuUnavailableError(
+                f"'{name}' needs an NVIDIA GPU, and this machine has none: {gpus.why_none}.",
+                hint=f"On the CPU: {choice.cpu_twin}. Or the same image without GPU: {name} --gpus none",
+            )
+    image = None if choice.options.pull == "always" else engine.find_image(choice.reference)
+    if image is None:
+        if not choice.is_known and ":" not in choice.reference:
+            raise UnknownNameError(name, suggest(name, project, engine.local_references()))
+        if choice.options.pull == "never":
+            raise ImageUnavailableError(
+                choice.reference, "it is not here, and --pull is never.", hint="Leave --pull out."
+            )
+        engine.pull(choice.reference, tell)
+        image = engine.find_image(choice.reference)
+        if image is None:
+            raise ImageUnavailableError(choice.reference, "the engine has lost it after the pull.")
+    chosen = transport or choice.options.transport or ("ipc" if engine.facts.shares_files else "tcp")
+    if chosen == "ipc" and not engine.facts.shares_files:
+        raise ConfigError(
+            "--transport ipc needs an engine on this machine.", hint="Leave --transport out."
+        )
+    if chosen == "tcp" and choice.options.network in ("none", "host"):
+        raise ConfigError(
+            f"--network {choice.options.network} leaves no port for a kernel over TCP.",
+            hint="Leave --transport out, or choose another --network.",
+        )
+    return KernelPlan(choice=choice, image=image, workspace=folder, transport=chosen)
+
+
+class KernelContainer:
+    """One container and the kernels that run in it, one after the other.
+
+    Parameters
+    ----------
+    engine : Engine
+        Where it runs.
+    plan : KernelPlan
+        What runs.
+    tell : callable
+        Gets a line for the user when something takes time.
+    """
+
+    def __init__(self, engine: Engine, plan: KernelPlan, tell: Callable[[str], None]) -> None:
+        self.engine = engine
+        self.plan = plan
+        self.session = secrets.token_hex(6)
+        self.container_id = ""
+        self._tell = tell
+        self._control: ControlChannel | None = None
+        self._runtime: Path | None = None
+        self._host_ports: tuple[int, ...] = ()
+        self._settings = HostSettings()
+
+    # --- start --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Create the container and return when its kernel's sockets are bound.
+
+        Raises
+        ------
+        EngineError
+            If the engine refuses.
+        KernelError
+            If no kernel comes up. In every case no container is left.
+        """
+        try:
+            self._start()
+        except BaseException:
+            self.remove()
+            raise
+
+    def _start(self) -> None:
+        memory = _ImageMemory.read(self.plan.image.id)
+        self._settings = read_host_settings() if self._shares_files else HostSettings()
+        self._runtime = folders.runtime_root() / self.session
+        self._runtime.mkdir(mode=0o777)
+        self._runtime.chmod(0o777)  # the root folder above it is ours alone
+        self._write_files(memory)
+        entries = (memory.entry,) if memory.entry else _ENTRIES
+        for entry in entries:
+            self.container_id = self.engine.create(self._spec(entry))
+            try:
+                if not self._shares_files:
+                    self.engine.copy_in(self.container_id, self._archive())
+                self.engine.start(self.container_id)
+                break
+            except NotStartableError:
+                self.engine.remove(self.container_id)
+                self.container_id = ""
+        else:
+            if memory.entry:  # the image was changed under the same id: cannot be, but look again
+                _ImageMemory.forget(self.plan.image.id)
+            raise KernelMissingError(
+                f"The image '{self.plan.choice.reference}' has no Python (tried: {', '.join(entries)}).",
+                hint="Use an image with Python 2.7 or 3.5 and newer in it.",
+            )
+        self._connect(entry)
+        self._wait_bound(generation=1)
+        report = self.state.report
+        _ImageMemory(entry, str(report["executable"]), str(report["kernel"])).write(self.plan.image.id)
+
+    @property
+    def _shares_files(self) -> bool:
+        return self.engine.facts.shares_files
+
+    def _spec(self, entry: str, *, auto_remove: bool = True) -> ContainerSpec:
+        assert self._runtime is not None
+        host = self._host_facts()
+        ports: tuple[PublishedPort, ...] = ()
+        if self.plan.transport == "tcp":
+            wanted = self.plan.host_ports or (None,) * len(KERNEL_PORTS)
+            ports = tuple(
+                PublishedPort(container_port=inner, host_port=outer)
+                for inner, outer in zip(KERNEL_PORTS, wanted, strict=True)
+            )
+        if not self._shares_files:
+            ports += (PublishedPort(container_port=CONTROL_PORT),)
+        spec = container_spec(
+            self.plan.choice,
+            host=host,
+            session=self.session,
+            workspace=self.plan.workspace,
+            runtime=self._runtime,
+            bundles=folders.bundles_root(),
+            tcp_ports=ports,
+            version=importlib.metadata.version("dockml_magic"),
+        )
+        return replace(
+            spec,
+            entrypoint=(entry, str(RUNTIME / "launch.py"), "supervise", str(RUNTIME / "config.json")),
+            env={**spec.env, **self.plan.env},
+            auto_remove=auto_remove,
+        )
+
+    def _host_facts(self) -> HostFacts:
+        return HostFacts(
+            uid=os.getuid(),
+            gid=os.getgid(),
+            user=_login_name(),
+            environ=os.environ,
+            carried=self._settings.env,
+            shares_files=self._shares_files,
+            rootless=self.engine.facts.rootless,
+        )
+
+    def _write_files(self, memory: _ImageMemory) -> None:
+        """Write what the container finds in its runtime folder."""
+        assert self._runtime is not None
+        choice = self.plan.choice
+        inner = self._inner_connection()
+        user = inner_user(choice, self._host_facts())
+        given = [text.partition("=")[0] for text in choice.options.env]
+        config = {
+            "key": self.plan.key,
+            "control": str(RUNTIME / "control") if self._shares_files else CONTROL_PORT,
+            "connection": inner,
+            "connection_file": str(RUNTIME / "connection.json"),
+            "extra_arguments": list(self.plan.extra_arguments),
+            "bundles": str(BUNDLES),
+            "grace": GRACE,
+            "interpreter": memory.interpreter,
+            "kernel": memory.kernel,
+            "user": user
+            and {"uid": user.uid, "gid": user.gid, "name": user.name, "home": str(HOME), "given": given},
+        }
+        launcher = importlib.resources.files("dockml_magic") / "resources" / "launch.py"
+        (self._runtime / "launch.py").write_bytes(launcher.read_bytes())
+        (self._runtime / "config.json").write_text(json.dumps(config))
+        (self._runtime / "connection.json").write_text(json.dumps(inner))
+        if self._settings.ca_bundle:
+            shutil.copyfile(self._settings.ca_bundle, self._runtime / CA_FILE)
+
+    def _archive(self) -> bytes:
+        """Return the runtime folder as a tar, for an engine that cannot mount it."""
+        assert self._runtime is not None
+        files: dict[PurePosixPath, bytes | None] = {RUNTIME: None, BUNDLES: None}
+        for path in self._runtime.iterdir():
+            files[RUNTIME / path.name] = path.read_bytes()
+        return make_archive(files)
+
+    def _inner_connection(self) -> dict[str, Any]:
+        """Return the connection as the kernel sees it."""
+        over_ipc = self.plan.transport == "ipc"
+        ports = range(1, 6) if over_ipc else KERNEL_PORTS
+        return {
+            "transport": self.plan.transport,
+            "ip": str(RUNTIME / "kernel") if over_ipc else "0.0.0.0",  # noqa: S104 - inside the container
+            **dict(zip(PORT_NAMES, ports, strict=True)),
+            "key": self.plan.key,
+            "signature_scheme": "hmac-sha256",
+        }
+
+    @property
+    def connection_info(self) -> dict[str, Any]:
+        """The connection as a client on the host sees it; `key` is bytes, as jupyter_client has it."""
+        info = self._inner_connection() | {"key": self.plan.key.encode()}
+        if self.plan.transport == "ipc":
+            assert self._runtime is not None
+            return info | {"ip": str(self._runtime / "kernel")}
+        return info | {"ip": "127.0.0.1", **dict(zip(PORT_NAMES, self._host_ports, strict=True))}
+
+    def _connect(self, entry: str) -> None:
+        """Open the control channel: from now on we hold the lease."""
+        address: Path | tuple[str, int]
+        assert self._runtime is not None
+        if self._shares_files:
+            address = self._runtime / "control"
+        if not self._shares_files or self.plan.transport == "tcp":
+            state = self.engine.inspect(self.container_id)
+            published = state.host_ports if state else {}
+            if not self._shares_files and CONTROL_PORT in published:
+                address = ("127.0.0.1", published[CONTROL_PORT])
+            self._host_ports = tuple(published.get(port, 0) for port in KERNEL_PORTS)
+            if not all(self._host_ports):
+                self._raise_ended_at_once(entry)
+        deadline = time.monotonic() + START_TIMEOUT
+        pause = 0.002
+        while True:
+            try:
+                self._control = ControlChannel(address, self.plan.key)
+                if self._control.wait(lambda s: s.generation > 0, timeout=5.0) is None:
+                    self._control.close()
+                elif self._control.state.phase != "gone":
+                    return
+            except OSError:
+                pass
+            time.sleep(pause)
+            pause = min(pause * 1.2, 0.1)
+            if pause >= 0.02:
+                state = self.engine.inspect(self.container_id)
+                if state is None or state.status not in ("running", "created"):
+                    self._raise_ended_at_once(entry)
+            if time.monotonic() > deadline:
+                raise KernelStartTimeoutError(
+                    f"The container of '{self.plan.choice.reference}' did not answer within "
+                    f"{START_TIMEOUT:.0f} s.",
+                    hint="Is the machine very busy? Try again.",
+                )
+
+    def _raise_ended_at_once(self, entry: str) -> None:
+        """Run it once more without --rm, to learn from its log why it ended."""
+        container = self.engine.create(
+            replace(self._spec(entry, auto_remove=False), name=f"dockml-{self.session}-why", ports=())
+        )
+        try:
+            self.engine.start(container)
+            code = self.engine.wait(container, timeout=10.0)
+            tail = self.engine.logs(container, tail=LOG_LINES)
+        finally:
+            self.engine.remove(container)
+        raise KernelDiedError(
+            f"The container of '{self.plan.choice.reference}' ended at once (exit code {code}).",
+            hint=f"Does Python start in it? Try: docker run --rm {self.plan.choice.reference} {entry} -V",
+            exit_code=code,
+            log_tail=tail,
+        )
+
+    def _wait_bound(self, generation: int) -> None:
+        """Wait until the kernel's sockets are bound; build a bundle if it needs one."""
+        assert self._control is not None
+        deadline = time.monotonic() + START_TIMEOUT
+        tried_other_ways = False
+        while True:
+            state = self._control.wait(
+                lambda s: s.generation >= generation and s.phase != "starting",
+                timeout=deadline - time.monotonic(),
+            )
+            if state is None:
+                raise KernelStartTimeoutError(
+                    f"The kernel in '{self.plan.choice.reference}' was not ready within "
+                    f"{START_TIMEOUT:.0f} s.\n{self.engine.logs(self.container_id, LOG_LINES)}",
+                    hint="Is the machine very busy? Try again.",
+                )
+            if state.phase == "bound":
+                return
+            if state.phase == "need_bundle":
+                self._give_bundle(state)
+                deadline = time.monotonic() + START_TIMEOUT
+            elif not tried_other_ways and self._ways_left(state):
+                tried_other_ways = True
+            else:
+                self._raise_not_started(state)
+            generation += 1
+            self._control.start({}, None)
+
+    def _give_bundle(self, state: KernelState) -> None:
+        folder = ensure_bundle(
+            state.report,
+            folders.bundles_root(),
+            self.engine,
+            self.plan.choice.reference,
+            self._tell,
+        )
+        if not self._shares_files:
+            files: dict[PurePosixPath, bytes | None] = {BUNDLES / folder.name: None}
+            for path in sorted(folder.rglob("*")):
+                inside = BUNDLES / folder.name / PurePosixPath(path.relative_to(folder))
+                files[inside] = None if path.is_dir() else path.read_bytes()
+            self.engine.copy_in(self.container_id, make_archive(files))
+
+    def _ways_left(self, state: KernelState) -> bool:
+        """Prepare another try where what we remembered, or the image's own kernel, did not come up."""
+        if state.phase == "gone" or state.out_of_memory:
+            return False
+        remembered = _ImageMemory.read(self.plan.image.id)
+        if remembered.kernel:
+            _ImageMemory.forget(self.plan.image.id)
+            self._write_files(_ImageMemory())
+            return True
+        if state.phase == "exited" and state.report.get("kernel") == "image":
+            log.info("the image's own ipykernel does not start; trying the kernel bundle")
+            self._write_files(_ImageMemory(interpreter=str(state.report["executable"]), kernel="bundle"))
+            self._give_bundle(state)
+            return True
+        return False
+
+    def _raise_not_started(self, state: KernelState) -> None:
+        reference = self.plan.choice.reference
+        if state.phase == "failed":
+            raise KernelMissingError(
+                f"No Python in '{reference}' can run a kernel: {state.report.get('problem')}",
+                hint="Python 2.7 and 3.5 to 3.14 on glibc are known to work.",
+            )
+        raise self.death(state, f"The kernel in '{reference}' ended while it started")
+
+    # --- life ---------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> KernelState:
+        """What the supervisor last said; phase "gone" when the container is."""
+        return self._control.state if self._control else KernelState(phase="gone")
+
+    def poll(self) -> int | None:
+        """Return None while the kernel runs, else its exit code (as a shell reports it)."""
+        state = self.state
+        if state.phase in ("starting", "bound"):
+            return None
+        if state.exit_code is not None:
+            return state.exit_code
+        return 137
+
+    def wait(self, timeout: float) -> int | None:
+        """Wait for the kernel's end; return as `poll` does."""
+        if self._control is not None:
+            self._control.wait(lambda s: s.phase not in ("starting", "bound"), timeout)
+        return self.poll()
+
+    def signal(self, signum: int) -> None:
+        """Signal the kernel and its children. A kernel that is gone is no error."""
+        if self._control is not None:
+            try:
+                self._control.signal(signum)
+            except KernelError:
+                log.debug("signal %s to a container that is gone", signum)
+
+    def restart(self, env: Mapping[str, str], cwd: str | None) -> None:
+        """Start the next kernel in the same container; the last one has ended."""
+        control = self._control
+        if control is None or control.state.phase == "gone":
+            raise KernelError("The container is gone.", hint="Start the environment again.")
+        generation = control.state.generation + 1
+        control.start(env, cwd)
+        self._wait_bound(generation)
+
+    def death(self, state: KernelState, what: str) -> KernelDiedError:
+        """Return the error that tells how the kernel ended."""
+        tail = self.engine.logs(self.container_id, LOG_LINES) if self.container_id else ""
+        if state.out_of_memory:
+            limit = self.plan.choice.options.memory
+            return KernelDiedError(
+                f"{what}: killed for memory"
+                + (f", its limit is {limit / 1024**2:.0f} MiB (--memory)." if limit else "."),
+                hint="Give it more with --memory, or load less at a time.",
+                exit_code=state.exit_code,
+                out_of_memory=True,
+            )
+        if state.phase == "gone":
+            return KernelDiedError(
+                f"{what}: its container is gone.", hint="Start it again with %docker_env NAME."
+            )
+        return KernelDiedError(
+            f"{what} (exit code {state.exit_code}{_signal_name(state.exit_code)}).",
+            hint="The lines below are the last it wrote." if tail.strip() else "It wrote nothing.",
+            exit_code=state.exit_code,
+            log_tail=tail.strip(),
+        )
+
+    def remove(self) -> None:
+        """End the kernel, remove the container and its runtime folder. Being gone is success."""
+        try:
+            if self._control is not None:
+                try:
+                    self._control.stop()
+                except KernelError:
+                    pass
+                gone = self._control.wait(lambda s: s.phase == "gone", STOP_TIMEOUT)
+                self._control.close()
+                self._control = None
+                # It ends by itself and the engine removes it; only a stuck one needs force.
+                if gone is not None and self._is_removed(STOP_TIMEOUT):
+                    self.container_id = ""
+            if self.container_id:
+                self.engine.remove(self.container_id)
+                self.container_id = ""
+        except EngineError as error:
+            log.warning("container %s may be left behind: %s", self.container_id[:12], error.message)
+        finally:
+            if self._runtime is not None:
+                shutil.rmtree(self._runtime, ignore_errors=True)
+
+    def _is_removed(self, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        while self.engine.inspect(self.container_id) is not None:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    # --- persistence --------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `adopt` needs to take this container over in another process; plain JSON."""
+        return {
+            "container_id": self.container_id,
+            "session": self.session,
+            "key": self.plan.key,
+            "transport": self.plan.transport,
+            "host_ports": list(self._host_ports),
+        }
+
+    def adopt(self, described: Mapping[str, Any]) -> None:
+        """Take over a container that another process started, and its lease.
+
+        Raises
+        ------
+        KernelError
+            If it is gone.
+        """
+        self.session = described["session"]
+        self.container_id = described["container_id"]
+        self.plan = replace(self.plan, key=described["key"], transport=described["transport"])
+        self._host_ports = tuple(described["host_ports"])
+        self._runtime = folders.runtime_root() / self.session
+        address: Path | tuple[str, int] = self._runtime / "control"
+        if not self._shares_files:
+            found = self.engine.inspect(self.container_id)
+            address = ("127.0.0.1", found.host_ports[CONTROL_PORT] if found else 0)
+        try:
+            self._control = ControlChannel(address, self.plan.key)
+        except OSError as error:
+            raise KernelError("The container is gone.", hint="Start a new one.") from error
+        self._control.wait(lambda s: s.generation > 0, timeout=5.0)
+
+
+@dataclass(frozen=True)
+class _ImageMemory:
+    """What the first start found out about an image, kept by its id so that only that start looks."""
+
+    entry: str = ""
+    interpreter: str = ""
+    kernel: str = ""
+
+    @staticmethod
+    def _path(image_id: str) -> Path:
+        folder = folders.cache_root() / "images"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{image_id.rpartition(':')[2]}.json"
+
+    @classmethod
+    def read(cls, image_id: str) -> _ImageMemory:
+        try:
+            return cls(**json.loads(cls._path(image_id).read_text()))
+        except (OSError, ValueError, TypeError):
+            return cls()
+
+    @classmethod
+    def forget(cls, image_id: str) -> None:
+        cls._path(image_id).unlink(missing_ok=True)
+
+    def write(self, image_id: str) -> None:
+        path = self._path(image_id)
+        if self.read(image_id) != self:
+            scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+            scratch.write_text(json.dumps(self.__dict__))
+            scratch.replace(path)
+
+
+def our_containers(engine: Engine) -> list[ContainerState]:
+    """Return this user's containers, of every notebook."""
+    return engine.list({labels.SESSION: "", labels.USER: str(os.getuid())})
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # we may be in a container ourselves
+        return f"user{os.getuid()}"
+
+
+def _signal_name(code: int | None) -> str:
+    if code is None or code <= 128:
+        return ""
+    try:
+        return f", {signal.Signals(code - 128).name}"
+    except ValueError:
+        return ""

@@ -1,0 +1,543 @@
+"""The engine: the only place that speaks to Docker, and the only importer of its SDK.
+
+`Engine` is the contract; `DockerEngine` is the real one. Every exception of the SDK becomes one of
+ours here, with what to do about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import platform
+import re
+import socket
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+
+from dockml_magic.errors import (
+    ContainerNameTakenError,
+    EngineError,
+    EngineTooOldError,
+    EngineUnreachableError,
+    GpuUnavailableError,
+    ImageUnavailableError,
+    MountError,
+    PortTakenError,
+)
+from dockml_magic.spec import ContainerSpec
+
+if TYPE_CHECKING:
+    import docker
+
+log = logging.getLogger(__name__)
+
+OLDEST_API = "1.41"
+"""Docker 20.10, December 2020; podman 4 answers 1.41 too."""
+
+_REQUEST_TIMEOUT = 120.0
+
+
+class NotStartableError(EngineError):
+    """The container's program does not exist in the image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFacts:
+    """What kind of engine this is.
+
+    Attributes
+    ----------
+    version, api : str
+        Of the engine and its API.
+    endpoint : str
+        Where it answers.
+    shares_files : bool
+        It mounts the file system we see, at the same paths.
+    rootless : bool
+        It runs as an ordinary user, whose containers' root is that user.
+    """
+
+    version: str
+    api: str
+    endpoint: str
+    shares_files: bool
+    rootless: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageState:
+    """An image that is here."""
+
+    id: str
+    entrypoint: tuple[str, ...] = ()
+    user: str = ""
+    architecture: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerState:
+    """A container as the engine sees it.
+
+    Attributes
+    ----------
+    status : str
+        Docker's word: created, running, paused, exited, dead.
+    exit_code : int
+        0 while it runs.
+    host_ports : mapping of int to int
+        Container port to the host port that is published for it.
+    """
+
+    id: str
+    name: str
+    status: str
+    image: str
+    labels: Mapping[str, str]
+    exit_code: int = 0
+    out_of_memory: bool = False
+    started_at: str = ""
+    host_ports: Mapping[int, int] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """What the floors above need of an engine. All methods raise only `EngineError`s."""
+
+    @property
+    def facts(self) -> EngineFacts:
+        """Who answers; asked once."""
+
+    def find_image(self, reference: str) -> ImageState | None:
+        """Return the image if it is here. Called before every start."""
+
+    def local_references(self) -> list[str]:
+        """Return all tags that are here, for suggestions and completion."""
+
+    def pull(self, reference: str, report: Callable[[str], None]) -> None:
+        """Fetch an image; `report` gets short lines now and then."""
+
+    def create(self, spec: ContainerSpec) -> str:
+        """Create a container and return its id. It is not running yet."""
+
+    def start(self, container_id: str) -> None:
+        """Start it. Raises `NotStartableError` if its program is not in the image."""
+
+    def copy_in(self, container_id: str, archive: bytes) -> None:
+        """Unpack a tar archive at the container's root; it may be running or not."""
+
+    def read_file(self, container_id: str, path: PurePosixPath) -> bytes | None:
+        """Return a file of the container, None where there is none."""
+
+    def inspect(self, container_id: str) -> ContainerState | None:
+        """Return its state, None when it is gone."""
+
+    def logs(self, container_id: str, tail: int) -> str:
+        """Return its last lines, "" when it is gone."""
+
+    def wait(self, container_id: str, timeout: float) -> int | None:
+        """Return its exit code, None if it still runs after `timeout` seconds or is gone."""
+
+    def remove(self, container_id: str) -> None:
+        """Remove it, running or not. Being gone already is success."""
+
+    def list(self, wanted_labels: Mapping[str, str]) -> list[ContainerState]:
+        """Return all containers, stopped ones too, that carry these labels ("" is any value)."""
+
+
+def make_archive(files: Mapping[PurePosixPath, bytes | None], uid: int = 0, gid: int = 0) -> bytes:
+    """Return a tar with these files; None stands for a folder. All belong to uid and gid."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for path, content in files.items():
+            entry = tarfile.TarInfo(str(path).lstrip("/"))
+            entry.uid, entry.gid = uid, gid
+            if content is None:
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+                archive.addfile(entry)
+            else:
+                entry.size, entry.mode = len(content), 0o644
+                archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def connect(name: str | None = None) -> DockerEngine:
+    """Return the engine that the environment or the current Docker context names.
+
+    Parameters
+    ----------
+    name : str, optional
+        A Docker context, or an endpoint such as unix:///run/user/1000/podman/podman.sock.
+
+    Raises
+    ------
+    EngineUnreachableError
+        If nothing answers or we may not use its socket; the hint says what to do.
+    EngineTooOldError
+        If its API is older than we need.
+    """
+    return DockerEngine(name)
+
+
+class DockerEngine:
+    """An engine behind the Docker API."""
+
+    def __init__(self, name: str | None = None) -> None:
+        # Imported here: the SDK takes a fifth of a second, and most uses of us do not need it.
+        import docker
+        import docker.errors
+
+        self._errors = docker.errors
+        endpoint = _endpoint(name)
+        if urlsplit(endpoint).scheme == "ssh":
+            raise EngineUnreachableError(
+                f"The engine is on another machine ({endpoint}); this version cannot reach kernels there.",
+                hint="Run the notebook on that machine, or choose a local engine with --engine default.",
+            )
+        with self._translated(endpoint=endpoint):
+            self._client: docker.DockerClient = docker.DockerClient(
+                base_url=endpoint, timeout=_REQUEST_TIMEOUT, version="auto", max_pool_size=4,
+                **_tls(name),
+            )  # fmt: skip
+            version = self._client.version()
+            info = self._client.info()
+        api = version["ApiVersion"]
+        if tuple(map(int, api.split("."))) < tuple(map(int, OLDEST_API.split("."))):
+            raise EngineTooOldError(api, OLDEST_API)
+        self.facts = EngineFacts(
+            version=version["Version"],
+            api=api,
+            endpoint=endpoint,
+            shares_files=_shares_files(endpoint, info),
+            rootless="name=rootless" in (info.get("SecurityOptions") or ()),
+        )
+
+    def find_image(self, reference: str) -> ImageState | None:
+        """Return the image if it is here."""
+        with self._translated(reference=reference):
+            try:
+                found = self._client.api.inspect_image(reference)
+            except self._errors.ImageNotFound:
+                return None
+        config = found.get("Config") or {}
+        return ImageState(
+            id=found["Id"],
+            entrypoint=tuple(config.get("Entrypoint") or ()),
+            user=config.get("User") or "",
+            architecture=found.get("Architecture", ""),
+        )
+
+    def local_references(self) -> list[str]:
+        """Return all tags that are here."""
+        with self._translated():
+            found = self._client.api.images()
+        return sorted(tag for image in found for tag in image.get("RepoTags") or () if "<" not in tag)
+
+    def pull(self, reference: str, report: Callable[[str], None]) -> None:
+        """Fetch an image."""
+        repository, separator, tag = reference.rpartition(":")
+        if not separator or "/" in tag:
+            repository, tag = reference, "" if "@" in reference else "latest"
+        if "@" in reference:
+            repository, tag = reference, ""
+        report(f"pulling {reference}")
+        with self._translated(reference=reference):
+            for event in self._client.api.pull(repository, tag or None, stream=True, decode=True):
+                if problem := event.get("error"):
+                    raise ImageUnavailableError(reference, _sentence(problem), hint=_PULL_HINT)
+                if event.get("status") in ("Pull complete", "Already exists"):
+                    report(f"pulling {reference}: layer {event.get('id')} {event['status'].lower()}")
+
+    def create(self, spec: ContainerSpec) -> str:
+        """Create a container and return its id."""
+        for mount in spec.mounts:
+            if mount.host_path is not None and self.facts.shares_files and not mount.host_path.exists():
+                raise MountError(
+                    f"The folder '{mount.host_path}' does not exist.",
+                    hint="Create it first, or correct the path.",
+                )
+        api = self._client.api
+        host_config: dict[str, Any] = {
+            "auto_remove": spec.auto_remove,
+            "binds": [
+                f"{mount.host_path or mount.volume}:{mount.target}:{'ro' if mount.read_only else 'rw'}"
+                for mount in spec.mounts
+            ],
+            "port_bindings": {},
+            "shm_size": spec.shm_size,
+        }
+        for port in spec.ports:
+            key = f"{port.container_port}/{port.protocol}"
+            binding = (port.host_ip, port.host_port) if port.host_port else (port.host_ip,)
+            host_config["port_bindings"].setdefault(key, []).append(binding)
+        if spec.memory:
+            host_config["mem_limit"] = host_config["memswap_limit"] = spec.memory
+        if spec.cpus:
+            host_config["nano_cpus"] = round(spec.cpus * 1e9)
+        if spec.network:
+            host_config["network_mode"] = spec.network
+        if spec.gpus:
+            host_config["device_requests"] = [
+                {
+                    "Driver": "",
+                    "Count": spec.gpus.count,
+                    "DeviceIDs": list(spec.gpus.device_ids),
+                    "Capabilities": [["gpu"]],
+                    "Options": {},
+                }
+            ]
+        with self._translated(reference=spec.image, name=spec.name):
+            created = api.create_container(
+                image=spec.image,
+                name=spec.name,
+                entrypoint=list(spec.entrypoint),
+                command=[],
+                user=spec.user,
+                working_dir=str(spec.workdir),
+                labels=dict(spec.labels),
+                environment=dict(spec.env),
+                ports=[(port.container_port, port.protocol) for port in spec.ports],
+                host_config=api.create_host_config(**host_config),
+            )
+        container_id: str = created["Id"]
+        log.debug("created container %s of %s", container_id[:12], spec.image)
+        return container_id
+
+    def start(self, container_id: str) -> None:
+        """Start it."""
+        with self._translated():
+            self._client.api.start(container_id)
+        log.info("started container %s", container_id[:12])
+
+    def copy_in(self, container_id: str, archive: bytes) -> None:
+        """Unpack a tar archive at the container's root."""
+        with self._translated():
+            self._client.api.put_archive(container_id, "/", archive)
+
+    def read_file(self, container_id: str, path: PurePosixPath) -> bytes | None:
+        """Return a file of the container, None where there is none."""
+        with self._translated():
+            try:
+                chunks, _ = self._client.api.get_archive(container_id, str(path))
+            except self._errors.NotFound:
+                return None
+            with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
+                member = archive.next()
+                reader = archive.extractfile(member) if member and member.isfile() else None
+                return reader.read() if reader else None
+
+    def inspect(self, container_id: str) -> ContainerState | None:
+        """Return its state, None when it is gone."""
+        with self._translated():
+            try:
+                found = self._client.api.inspect_container(container_id)
+            except self._errors.NotFound:
+                return None
+        ports = {
+            int(key.partition("/")[0]): int(bindings[0]["HostPort"])
+            for key, bindings in (found["NetworkSettings"].get("Ports") or {}).items()
+            if bindings
+        }
+        state = found["State"]
+        return ContainerState(
+            id=found["Id"],
+            name=found["Name"].lstrip("/"),
+            status=state["Status"],
+            image=found["Config"]["Image"],
+            labels=found["Config"].get("Labels") or {},
+            exit_code=state.get("ExitCode") or 0,
+            out_of_memory=bool(state.get("OOMKilled")),
+            started_at=state.get("StartedAt", ""),
+            host_ports=ports,
+        )
+
+    def logs(self, container_id: str, tail: int) -> str:
+        """Return its last lines, "" when it is gone."""
+        with self._translated():
+            try:
+                text: bytes = self._client.api.logs(container_id, tail=tail)
+            except self._errors.NotFound:
+                return ""
+        return text.decode(errors="replace")
+
+    def wait(self, container_id: str, timeout: float) -> int | None:
+        """Return its exit code, None if it still runs after `timeout` seconds or is gone."""
+        import requests.exceptions
+
+        with self._translated():
+            try:
+                return int(self._client.api.wait(container_id, timeout=timeout)["StatusCode"])
+            except (
+                self._errors.NotFound,
+                requests.exceptions.ReadTimeout,
+                requests.exceptions.ConnectionError,
+            ):
+                return None
+
+    def remove(self, container_id: str) -> None:
+        """Remove it, running or not."""
+        with self._translated():
+            try:
+                self._client.api.remove_container(container_id, force=True, v=True)
+            except self._errors.APIError as error:
+                # Gone already, or on its way out by --rm: what we wanted.
+                if error.status_code not in (404, 409):
+                    raise
+        log.info("removed container %s", container_id[:12])
+
+    def list(self, wanted_labels: Mapping[str, str]) -> list[ContainerState]:
+        """Return all containers that carry these labels."""
+        filters = {"label": [f"{k}={v}" if v else k for k, v in wanted_labels.items()]}
+        with self._translated():
+            found = self._client.api.containers(all=True, filters=filters)
+        return [
+            ContainerState(
+                id=row["Id"],
+                name=row["Names"][0].lstrip("/") if row.get("Names") else "",
+                status=row["State"],
+                image=row["Image"],
+                labels=row.get("Labels") or {},
+                started_at=row.get("Status", ""),
+            )
+            for row in found
+        ]
+
+    @contextlib.contextmanager
+    def _translated(
+        self, *, endpoint: str = "", reference: str = "", name: str = ""
+    ) -> Iterator[None]:
+        """Turn what the SDK and its HTTP library raise into our errors."""
+        import requests.exceptions
+
+        try:
+            yield
+        except self._errors.APIError as error:
+            raise _error_of(error.explanation or str(error), reference, name) from error
+        except (self._errors.DockerException, requests.exceptions.RequestException) as error:
+            raise _unreachable(endpoint or self.facts.endpoint, error) from error
+
+
+_PULL_HINT = (
+    "Check the spelling with `docker pull`. Behind a slow or closed network, ask your administrator "
+    'for a registry mirror ("registry-mirrors" in /etc/docker/daemon.json).'
+)
+
+
+def _sentence(text: str) -> str:
+    """Return the engine's text as one line."""
+    return " ".join(str(text).split()).rstrip(".") + "."
+
+
+def _error_of(text: str, reference: str, name: str) -> EngineError:
+    """Return our error for what the engine said."""
+    said = _sentence(text)
+    lower = said.lower()
+    if "could not select device driver" in lower or "failed to discover gpu" in lower:
+        return GpuUnavailableError(
+            "The engine cannot give GPUs to containers: its NVIDIA part is not installed.",
+            hint="Ask for nvidia-container-toolkit, then `nvidia-ctk runtime configure --runtime=docker` "
+            "and a restart of Docker. Without it: --gpus none.",
+        )
+    if "nvidia-container-cli" in lower or "unsatisfied condition" in lower:
+        return GpuUnavailableError(
+            f"The NVIDIA container toolkit refused: {said}",
+            hint="The driver is missing or too old for this image. Without GPU: --gpus none.",
+        )
+    if "executable file not found" in lower or "no such file or directory: unknown" in lower:
+        return NotStartableError(said)
+    if match := re.search(r"(?:bind for|listen tcp\d?) ([\d.:\[\]a-f]+)[: ].*?(?:allocated|in use)", lower):
+        return PortTakenError(
+            f"The host port {match[1].rstrip(':')} is in use already.",
+            hint="Choose another host port: -p HOST:CONTAINER, or -p CONTAINER for any free one.",
+        )
+    if "is already in use by container" in lower:
+        return ContainerNameTakenError(
+            f"Another container is called '{name}' already.",
+            hint=f"Choose another --name, or remove it: docker rm -f {name}",
+        )
+    if "no such image" in lower or "manifest unknown" in lower or "not found" in lower:
+        return ImageUnavailableError(reference or "?", said, hint=_PULL_HINT)
+    if "pull access denied" in lower or "unauthorized" in lower or "denied" in lower:
+        return ImageUnavailableError(
+            reference or "?",
+            said,
+            hint="No such image, or it is private. Check the spelling; for a private one: docker login.",
+        )
+    if "network" in lower and "not found" in lower:
+        return EngineError(said, hint="See the networks with: docker network ls")
+    if reference and ("timeout" in lower or "dial tcp" in lower or "lookup" in lower):
+        return ImageUnavailableError(
+            reference, f"the registry does not answer: {said}", hint=_PULL_HINT
+        )
+    return EngineError(f"The Docker engine refused: {said}")
+
+
+def _unreachable(endpoint: str, error: Exception) -> EngineUnreachableError:
+    """Return why no engine answers, and what to do."""
+    text = str(error)
+    path = Path(urlsplit(endpoint).path)
+    if "Permission denied" in text or "PermissionError" in text:
+        return EngineUnreachableError(
+            f"You may not use the Docker engine: no permission for {path}.",
+            hint="Ask your administrator to run: sudo usermod -aG docker $USER\n"
+            "Then log out and in again (a new login is needed), and restart Jupyter.",
+        )
+    if endpoint.startswith("unix:") and not path.exists():
+        return EngineUnreachableError(
+            f"No Docker engine here: {path} does not exist.",
+            hint="Install one (Debian, Ubuntu: sudo apt-get install docker.io) or start it "
+            "(sudo systemctl start docker). Another engine: --engine, or DOCKER_HOST.",
+        )
+    if "Connection refused" in text or "ConnectionRefusedError" in text:
+        return EngineUnreachableError(
+            f"The Docker engine is not running: {endpoint} refuses connections.",
+            hint="Start it: sudo systemctl start docker",
+        )
+    return EngineUnreachableError(
+        f"The Docker engine does not answer at {endpoint}: {_sentence(text)}",
+        hint="Is it running? Check with: docker version",
+    )
+
+
+def _endpoint(name: str | None) -> str:
+    """Return where the engine is: an endpoint as given, a context's, or the environment's."""
+    from docker import ContextAPI
+
+    if name and "://" in name:
+        return name
+    if name is None and (host := os.environ.get("DOCKER_HOST")):
+        return host
+    context = ContextAPI.get_context(name) if name else ContextAPI.get_current_context()
+    if context is None:
+        known = ", ".join(f"'{c.name}'" for c in ContextAPI.contexts())
+        raise EngineUnreachableError(
+            f"There is no Docker context called '{name}'.", hint=f"Known: {known}."
+        )
+    return str(context.Host or "unix:///var/run/docker.sock").replace("http+unix://", "unix://")
+
+
+def _tls(name: str | None) -> dict[str, Any]:
+    """Return the TLS settings of the environment, as docker.from_env reads them."""
+    if name is not None or not os.environ.get("DOCKER_TLS_VERIFY"):
+        return {}
+    from docker.utils import kwargs_from_env
+
+    return {key: value for key, value in kwargs_from_env().items() if key == "tls"}
+
+
+def _shares_files(endpoint: str, info: Mapping[str, Any]) -> bool:
+    """Tell whether the engine runs on this very system, so that our paths are its paths.
+
+    Docker Desktop and Colima answer on a local socket too, from inside a virtual machine with a kernel
+    and a name of its own; a notebook in a container that was given the socket has another name.
+    """
+    return (
+        endpoint.startswith("unix:")
+        and "Docker Desktop" not in str(info.get("OperatingSystem"))
+        and info.get("KernelVersion") in (platform.release(), None)
+        and info.get("Name") in (socket.gethostname(), platform.node())
+    )

@@ -1,0 +1,239 @@
+"""Every error a reader may meet: what happened, why, and what to do next.
+
+All of them derive from `DockmlError`, which carries a message and a hint and shows
+just these lines in a notebook, never our own stack. `engine.py` is the only place that sees
+an exception of Docker's; it raises one of these from it, so the cause is kept for the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "ConfigError",
+    "ContainerNameTakenError",
+    "DockmlError",
+    "EngineError",
+    "EngineTooOldError",
+    "EngineUnreachableError",
+    "GpuUnavailableError",
+    "ImageUnavailableError",
+    "KernelBundleError",
+    "KernelDiedError",
+    "KernelError",
+    "KernelMissingError",
+    "KernelStartTimeoutError",
+    "MountError",
+    "PortTakenError",
+    "ProjectFileError",
+    "RemoteCellError",
+    "UnknownEnvironmentError",
+    "UnknownNameError",
+]
+
+
+class DockmlError(Exception):
+    """Base of all errors raised by dockml_magic.
+
+    Parameters
+    ----------
+    message : str
+        What happened, and why if that is known.
+    hint : str
+        What to do next. May have several lines.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """Return the message and the hint, one below the other."""
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+    def _render_traceback_(self) -> list[str]:
+        """Show the message and the hint in a notebook, without our stack (IPython's own hook)."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class ConfigError(DockmlError):
+    """An option, a setting or the project file is wrong."""
+
+
+class UnknownNameError(ConfigError):
+    """No environment, catalogue entry or image has this name.
+
+    Attributes
+    ----------
+    name : str
+        What was asked for.
+    suggestions : tuple of str
+        The nearest known names, best first.
+    """
+
+    def __init__(self, name: str, suggestions: Sequence[str], *, hint: str = "") -> None:
+        near = ", ".join(f"'{s}'" for s in suggestions)
+        did_you_mean = f"Did you mean {near}? " if near else ""
+        super().__init__(
+            f"'{name}' is not a known name and no image here is called that.",
+            hint=did_you_mean + (hint or "Any image reference works too, such as python:3.11-slim."),
+        )
+        self.name = name
+        self.suggestions = tuple(suggestions)
+
+
+class UnknownEnvironmentError(ConfigError):
+    """No environment of this notebook has this name."""
+
+    def __init__(self, name: str, running: Iterable[str]) -> None:
+        names = ", ".join(f"'{n}'" for n in running) or "none"
+        super().__init__(
+            f"No environment called '{name}' runs in this notebook (running: {names}).",
+            hint=f"Start it with: %docker_env {name}",
+        )
+        self.name = name
+
+
+class ProjectFileError(ConfigError):
+    """The project file says something that cannot be used.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    key : str
+        The entry in it, dotted, or "" where the whole file is meant.
+    """
+
+    def __init__(self, path: str, key: str, problem: str, *, hint: str = "") -> None:
+        where = f"{path}, {key}" if key else path
+        super().__init__(f"{where}: {problem}", hint=hint)
+        self.path = path
+        self.key = key
+
+
+class EngineError(DockmlError):
+    """The engine refused or failed."""
+
+
+class EngineUnreachableError(EngineError):
+    """No engine answers, or we may not use its socket."""
+
+
+class EngineTooOldError(EngineError):
+    """The engine speaks an API older than the one we need."""
+
+    def __init__(self, found: str, needed: str) -> None:
+        super().__init__(
+            f"The Docker engine is too old: its API is {found}, and {needed} is the oldest that works.",
+            hint="Update the engine: version 20.10 (December 2020) or newer.",
+        )
+        self.found = found
+        self.needed = needed
+
+
+class ImageUnavailableError(EngineError):
+    """An image is not here and could not be pulled.
+
+    Attributes
+    ----------
+    reference : str
+        The image that was asked for.
+    """
+
+    def __init__(self, reference: str, reason: str, *, hint: str = "") -> None:
+        super().__init__(f"The image '{reference}' is not available: {reason}", hint=hint)
+        self.reference = reference
+
+
+class GpuUnavailableError(EngineError):
+    """A GPU was asked for and cannot be had."""
+
+
+class MountError(EngineError):
+    """A folder cannot be mounted."""
+
+
+class PortTakenError(EngineError):
+    """A host port is in use already."""
+
+
+class ContainerNameTakenError(EngineError):
+    """Another container has this name already."""
+
+
+class KernelError(DockmlError):
+    """The container is there, the kernel is not."""
+
+
+class KernelMissingError(KernelError):
+    """The image has nothing a kernel can run on."""
+
+
+class KernelBundleError(KernelError):
+    """The set of packages that would give the image a kernel could not be built."""
+
+
+class KernelStartTimeoutError(KernelError, TimeoutError):
+    """The kernel did not answer in time."""
+
+
+class KernelDiedError(KernelError):
+    """The kernel's process ended.
+
+    Attributes
+    ----------
+    exit_code : int or None
+        As a shell reports it: 128 + signal number where a signal ended it.
+    out_of_memory : bool
+        The container's memory limit ended it.
+    log_tail : str
+        The last lines it wrote.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        exit_code: int | None = None,
+        out_of_memory: bool = False,
+        log_tail: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+        self.out_of_memory = out_of_memory
+        self.log_tail = log_tail
+
+    def __str__(self) -> str:
+        """Return message, hint and the last lines of the log."""
+        text = super().__str__()
+        if not self.log_tail:
+            return text
+        indented = "\n".join(f"  | {line}" for line in self.log_tail.splitlines())
+        return f"{text}\nLast lines of its log:\n{indented}"
+
+
+class RemoteCellError(DockmlError):
+    """The reader's own code raised in the environment.
+
+    Shows the environment's traceback unchanged.
+
+    Attributes
+    ----------
+    ename, evalue : str
+        Name and text of the exception over there.
+    traceback : list of str
+        Its rendered lines, with terminal colours.
+    """
+
+    def __init__(self, ename: str, evalue: str, traceback: Sequence[str]) -> None:
+        super().__init__(f"{ename}: {evalue}" if evalue else ename)
+        self.ename = ename
+        self.evalue = evalue
+        self.traceback = list(traceback)
+
+    def _render_traceback_(self) -> list[str]:
+        """Show the traceback of the environment, not ours."""
+        return self.traceback or [str(self)]

@@ -1,0 +1,55 @@
+"""Where we keep things on the host: sockets for a running kernel, and what is worth keeping."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from dockml_magic.errors import ConfigError
+
+_SOCKET_PATH_LIMIT = 107
+"""Bytes of a Unix socket's path on Linux (sys/un.h)."""
+
+_LONGEST_TAIL = len("/0123456789ab/kernel-5")
+
+
+def runtime_root() -> Path:
+    """Return the folder for runtime folders: ours alone (0700) and with a short path.
+
+    Raises
+    ------
+    ConfigError
+        If somebody else made the folder before us.
+    """
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    root = Path(base) / "dockml"
+    if not base or len(os.fsencode(root)) + _LONGEST_TAIL > _SOCKET_PATH_LIMIT or not _writable(base):
+        root = Path(f"/tmp/dockml-{os.getuid()}")  # noqa: S108 - checked below
+    root.mkdir(mode=0o700, exist_ok=True)
+    found = root.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ConfigError(
+            f"The folder '{root}' is not yours alone.",
+            hint="Remove it, or set XDG_RUNTIME_DIR to a folder that only you can open.",
+        )
+    return root
+
+
+def _writable(folder: str) -> bool:
+    return os.path.isdir(folder) and os.access(folder, os.W_OK)
+
+
+def cache_root() -> Path:
+    """Return the folder for what is built once: kernel bundles, what was found out about images."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = Path(base) / "dockml"
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def bundles_root() -> Path:
+    """Return the folder of the kernel bundles, which every container mounts read-only."""
+    root = cache_root() / "bundles"
+    root.mkdir(exist_ok=True)
+    return root

@@ -1,0 +1,20 @@
+"""The labels on everything we create; we only ever touch what carries them."""
+
+from __future__ import annotations
+
+NAMESPACE = "io.github.dockml-magic"
+
+VERSION = f"{NAMESPACE}.version"
+"""Version of dockml_magic that created it."""
+
+NAME = f"{NAMESPACE}.name"
+"""The environment's name, as the user typed it."""
+
+WORKSPACE = f"{NAMESPACE}.workspace"
+"""The host folder that is mounted."""
+
+USER = f"{NAMESPACE}.user"
+"""Host uid of the one who started it."""
+
+SESSION = f"{NAMESPACE}.session"
+"""One id per container: names its runtime folder."""

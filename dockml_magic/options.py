@@ -1,0 +1,275 @@
+"""The options of `docker run` that we take, in its spelling and with its meaning.
+
+`add_run_options` declares them once; the magics, the command line, the kernelspec and the project
+file all end in the same `RunOptions`. Everything here is pure: nothing looks at the engine or
+the file system.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NoReturn
+
+from dockml_magic.errors import ConfigError
+
+TRANSPORTS = ("ipc", "tcp")
+PULL_POLICIES = ("missing", "always", "never")
+
+_UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What the user asked for; None or empty where they said nothing.
+
+    Attributes
+    ----------
+    gpus : str or None
+        As `docker run --gpus`: "all", a number, or "device=0,1"; "none" asks for no GPU.
+    volumes, publish, env : tuple of str
+        As typed, in order: `-v`, `-p`, `-e`.
+    workdir : str or None
+        Working directory in the container.
+    memory, shm_size : int or None
+        Bytes.
+    cpus : float or None
+        CPUs, may be a fraction.
+    user, network, name : str or None
+        As `docker run --user`, `--network`, `--name`.
+    image : str or None
+        Reference to use instead of the one NAME stands for.
+    pull : str
+        "missing", "always" or "never".
+    transport : str or None
+        "ipc" or "tcp"; None chooses by the engine.
+    engine : str or None
+        A Docker context or an endpoint such as unix:///run/docker.sock; None asks the environment.
+    """
+
+    gpus: str | None = None
+    volumes: tuple[str, ...] = ()
+    publish: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    workdir: str | None = None
+    memory: int | None = None
+    cpus: float | None = None
+    shm_size: int | None = None
+    user: str | None = None
+    network: str | None = None
+    name: str | None = None
+    image: str | None = None
+    pull: str = "missing"
+    transport: str | None = None
+    engine: str | None = None
+
+    def over(self, below: RunOptions) -> RunOptions:
+        """Return these options with `below` filling what they leave open; lists add up."""
+        merged: dict[str, Any] = {}
+        default = RunOptions()
+        for f in fields(self):
+            mine, theirs = getattr(self, f.name), getattr(below, f.name)
+            if isinstance(mine, tuple):
+                merged[f.name] = theirs + mine
+            else:
+                merged[f.name] = theirs if mine == getattr(default, f.name) else mine
+        return replace(default, **merged)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    """One `-v`: a host path or a named volume, and where it goes."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+    @property
+    def is_host_path(self) -> bool:
+        """A path, not the name of a volume."""
+        return self.source.startswith(("/", ".", "~"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedPort:
+    """One published port; `host_port` None lets the engine choose."""
+
+    container_port: int
+    host_port: int | None = None
+    host_ip: str = "127.0.0.1"
+    protocol: str = "tcp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuRequest:
+    """What `--gpus` asks of the engine: `count` (-1 is all) or the `device_ids`."""
+
+    count: int = 0
+    device_ids: tuple[str, ...] = ()
+
+
+def parse_bytes(text: str) -> int:
+    """Return a size such as "512m", "2g" or "1073741824" in bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?", text.strip().lower())
+    if match is None or (size := int(float(match[1]) * _UNITS[match[2]])) <= 0:
+        raise ConfigError(f"'{text}' is not a size.", hint="Write it as docker does: 512m, 2g.")
+    return size
+
+
+def parse_cpus(text: str) -> float:
+    """Return a number of CPUs such as "1.5"."""
+    try:
+        cpus = float(text)
+    except ValueError:
+        cpus = 0.0
+    if not 0 < cpus < 1e6:
+        raise ConfigError(f"'{text}' is not a number of CPUs.", hint="Write 2 or 1.5.")
+    return cpus
+
+
+def parse_volume(text: str) -> Volume:
+    """Return a `-v SOURCE:TARGET[:ro]` as its parts."""
+    parts = text.split(":")
+    if len(parts) == 2:
+        parts.append("rw")
+    if len(parts) != 3 or not parts[0] or not parts[1].startswith("/"):
+        raise ConfigError(
+            f"-v {text}: not HOST-FOLDER:CONTAINER-FOLDER[:ro].", hint="Example: -v /data:/data:ro"
+        )
+    modes = set(parts[2].split(","))
+    if unknown := modes - {"ro", "rw", "z", "Z"}:
+        raise ConfigError(f"-v {text}: unknown mode '{unknown.pop()}'.", hint="Use ro or rw.")
+    return Volume(source=parts[0], target=parts[1], read_only="ro" in modes)
+
+
+def parse_publish(text: str) -> list[PublishedPort]:
+    """Return a `-p [IP:][HOST:]CONTAINER[/PROTOCOL]` as its ports; ranges become several.
+
+    Without an address a port is published on 127.0.0.1 only: unlike `docker run`, whose default is
+    every interface of the machine.
+    """
+
+    def fail(why: str) -> NoReturn:
+        raise ConfigError(
+            f"-p {text}: {why}.", hint="Write [IP:][HOST-PORT:]CONTAINER-PORT, as in -p 8501:8501"
+        )
+
+    def ports(part: str) -> list[int]:
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()):
+            fail(f"'{part}' is not a port")
+        found = list(range(int(first), int(last or first) + 1))
+        if not found or found[0] < 1 or found[-1] > 65535:
+            fail(f"'{part}' is not between 1 and 65535")
+        return found
+
+    rest, _, protocol = text.partition("/")
+    if (protocol := protocol or "tcp") not in ("tcp", "udp", "sctp"):
+        fail(f"unknown protocol '{protocol}'")
+    head, _, container_part = rest.rpartition(":")
+    host_ip, _, host_part = head.rpartition(":")
+    container = ports(container_part)
+    host: list[int | None] = [*ports(host_part)] if host_part else [None] * len(container)
+    if len(host) != len(container):
+        fail("the two ranges differ in length")
+    return [
+        PublishedPort(
+            container_port=inner,
+            host_port=outer,
+            host_ip=host_ip.strip("[]") or "127.0.0.1",
+            protocol=protocol,
+        )
+        for outer, inner in zip(host, container, strict=True)
+    ]
+
+
+def parse_env(text: str, host_env: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return `-e KEY=VALUE`, or `-e KEY` with the host's value; None where the host has none."""
+    key, equals, value = text.partition("=")
+    if not key or any(c.isspace() for c in key):
+        raise ConfigError(f"-e {text}: not KEY=VALUE.", hint="Example: -e CUDA_VISIBLE_DEVICES=0")
+    if equals:
+        return key, value
+    return (key, host_env[key]) if key in host_env else None
+
+
+def parse_gpus(text: str) -> GpuRequest | None:
+    """Return what `--gpus` asks for; None for "none"."""
+    value = text.strip().strip("\"'")
+    if value == "none":
+        return None
+    if value == "all":
+        return GpuRequest(count=-1)
+    if value.isdecimal() and int(value) > 0:
+        return GpuRequest(count=int(value))
+    key, _, ids = value.partition("=")
+    devices = tuple(part for part in ids.strip("\"'").split(",") if part)
+    if key == "device" and devices:
+        return GpuRequest(device_ids=devices)
+    raise ConfigError(
+        f"--gpus {text}: not understood.", hint="Write all, a number, or device=0,1 (none for no GPU)."
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argparse parser that raises our error instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}.", hint=f"See the options with: {self.prog} -h")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of a start on `parser`; read them back with `options_from`."""
+    add = parser.add_argument_group("options, spelled as in docker run").add_argument
+    add("--gpus", metavar="GPUS", help="GPUs to use: all, a number, device=0,1, or none")
+    add("-v", "--volume", dest="volumes", action="append", metavar="HOST:CONTAINER[:ro]",
+        help="mount a folder")  # fmt: skip
+    add("-p", "--publish", action="append", metavar="[IP:]HOST:CONTAINER",
+        help="publish a port, on 127.0.0.1 unless an address is given")  # fmt: skip
+    add("-e", "--env", action="append", metavar="KEY[=VALUE]", help="set an environment variable")
+    add("-w", "--workdir", metavar="FOLDER", help="working directory in the container")
+    add("-m", "--memory", type=parse_bytes, metavar="SIZE", help="memory limit, such as 4g")
+    add("--cpus", type=parse_cpus, metavar="N", help="number of CPUs, such as 1.5")
+    add("--shm-size", type=parse_bytes, metavar="SIZE", help="size of /dev/shm (2g unless given)")
+    add("-u", "--user", metavar="USER[:GROUP]", help="run as this user (you, unless given)")
+    add("--network", "--net", metavar="NETWORK", help="network to join: bridge, none, host, a name")
+    add("--name", metavar="NAME", help="name of the environment and its container")
+    add("--image", metavar="REFERENCE", help="use this image for NAME")
+    add("--pull", choices=PULL_POLICIES, default="missing", help="when to pull the image")
+    add("--transport", choices=TRANSPORTS, help="how to reach the kernel (chosen by the engine)")
+    add("--engine", metavar="CONTEXT|URL", help="Docker context or endpoint to use")
+
+
+def options_from(parsed: argparse.Namespace) -> RunOptions:
+    """Return the `RunOptions` among the values that a parser found."""
+    values = {f.name: getattr(parsed, f.name) for f in fields(RunOptions)}
+    return RunOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v})
+
+
+def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser that raises `ConfigError` on bad input."""
+    return _Parser(
+        prog=prog,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def parse_options(tokens: Sequence[str], prog: str = "dockml") -> RunOptions:
+    """Return the options in a list of words, as a kernelspec stores them."""
+    parser = build_parser(prog, "options of a start")
+    add_run_options(parser)
+    return options_from(parser.parse_args(list(tokens)))
+
+
+def split_line(line: str) -> list[str]:
+    """Return the words of a magic's line, quoted as in a shell; nothing is expanded."""
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise ConfigError(f"{line}: {error}.", hint="Check the quotes.") from error
+

@@ -1,0 +1,200 @@
+"""The kernel provisioner: how Jupyter starts, signals, restarts and ends a kernel in a container.
+
+jupyter_client's `KernelManager` calls it, and with it every front end that uses one: JupyterLab,
+Notebook, nbclient, papermill, `jupyter console`, and our own `%docker_env`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
+from traitlets import List, Unicode
+
+from dockml_magic.container import KernelContainer, KernelPlan, engine_for, make_plan
+from dockml_magic.errors import KernelError
+from dockml_magic.options import RunOptions, parse_options
+
+PROVISIONER_NAME = "dockml-provisioner"
+
+_HOST_ONLY = frozenset(
+    "PATH HOME USER LOGNAME SHELL PWD OLDPWD TMPDIR VIRTUAL_ENV CONDA_PREFIX PYTHONPATH PYTHONHOME "
+    "LD_LIBRARY_PATH LD_PRELOAD XDG_RUNTIME_DIR XDG_CACHE_HOME XDG_CONFIG_HOME JPY_PARENT_PID "
+    "PYDEVD_USE_FRAME_EVAL SSH_AUTH_SOCK DISPLAY".split()
+)
+"""Variables that name a place on the host, and would lead nowhere in a container."""
+
+
+class DockerProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # traitlets is not typed
+    """Runs the kernel in a container.
+
+    The process that jupyter_client watches is the kernel in the container, not the container: the
+    container outlives the kernel between the two halves of a restart.
+    """
+
+    name = Unicode("", help="What to run: a short name, an image reference, an environment.").tag(
+        config=True
+    )
+    options = List(
+        Unicode(), help="Options of the start, as words: ['--memory', '4g', '--gpus', 'all']."
+    ).tag(config=True)
+
+    container: KernelContainer | None = None
+    _plan: KernelPlan | None = None
+    _exit_code: int | None = None
+    _env: Mapping[str, str] = {}
+    _cwd: str | None = None
+
+    @property
+    def has_process(self) -> bool:
+        """A kernel was started and its end has not been seen by `wait` yet."""
+        return self.container is not None and self._exit_code is None
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Decide what to run, and fetch its image. Called by the manager before every start.
+
+        The pull happens here, so that no start's time limit counts it.
+        """
+        cwd = Path(kwargs.get("cwd") or os.getcwd()).absolute()
+        env = kwargs.get("env")
+        self._env = _given_env(env if env is not None else {})
+        self._cwd = str(cwd)
+        if self.container is None:
+            options = parse_options(self.options)
+            extra = tuple(kwargs.get("extra_arguments") or ())
+            self._plan = await asyncio.to_thread(self._make_plan, options, cwd, extra)
+        kwargs = await super().pre_launch(cmd=list(self.kernel_spec.argv), **kwargs)
+        return kwargs
+
+    def _make_plan(self, options: RunOptions, cwd: Path, extra: tuple[str, ...]) -> KernelPlan:
+        from dataclasses import replace
+
+        manager = self.parent
+        plan = make_plan(
+            self.name, options, cwd, engine=engine_for(options), tell=self._tell
+        )
+        key = manager.session.key.decode() if manager is not None and manager.session.key else plan.key
+        return replace(plan, key=key, extra_arguments=extra, env=self._env)
+
+    def _tell(self, line: str) -> None:
+        self.log.info("%s: %s", self.name, line)
+        listener = getattr(self.parent, "dockml_tell", None)
+        if listener is not None:
+            listener(line)
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """Start the container, or the next kernel in it; return when its sockets are bound.
+
+        Called by the manager. `cmd` is what a front end without provisioners would run.
+        """
+        self._exit_code = None
+        if self.container is None:
+            assert self._plan is not None
+            container = KernelContainer(engine_for(self._plan.choice.options), self._plan, self._tell)
+            await asyncio.to_thread(container.start)
+            self.container = container
+        else:
+            await asyncio.to_thread(self.container.restart, self._env, self._cwd)
+        return self._connection_info(self.container)
+
+    def _connection_info(self, container: KernelContainer) -> KernelConnectionInfo:
+        self.connection_info = container.connection_info
+        return self.connection_info
+
+    async def poll(self) -> int | None:
+        """Return None while the kernel runs, else its exit code. Called often, by the restarter."""
+        if self._exit_code is not None or self.container is None:
+            return self._exit_code or 0
+        return self.container.poll()
+
+    async def wait(self) -> int | None:
+        """Wait for the kernel's end. Called once the manager has asked it to end."""
+        if self.container is None:
+            return self._exit_code or 0
+        while (code := self.container.poll()) is None:
+            await asyncio.to_thread(self.container.wait, 0.5)
+        self._exit_code = code
+        return code
+
+    async def send_signal(self, signum: int) -> None:
+        """Signal the kernel and its children. Called for an interrupt, and by what follows."""
+        if self.container is not None:
+            self.container.signal(signum)
+
+    async def kill(self, restart: bool = False) -> None:
+        """End the kernel at once. Called when it did not end when asked."""
+        await self.send_signal(signal.SIGKILL)
+
+    async def terminate(self, restart: bool = False) -> None:
+        """Ask the kernel's process to end. Called when it did not answer a shutdown request."""
+        await self.send_signal(signal.SIGTERM)
+
+    async def shutdown_requested(self, restart: bool = False) -> None:
+        """Do nothing more: the kernel itself has got the request. Called after it was sent."""
+
+    async def cleanup(self, restart: bool = False) -> None:
+        """Remove the container, unless the kernel is about to be restarted in it.
+
+        Called by the manager after the kernel's end, and after a start that failed.
+        """
+        container = self.container
+        if container is None or (restart and container.state.phase != "gone"):
+            return
+        self.container = None
+        self._exit_code = container.poll() or 0
+        await asyncio.to_thread(container.remove)
+
+    def get_shutdown_wait_time(self, recommended: float = 5.0) -> float:
+        """Return how long the manager waits for a kernel to end by itself."""
+        return recommended
+
+    async def get_provisioner_info(self) -> dict[str, Any]:
+        """Return what another process needs to adopt this kernel; plain JSON."""
+        info: dict[str, Any] = await super().get_provisioner_info()
+        info["name"], info["options"] = self.name, list(self.options)
+        info["connection_info"] = {
+            **info["connection_info"],
+            "key": info["connection_info"]["key"].decode(),
+        }
+        info["workspace"] = self._cwd
+        info["container"] = self.container.describe() if self.container else None
+        return info
+
+    async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
+        """Adopt a kernel that another process started, and its lease.
+
+        Raises
+        ------
+        KernelError
+            If its container is gone.
+        """
+        info = dict(provisioner_info)
+        info["connection_info"] = {
+            **info["connection_info"],
+            "key": info["connection_info"]["key"].encode(),
+        }
+        await super().load_provisioner_info(info)
+        self.name, self.options = info["name"], info["options"]
+        self._cwd = info["workspace"]
+        if info["container"] is None:
+            raise KernelError("This kernel has no container.", hint="Start a new one.")
+        options = parse_options(self.options)
+        self._plan = await asyncio.to_thread(self._make_plan, options, Path(self._cwd or "."), ())
+        container = KernelContainer(engine_for(options), self._plan, self._tell)
+        await asyncio.to_thread(container.adopt, info["container"])
+        self.container = container
+
+
+def _given_env(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that `start_kernel` was given beyond the host's own environment."""
+    return {
+        name: value
+        for name, value in env.items()
+        if name not in _HOST_ONLY and os.environ.get(name) != value
+    }

@@ -1,0 +1,210 @@
+"""What to run, decided before anything runs: a frozen description of one container.
+
+`container_spec` is pure: it turns a `Choice`, the host's facts and the place of the files into
+the one value that `engine.py` acts on. Host paths are `Path`, container paths `PurePosixPath`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from dockml_magic import labels
+from dockml_magic.names import Choice
+from dockml_magic.options import (
+    GpuRequest,
+    PublishedPort,
+    parse_env,
+    parse_gpus,
+    parse_publish,
+    parse_volume,
+)
+
+RUNTIME = PurePosixPath("/run/dockml")
+"""Where the runtime folder is in every container: launcher, connection file, sockets."""
+
+BUNDLES = PurePosixPath("/opt/dockml/bundles")
+"""Where the kernel bundles are in every container."""
+
+HOME = PurePosixPath("/home/dockml")
+"""The home of a user whom the image does not know."""
+
+DEFAULT_SHM_SIZE = 2 * 1024**3
+"""Bytes of /dev/shm: the engine's 64 MB end a PyTorch DataLoader with "Bus error" (pytorch#5040)."""
+
+CONTROL_PORT = 5900
+KERNEL_PORTS = (5901, 5902, 5903, 5904, 5905)
+"""Ports inside the container over TCP: shell, iopub, stdin, control, heartbeat."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mount:
+    """A host folder (or a named volume, where `volume` is set) and where it goes."""
+
+    target: PurePosixPath
+    host_path: Path | None = None
+    volume: str = ""
+    read_only: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostFacts:
+    """What a plan needs to know of the host.
+
+    Attributes
+    ----------
+    uid, gid : int
+        Of the user who runs the notebook.
+    user : str
+        Their login name.
+    environ : mapping of str to str
+        The host's environment variables.
+    carried : mapping of str to str
+        Variables that go into every container: proxies, pip, locale.
+    shares_files : bool
+        The engine mounts our file system.
+    rootless : bool
+        The engine maps its containers' root to the user who runs it.
+    """
+
+    uid: int
+    gid: int
+    user: str
+    environ: Mapping[str, str] = field(default_factory=dict)
+    carried: Mapping[str, str] = field(default_factory=dict)
+    shares_files: bool = True
+    rootless: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerSpec:
+    """All that the engine is told of one container."""
+
+    image: str
+    name: str
+    entrypoint: tuple[str, ...]
+    user: str
+    workdir: PurePosixPath
+    labels: Mapping[str, str]
+    env: Mapping[str, str]
+    mounts: tuple[Mount, ...] = ()
+    ports: tuple[PublishedPort, ...] = ()
+    gpus: GpuRequest | None = None
+    memory: int | None = None
+    cpus: float | None = None
+    shm_size: int = DEFAULT_SHM_SIZE
+    network: str | None = None
+    auto_remove: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerUser:
+    """The user whom the launcher, started as root, becomes."""
+
+    uid: int
+    gid: int
+    name: str
+
+
+def inner_user(choice: Choice, host: HostFacts) -> InnerUser | None:
+    """Return the user the kernel runs as, None where the engine sets it (root, or a name in the image).
+
+    By default it is the one who runs the notebook, so that files in the workspace belong to them.
+    """
+    asked = choice.options.user
+    if asked is None:
+        uid, gid = (0, 0) if host.rootless else (host.uid, host.gid)
+    else:
+        first, _, second = asked.partition(":")
+        if not first.isdecimal() or (second and not second.isdecimal()):
+            return None
+        uid, gid = int(first), int(second or 0)
+    if uid == 0:
+        return None
+    return InnerUser(uid=uid, gid=gid, name=host.user if uid == host.uid else f"user{uid}")
+
+
+def container_spec(
+    choice: Choice,
+    *,
+    host: HostFacts,
+    session: str,
+    workspace: Path,
+    runtime: Path,
+    bundles: Path,
+    tcp_ports: tuple[PublishedPort, ...] = (),
+    version: str = "",
+) -> ContainerSpec:
+    """Return the container that runs a kernel for `choice`.
+
+    Parameters
+    ----------
+    choice : Choice
+        Image and options.
+    host : HostFacts
+        Who and where we are.
+    session : str
+        The id of this container; part of its name.
+    workspace : Path
+        Folder to mount at the same path and to work in. Not mounted where the engine does not
+        share our files.
+    runtime, bundles : Path
+        Host folders with the launcher's files and the kernel bundles.
+    tcp_ports : tuple of PublishedPort
+        Ports of the kernel to publish, for TCP.
+    version : str
+        Our version, for the label.
+
+    Raises
+    ------
+    ConfigError
+        If an option cannot be understood.
+    """
+    options = choice.options
+    mounts = []
+    if host.shares_files:
+        mounts = [
+            Mount(target=PurePosixPath(workspace), host_path=workspace),
+            Mount(target=RUNTIME, host_path=runtime),
+            Mount(target=BUNDLES, host_path=bundles, read_only=True),
+        ]
+    for text in options.volumes:
+        volume = parse_volume(text)
+        mounts.append(
+            Mount(
+                target=PurePosixPath(volume.target),
+                host_path=(workspace / Path(volume.source).expanduser()).resolve()
+                if volume.is_host_path
+                else None,
+                volume="" if volume.is_host_path else volume.source,
+                read_only=volume.read_only,
+            )
+        )
+    gpus = parse_gpus(options.gpus) if options.gpus else None
+    if choice.wants_gpu:
+        gpus = GpuRequest(count=-1)
+    env = dict(host.carried)
+    env |= dict(pair for text in options.env if (pair := parse_env(text, host.environ)))
+    return ContainerSpec(
+        image=choice.reference,
+        name=options.name or f"dockml-{session}",
+        entrypoint=(),
+        user=options.user if options.user and inner_user(choice, host) is None else "0:0",
+        workdir=PurePosixPath(options.workdir or (workspace if host.shares_files else RUNTIME)),
+        labels={
+            labels.VERSION: version,
+            labels.NAME: choice.name,
+            labels.WORKSPACE: str(workspace),
+            labels.USER: str(host.uid),
+            labels.SESSION: session,
+        },
+        env=env,
+        mounts=tuple(mounts),
+        ports=tcp_ports + tuple(p for text in options.publish for p in parse_publish(text)),
+        gpus=gpus,
+        memory=options.memory,
+        cpus=options.cpus,
+        shm_size=options.shm_size or DEFAULT_SHM_SIZE,
+        network=options.network,
+    )
