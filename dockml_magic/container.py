@@ -214,6 +214,7 @@ class KernelContainer:
         self._runtime: Path | None = None
         self._host_ports: tuple[int, ...] = ()
         self._settings = HostSettings()
+        self._abandoned = False
 
     # --- start --------------------------------------------------------------------------------
 
@@ -232,6 +233,16 @@ class KernelContainer:
         except BaseException:
             self.remove()
             raise
+
+    def abandon(self) -> None:
+        """Make a `start` that runs in another thread give up soon, and clean up after itself."""
+        self._abandoned = True
+        if self._control is not None:
+            self._control.close()
+
+    def _raise_if_abandoned(self) -> None:
+        if self._abandoned:
+            raise KernelError("The start was interrupted.")
 
     def _start(self) -> None:
         memory = _ImageMemory.read(self.plan.image.id)
@@ -380,6 +391,7 @@ class KernelContainer:
         deadline = time.monotonic() + START_TIMEOUT
         pause = 0.002
         while True:
+            self._raise_if_abandoned()
             try:
                 self._control = ControlChannel(address, self.plan.key)
                 if self._control.wait(lambda s: s.generation > 0, timeout=5.0) is None:
@@ -429,6 +441,7 @@ class KernelContainer:
                 lambda s: s.generation >= generation and s.phase != "starting",
                 timeout=deadline - time.monotonic(),
             )
+            self._raise_if_abandoned()
             if state is None:
                 raise KernelStartTimeoutError(
                     f"The kernel in '{self.plan.choice.reference}' was not ready within "

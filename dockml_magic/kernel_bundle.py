@@ -118,7 +118,7 @@ def _download(
         abi = "cp27mu" if report.get("wide_unicode") else "cp27m"
     else:
         abi = f"cp{short}m" if python in ("3.5", "3.6", "3.7") else f"cp{short}"
-    target = ["--python-version", python, "--implementation", "cp"]
+    target = ["--python-version", str(report["python"]), "--implementation", "cp"]
     for tag in (abi, "abi3", "none"):
         target += ["--abi", tag]
     for platform in _platforms(report):

@@ -11,7 +11,7 @@ import argparse
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NoReturn
 
 from dockml_magic.errors import ConfigError
@@ -77,6 +77,18 @@ class RunOptions:
             else:
                 merged[f.name] = theirs if mine == getattr(default, f.name) else mine
         return replace(default, **merged)
+
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was asked for as plain JSON, as a kernelspec keeps it."""
+        return {key: value for key, value in asdict(self).items() if value != getattr(RunOptions(), key)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RunOptions:
+        """Return what `to_json` gave. Raises `ConfigError` for an entry that is not one of ours."""
+        if unknown := sorted(set(data) - {f.name for f in fields(cls)}):
+            raise ConfigError(f"Unknown option '{unknown[0]}' in the kernelspec.", hint="Install it again.")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,11 +271,11 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     )
 
 
-def parse_options(tokens: Sequence[str], prog: str = "dockml") -> RunOptions:
-    """Return the options in a list of words, as a kernelspec stores them."""
-    parser = build_parser(prog, "options of a start")
+def parse_words(prog: str, words: Sequence[str]) -> RunOptions:
+    """Return the options in a list of words, all of them options."""
+    parser = build_parser(prog, "Options of a start.")
     add_run_options(parser)
-    return options_from(parser.parse_args(list(tokens)))
+    return options_from(parser.parse_args(list(words)))
 
 
 def split_line(line: str) -> list[str]:

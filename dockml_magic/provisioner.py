@@ -7,19 +7,21 @@ Notebook, nbclient, papermill, `jupyter console`, and our own `%docker_env`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
-from traitlets import List, Unicode
+from traitlets import Dict, Unicode
 
 from dockml_magic.container import KernelContainer, KernelPlan, engine_for, make_plan
-from dockml_magic.errors import KernelError
-from dockml_magic.options import RunOptions, parse_options
+from dockml_magic.errors import DockmlError, KernelError
+from dockml_magic.options import RunOptions
 
 PROVISIONER_NAME = "dockml-provisioner"
 
@@ -41,8 +43,8 @@ class DockerProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # traitle
     name = Unicode("", help="What to run: a short name, an image reference, an environment.").tag(
         config=True
     )
-    options = List(
-        Unicode(), help="Options of the start, as words: ['--memory', '4g', '--gpus', 'all']."
+    options = Dict(
+        help="Options of the start, by their names in dockml.toml: {'memory': 4294967296, 'gpus': 'all'}."
     ).tag(config=True)
 
     container: KernelContainer | None = None
@@ -66,15 +68,13 @@ class DockerProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # traitle
         self._env = _given_env(env if env is not None else {})
         self._cwd = str(cwd)
         if self.container is None:
-            options = parse_options(self.options)
+            options = RunOptions.from_json(self.options)
             extra = tuple(kwargs.get("extra_arguments") or ())
             self._plan = await asyncio.to_thread(self._make_plan, options, cwd, extra)
         kwargs = await super().pre_launch(cmd=list(self.kernel_spec.argv), **kwargs)
         return kwargs
 
     def _make_plan(self, options: RunOptions, cwd: Path, extra: tuple[str, ...]) -> KernelPlan:
-        from dataclasses import replace
-
         manager = self.parent
         plan = make_plan(
             self.name, options, cwd, engine=engine_for(options), tell=self._tell
@@ -97,7 +97,14 @@ class DockerProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # traitle
         if self.container is None:
             assert self._plan is not None
             container = KernelContainer(engine_for(self._plan.choice.options), self._plan, self._tell)
-            await asyncio.to_thread(container.start)
+            starting = asyncio.ensure_future(asyncio.to_thread(container.start))
+            try:
+                await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                container.abandon()
+                with contextlib.suppress(DockmlError):
+                    await starting
+                raise
             self.container = container
         else:
             await asyncio.to_thread(self.container.restart, self._env, self._cwd)
@@ -157,7 +164,7 @@ class DockerProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # traitle
     async def get_provisioner_info(self) -> dict[str, Any]:
         """Return what another process needs to adopt this kernel; plain JSON."""
         info: dict[str, Any] = await super().get_provisioner_info()
-        info["name"], info["options"] = self.name, list(self.options)
+        info["name"], info["options"] = self.name, dict(self.options)
         info["connection_info"] = {
             **info["connection_info"],
             "key": info["connection_info"]["key"].decode(),
@@ -184,7 +191,7 @@ class DockerProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # traitle
         self._cwd = info["workspace"]
         if info["container"] is None:
             raise KernelError("This kernel has no container.", hint="Start a new one.")
-        options = parse_options(self.options)
+        options = RunOptions.from_json(self.options)
         self._plan = await asyncio.to_thread(self._make_plan, options, Path(self._cwd or "."), ())
         container = KernelContainer(engine_for(options), self._plan, self._tell)
         await asyncio.to_thread(container.adopt, info["container"])

@@ -1,0 +1,57 @@
+"""How we speak to the reader: plain lines, and tables in text and HTML."""
+
+from __future__ import annotations
+
+import html
+import sys
+from collections.abc import Sequence
+
+
+def tell(line: str) -> None:
+    """Say one line to the reader, now."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+class Table:
+    """A small table that shows itself as text in a terminal and as HTML in a notebook.
+
+    Parameters
+    ----------
+    head : sequence of str
+        The columns' names.
+    rows : sequence of sequence of str
+        The cells.
+    empty : str
+        What to say when there is no row.
+    """
+
+    def __init__(self, head: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
+        self.head = list(head)
+        self.rows = [list(row) for row in rows]
+        self.empty = empty
+
+    def __str__(self) -> str:
+        """Return it as aligned text."""
+        if not self.rows:
+            return self.empty
+        lines = [self.head, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.head))]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        if not self.rows:
+            return html.escape(self.empty)
+        head = "".join(f"<th style='text-align:left'>{html.escape(cell)}</th>" for cell in self.head)
+        body = "".join(
+            "<tr>"
+            + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row)
+            + "</tr>"
+            for row in self.rows
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -1,0 +1,447 @@
+"""An environment: a named, running kernel in a container, reached from a notebook or a script.
+
+It starts its kernel as any front end does, through an ordinary `KernelManager` and the provisioner,
+from a kernelspec that exists in memory only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import zmq
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+
+from dockml_magic.container import KernelContainer, engine_for, make_plan
+from dockml_magic.errors import (
+    DockmlError,
+    KernelDiedError,
+    KernelError,
+    RemoteCellError,
+    UnknownEnvironmentError,
+)
+from dockml_magic.options import RunOptions, parse_words
+from dockml_magic.provisioner import PROVISIONER_NAME, DockerProvisioner
+from dockml_magic.relay import Relay, Sink
+
+T = TypeVar("T")
+
+# The manager logs each failed start with its stack, which we raise to the user in two lines anyway.
+_manager_log = logging.getLogger("dockml_magic.kernel_manager")
+_manager_log.propagate = False
+_manager_log.addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """What a cell gave.
+
+    Attributes
+    ----------
+    stdout, stderr : str
+        What it printed.
+    text : str
+        The plain text of its last expression, "" without one.
+    data : list of dict
+        Everything it displayed: one dict of MIME type to data each, the last expression's included.
+    """
+
+    stdout: str = ""
+    stderr: str = ""
+    text: str = ""
+    data: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Environment:
+    """A named, running kernel in a container.
+
+    Use it as a context manager, or call `stop` in the end; when this process ends, so does it.
+
+    Parameters
+    ----------
+    name : str
+        What to run: a short name, an image reference, an environment of the project file.
+    options : RunOptions
+        As for `docker run`.
+    folder : Path
+        The workspace.
+    tell : callable
+        Gets a line for the user when something takes time.
+    """
+
+    def __init__(
+        self, name: str, options: RunOptions, folder: Path, tell: Callable[[str], None]
+    ) -> None:
+        self._tell = tell
+        self._folder = folder
+        # Planned here, in the caller's thread, so that an interrupt ends a pull; the provisioner's
+        # own plan finds the image present.
+        self.engine = engine_for(options)
+        plan = make_plan(name, options, folder, engine=self.engine, tell=tell)
+        self.name = plan.choice.name
+        self.reference = plan.choice.reference
+        self._next_count: int | None = None
+        self._relay: Relay | None = None
+        spec = KernelSpec(
+            argv=["dockml", "never-run"],
+            display_name=plan.choice.title,
+            language="python",
+            metadata={
+                "kernel_provisioner": {
+                    "provisioner_name": PROVISIONER_NAME,
+                    "config": {"name": name, "options": options.to_json()},
+                }
+            },
+        )
+        self._manager = AsyncKernelManager(
+            kernel_name=self.name, kernel_spec_manager=_OneSpec(spec), log=_manager_log
+        )
+
+    def start(self) -> Environment:
+        """Start the container and return when its kernel has been seen to deliver output.
+
+        Raises
+        ------
+        DockmlError
+            If it does not come up; nothing is left then, also after an interrupt.
+        """
+        try:
+            _run(self._manager.start_kernel(cwd=str(self._folder), env=dict(os.environ)))
+            self._connect()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _connect(self) -> None:
+        container = self._container
+        self._relay = Relay(container.connection_info, lambda: container.signal(signal.SIGINT), self._death)
+        self._relay.make_ready()
+        self._next_count = 1
+
+    @property
+    def _provisioner(self) -> DockerProvisioner | None:
+        provisioner = self._manager.provisioner
+        assert provisioner is None or isinstance(provisioner, DockerProvisioner)
+        return provisioner
+
+    @property
+    def _container(self) -> KernelContainer:
+        container = self._provisioner.container if self._provisioner else None
+        if container is None:
+            raise KernelError(
+                f"'{self.name}' is not running.", hint=f"Start it with: %docker_env {self.name}"
+            )
+        return container
+
+    @property
+    def container_id(self) -> str:
+        """The engine's id of the container, "" when there is none."""
+        container = self._provisioner.container if self._provisioner else None
+        return container.container_id if container else ""
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """What is known of the kernel: python, executable, ipykernel, kernel ("image" or "bundle")."""
+        return self._container.state.report
+
+    @property
+    def is_alive(self) -> bool:
+        """The kernel runs."""
+        container = self._provisioner.container if self._provisioner else None
+        return container is not None and container.poll() is None
+
+    def _death(self) -> KernelDiedError | None:
+        container = self._container
+        if container.poll() is None:
+            return None
+        return container.death(container.state, f"The kernel of '{self.name}' died")
+
+    def execute(
+        self, header: Mapping[str, Any], content: Mapping[str, Any], sink: Sink, *, count: int | None = None
+    ) -> dict[str, Any]:
+        """Run a cell under a front end's request header; return the content of its reply.
+
+        Parameters
+        ----------
+        header, content : mapping
+            Of the execute_request.
+        sink : Sink
+            Gets the output.
+        count : int, optional
+            The execution count the user sees. The kernel's own counter is set to it, so that
+            `Out[7]`, history and tracebacks over there name the cell as the notebook does.
+
+        Raises
+        ------
+        KernelDiedError
+            If the kernel is dead, or dies under the cell.
+        """
+        relay = self._relay
+        if relay is None or (error := self._death()) is not None:
+            raise KernelError(
+                f"'{self.name}' is not running any more.",
+                hint=f"Start it again: %docker_env {self.name}   Or go back: %docker_env local",
+            ) from (error if relay else None)
+        stores = content.get("store_history", True) and not content.get("silent")
+        if count is not None and stores and count != self._next_count and self._is_ipython:
+            self._set_count(relay, count)
+        reply = relay.execute(header, content, sink, count=count)
+        if stores:
+            self._next_count = reply.get("execution_count", 0) + 1
+        return reply
+
+    @property
+    def _is_ipython(self) -> bool:
+        return self._relay is not None and self._relay.kernel_info.get("implementation") == "ipython"
+
+    def _set_count(self, relay: Relay, count: int) -> None:
+        relay.execute(
+            relay.session.msg_header("execute_request"),
+            {
+                "code": f"__import__('IPython').get_ipython().execution_count = {count}",
+                "silent": True,
+                "store_history": False,
+                "user_expressions": {},
+                "allow_stdin": False,
+            },
+            _Collector(),
+        )
+
+    def run(self, code: str) -> CellResult:
+        """Run code and return what it gave.
+
+        Parameters
+        ----------
+        code : str
+            A cell, in the language and version of the environment.
+
+        Raises
+        ------
+        RemoteCellError
+            If the code raises; carries the traceback.
+        KernelDiedError
+            If the kernel dies.
+
+        Examples
+        --------
+        >>> with start("tf1.10") as env:  # doctest: +SKIP
+        ...     env.run("import tensorflow as tf; tf.__version__").text
+        "'1.10.0'"
+        """
+        collector = _Collector()
+        relay = self._relay
+        session_header = relay.session.msg_header("execute_request") if relay else {"msg_id": ""}
+        content = {
+            "code": code,
+            "silent": False,
+            "store_history": True,
+            "user_expressions": {},
+            "allow_stdin": False,
+            "stop_on_error": True,
+        }
+        raise_remote_error(self.execute(session_header, content, collector))
+        return collector.result()
+
+    def request(self, msg_type: str, content: Mapping[str, Any], timeout: float) -> dict[str, Any] | None:
+        """Send another shell request, such as complete_request; None if no reply comes in time."""
+        return self._relay.request(msg_type, content, timeout) if self._relay else None
+
+    def interrupt(self) -> None:
+        """Stop the running cell, as the stop button does; from another thread than the one in `run`."""
+        self._container.signal(signal.SIGINT)
+
+    def restart(self) -> None:
+        """Start a new kernel in the same container: variables go, what was installed stays."""
+        if self._relay is not None:
+            self._relay.close()
+            self._relay = None
+        _run(self._manager.restart_kernel(now=True))
+        self._connect()
+
+    def stop(self) -> None:
+        """End the kernel and remove its container. Calling it again is no error."""
+        if self._relay is not None:
+            self._relay.close()
+            self._relay = None
+        if self._manager.provisioner is not None:
+            _run(self._manager.shutdown_kernel(now=True))
+        self._manager.cleanup_connection_file()
+
+    def __enter__(self) -> Environment:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def start(name: str, *options: str, folder: str | os.PathLike[str] = ".") -> Environment:
+    """Start an environment and return it.
+
+    Parameters
+    ----------
+    name : str
+        What to run: a short name such as "tf1.10", an image reference, an environment of `dockml.toml`.
+    *options : str
+        Options of `docker run`, as words: "--memory", "4g".
+    folder : path-like, optional
+        The workspace, mounted at the same path. Default is the current folder.
+
+    Returns
+    -------
+    Environment
+        Running. Use it as a context manager, or call its `stop`.
+
+    Raises
+    ------
+    DockmlError
+        If it cannot be started; the message says why and what to do.
+    """
+    environment = Environment(
+        name, parse_words("dockml_magic.start", options), Path(folder).absolute(), tell=lambda line: None
+    )
+    return environment.start()
+
+
+class Environments:
+    """The environments of one notebook, by name, and which one is active."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, Environment] = {}
+        self.active: Environment | None = None
+
+    def __iter__(self) -> Iterator[Environment]:
+        return iter(list(self._running.values()))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._running
+
+    def names(self) -> list[str]:
+        """Return the names, oldest first."""
+        return list(self._running)
+
+    def get(self, name: str) -> Environment:
+        """Return the one called `name`. Raises `UnknownEnvironmentError` without one."""
+        try:
+            return self._running[name]
+        except KeyError:
+            raise UnknownEnvironmentError(name, self._running) from None
+
+    def add(self, environment: Environment) -> None:
+        """Take in one that was started."""
+        self._running[environment.name] = environment
+
+    def stop(self, name: str) -> None:
+        """Stop one and forget it; cells go back to the notebook's own kernel if it was active."""
+        environment = self.get(name)
+        if self.active is environment:
+            self.active = None
+        del self._running[name]
+        environment.stop()
+
+    def stop_all(self) -> None:
+        """Stop all of them, whatever goes wrong with one."""
+        for name in self.names():
+            with contextlib.suppress(DockmlError):
+                self.stop(name)
+
+
+def raise_remote_error(reply: Mapping[str, Any]) -> None:
+    """Raise what an execute_reply says the code raised."""
+    if reply["status"] != "ok":
+        raise RemoteCellError(
+            reply.get("ename", "Aborted"), reply.get("evalue", ""), reply.get("traceback", [])
+        )
+
+
+class _Collector:
+    """A sink that keeps the output."""
+
+    def __init__(self) -> None:
+        self._streams: dict[str, list[str]] = {"stdout": [], "stderr": []}
+        self._data: list[dict[str, Any]] = []
+        self._text = ""
+
+    def publish(self, msg_type: str, topic: bytes, parts: Sequence[zmq.Frame | bytes]) -> None:
+        part = parts[3]
+        content = json.loads(part if isinstance(part, bytes) else part.bytes)
+        if msg_type == "stream":
+            self._streams[content["name"]].append(content["text"])
+        elif msg_type in ("display_data", "execute_result"):
+            self._data.append(content["data"])
+            if msg_type == "execute_result":
+                self._text = content["data"].get("text/plain", "")
+
+    def ask(self, prompt: str, *, password: bool) -> str:
+        raise EOFError
+
+    def result(self) -> CellResult:
+        return CellResult(
+            stdout="".join(self._streams["stdout"]),
+            stderr="".join(self._streams["stderr"]),
+            text=self._text,
+            data=self._data,
+        )
+
+
+class _OneSpec(KernelSpecManager):  # type: ignore[misc]  # traitlets is not typed
+    """A kernelspec manager with one kernelspec, in memory."""
+
+    def __init__(self, spec: KernelSpec) -> None:
+        super().__init__()
+        self._spec = spec
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        return self._spec
+
+
+_loop_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+
+
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """Return the loop on which this process's kernel managers live, in a thread of its own.
+
+    A notebook's own loop is busy while a cell runs, and ours must not depend on it.
+    """
+    global _loop  # noqa: PLW0603 - one per process, made on first use
+    with _loop_lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_loop.run_forever, name="dockml-loop", daemon=True).start()
+    return _loop
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on our loop and wait for it; an interrupt cancels it and waits for its clean-up."""
+    ended = threading.Event()
+
+    async def watched() -> T:
+        try:
+            return await work
+        finally:
+            ended.set()
+
+    future = asyncio.run_coroutine_threadsafe(watched(), _event_loop())
+    try:
+        return future.result()
+    except KeyboardInterrupt:
+        future.cancel()
+        ended.wait(10.0)
+        raise

@@ -1,0 +1,256 @@
+"""The magics: parse the line, call the floor below, tell the reader."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import time
+from pathlib import Path
+from typing import Any
+
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+
+from dockml_magic import labels
+from dockml_magic.container import engine_for, our_containers
+from dockml_magic.display import Table, tell
+from dockml_magic.environment import Environment, Environments, raise_remote_error
+from dockml_magic.errors import ConfigError
+from dockml_magic.names import LOCAL
+from dockml_magic.options import (
+    RunOptions,
+    add_run_options,
+    build_parser,
+    options_from,
+    split_line,
+)
+from dockml_magic.routing import Router
+
+_LOADED = "_dockml_magics"
+
+
+def load(shell: InteractiveShell) -> None:
+    """Register the magics and take the notebook over; loading twice does nothing."""
+    if getattr(shell, _LOADED, None) is not None:
+        return
+    magics = DockerMagics(shell)
+    shell.register_magics(magics)
+    setattr(shell, _LOADED, magics)
+    magics.router.install()
+    atexit.register(magics.environments.stop_all)
+
+
+def unload(shell: InteractiveShell) -> None:
+    """Stop the environments and give everything back as it was."""
+    magics: DockerMagics | None = getattr(shell, _LOADED, None)
+    if magics is None:
+        return
+    atexit.unregister(magics.environments.stop_all)
+    magics.environments.stop_all()
+    magics.router.uninstall()
+    for kind, names in magics.magics.items():
+        for name in names:
+            shell.magics_manager.magics[kind].pop(name, None)
+    shell.magics_manager.registry.pop(type(magics).__name__, None)
+    delattr(shell, _LOADED)
+
+
+@magics_class
+class DockerMagics(Magics):  # type: ignore[misc]  # IPython's decorator is not typed
+    """The `%docker_` magics of one notebook."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        super().__init__(shell)
+        self.environments = Environments()
+        self.router = Router(shell, self.environments)
+
+    @line_magic  # type: ignore[misc]
+    def docker_env(self, line: str) -> Any:
+        """Start an environment, or switch to it: the next cells run in its container.
+
+        %docker_env NAME [options]   start NAME or switch to it
+        %docker_env local            back to the notebook's own kernel
+        %docker_env                  where cells run now, and what is running
+
+        NAME is an environment of dockml.toml, a short name such as tf1.10 or python3.9, or any image
+        reference. The notebook's folder is mounted at the same path and is the working directory. Other lines of
+        the cell run in the environment. See all options with: %docker_env -h
+        """
+        parser = _parser("%docker_env", self.docker_env)
+        parser.add_argument("what", nargs="?", metavar="NAME")
+        parser.add_argument("--fresh", action="store_true", help="stop NAME first if it runs")
+        add_run_options(parser)
+        if (parsed := _parse(parser, line)) is None:
+            return None
+        if parsed.what is None:
+            return self._where_cells_run()
+        if parsed.what == LOCAL:
+            self.environments.active = None
+            tell("Cells run in the notebook's own kernel.")
+        else:
+            self._switch_to(parsed.what, options_from(parsed), fresh=parsed.fresh)
+        if rest := self.router.rest_of_cell(line):
+            self._run_here_or_there(rest)
+        return None
+
+    def _run_here_or_there(self, code: str) -> None:
+        environment = self.environments.active
+        if environment is None:
+            self.shell.run_cell(code)
+        else:
+            raise_remote_error(self.router.run_cell(environment, code))
+
+    def _where_cells_run(self) -> Table:
+        active = self.environments.active
+        tell(f"Cells run in {f'{active.name!r}' if active else 'the notebook’s own kernel'}.")
+        return self._table_of_environments()
+
+    def _switch_to(self, name: str, options: RunOptions, *, fresh: bool) -> None:
+        known = options.name or name
+        if known in self.environments:
+            environment = self.environments.get(known)
+            if not fresh and environment.is_alive:
+                if options != RunOptions() and options != RunOptions(name=options.name):
+                    raise ConfigError(
+                        f"'{known}' is running already, with the options it was started with.",
+                        hint="Start it anew with --fresh, or a second one with another --name.",
+                    )
+                self.environments.active = environment
+                tell(f"Cells run in {known!r}.")
+                return
+            self.environments.stop(known)
+        self.environments.active = self._start(name, options)
+
+    def _start(self, name: str, options: RunOptions) -> Environment:
+        began = time.perf_counter()
+        environment = Environment(name, options, Path.cwd(), tell).start()
+        self.environments.add(environment)
+        report = environment.report
+        origin = "the image's own" if report["kernel"] == "image" else "the kernel bundle's"
+        tell(
+            f"Cells run in {environment.name!r}: {environment.reference}, Python {report['python']}, "
+            f"{origin} ipykernel {report['ipykernel']}; ready in {time.perf_counter() - began:.1f} s."
+        )
+        return environment
+
+    @cell_magic  # type: ignore[misc]
+    def docker_cell(self, line: str, cell: str) -> None:
+        """Run this cell in an environment, whatever the others do.
+
+        %%docker_cell NAME [options]   start NAME if it does not run yet, and run the cell there
+        %%docker_cell local            run the cell in the notebook's own kernel
+        """
+        parser = _parser("%%docker_cell", self.docker_cell)
+        parser.add_argument("what", nargs="?", metavar="NAME")
+        add_run_options(parser)
+        if (parsed := _parse(parser, line)) is None:
+            return
+        if parsed.what == LOCAL:
+            result = self.shell.run_cell(cell)
+            result.raise_error()
+            return
+        if parsed.what is None and self.environments.active is None:
+            raise ConfigError("%%docker_cell needs a NAME.", hint="Example: %%docker_cell tf1.10")
+        options = options_from(parsed)
+        name = options.name or parsed.what
+        if parsed.what is None:
+            environment = self.environments.active
+            assert environment is not None
+        elif name in self.environments:
+            environment = self.environments.get(name)
+        else:
+            environment = self._start_beside(parsed.what, options)
+        raise_remote_error(self.router.run_cell(environment, cell))
+
+    def _start_beside(self, name: str, options: RunOptions) -> Environment:
+        environment = Environment(name, options, Path.cwd(), tell).start()
+        self.environments.add(environment)
+        return environment
+
+    @line_magic  # type: ignore[misc]
+    def docker_ps(self, line: str) -> Table | None:
+        """List the environments of this notebook; with -a, your containers of every notebook."""
+        parser = _parser("%docker_ps", self.docker_ps)
+        parser.add_argument("-a", "--all", action="store_true", help="those of every notebook")
+        if (parsed := _parse(parser, line)) is None:
+            return None
+        return self._table_of_containers() if parsed.all else self._table_of_environments()
+
+    def _table_of_environments(self) -> Table:
+        rows = []
+        for environment in self.environments:
+            alive = environment.is_alive
+            rows.append(
+                [
+                    ("* " if environment is self.environments.active else "  ") + environment.name,
+                    environment.reference,
+                    "running" if alive else "dead",
+                    str(environment.report.get("python", "")) if alive else "",
+                    environment.container_id[:12],
+                ]
+            )
+        return Table(
+            ["  NAME", "IMAGE", "STATUS", "PYTHON", "CONTAINER ID"],
+            rows,
+            empty="No environment runs. Start one with: %docker_env NAME",
+        )
+
+    def _table_of_containers(self) -> Table:
+        rows = [
+            [
+                found.labels.get(labels.NAME, ""),
+                found.image,
+                found.status,
+                found.started_at,
+                found.labels.get(labels.WORKSPACE, ""),
+                found.id[:12],
+            ]
+            for found in our_containers(engine_for(RunOptions()))
+        ]
+        head = ["NAME", "IMAGE", "STATUS", "SINCE", "WORKSPACE", "CONTAINER ID"]
+        return Table(head, rows, empty="You have no containers of dockml_magic.")
+
+    @line_magic  # type: ignore[misc]
+    def docker_stop(self, line: str) -> None:
+        """Stop environments: %docker_stop NAME [NAME ...]. Their variables are gone."""
+        for name in self._names(line, "%docker_stop", self.docker_stop):
+            was_active = self.environments.active is self.environments.get(name)
+            self.environments.stop(name)
+            tell(f"Stopped {name!r}." + (" Cells run in the notebook's own kernel." if was_active else ""))
+
+    @line_magic  # type: ignore[misc]
+    def docker_restart(self, line: str) -> None:
+        """Restart kernels in place: variables go, what was installed in the container stays."""
+        for name in self._names(line, "%docker_restart", self.docker_restart):
+            self.environments.get(name).restart()
+            tell(f"Restarted {name!r}.")
+
+    def _names(self, line: str, prog: str, magic: Any) -> list[str]:
+        parser = _parser(prog, magic)
+        parser.add_argument("names", nargs="*", metavar="NAME", help="default: the active one")
+        if (parsed := _parse(parser, line)) is None:
+            return []
+        if parsed.names:
+            for name in parsed.names:
+                self.environments.get(name)
+            return list(dict.fromkeys(parsed.names))
+        if self.environments.active is None:
+            raise ConfigError(
+                f"{prog} needs a NAME: no environment is active.", hint="See them with: %docker_ps"
+            )
+        return [self.environments.active.name]
+
+
+def _parser(prog: str, magic: Any) -> argparse.ArgumentParser:
+    import inspect
+
+    return build_parser(prog, inspect.getdoc(magic) or "")
+
+
+def _parse(parser: argparse.ArgumentParser, line: str) -> argparse.Namespace | None:
+    """Return the parsed line, None when only help was asked for."""
+    words = split_line(line)
+    if "-h" in words or "--help" in words:
+        tell(parser.format_help())
+        return None
+    return parser.parse_args(words)

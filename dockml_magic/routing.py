@@ -1,0 +1,365 @@
+"""Where a cell goes: to the notebook's own kernel, or to the active environment.
+
+In a notebook (ipykernel 6 and 7) the host kernel's `do_execute`, `do_complete`, `do_inspect` and
+`do_is_complete` are taken over as instance attributes; deleting them gives everything back. Below
+these, ipykernel does what it always does: busy and idle, execution counts, aborting queued cells. In a terminal
+there is no kernel object; an input transformer turns a routed cell into one call of `%%docker_cell`.
+
+A cell is never parsed as host Python. Lines that begin with `%docker_` are ours and run here; whatever
+stands before and after them goes where cells go at that moment.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import zmq
+from IPython.core.interactiveshell import InteractiveShell
+from jupyter_client.session import DELIM, Session
+
+from dockml_magic.environment import Environment, Environments
+from dockml_magic.errors import DockmlError
+
+PREFIX = "%docker_"
+_OURS = re.compile(r"%docker_|%(?:un|re)?load_ext\s+dockml_magic\b")
+_COMPLETE_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A part of a cell: one of our own lines, or code between them."""
+
+    code: str
+    is_ours: bool
+
+
+def split_cell(code: str) -> list[Piece]:
+    """Return a cell as its pieces, in order.
+
+    Our own lines are those that begin with `%docker_` (or load and unload us) at the left margin,
+    outside a triple-quoted string. A cell that begins with `%%docker_` is ours as a whole; another cell magic keeps its body.
+    """
+    if code.lstrip().startswith("%" + PREFIX):
+        return [Piece(code=code, is_ours=True)]
+    pieces: list[Piece] = []
+    block: list[str] = []
+    quotes = {"'''": 0, '"""': 0}
+    in_cell_magic = False
+
+    def end_block() -> None:
+        if "".join(block).strip():
+            pieces.append(Piece(code="".join(block), is_ours=False))
+        block.clear()
+
+    for line in code.splitlines(keepends=True):
+        in_string = any(count % 2 for count in quotes.values())
+        if not in_string and not in_cell_magic and _OURS.match(line):
+            end_block()
+            pieces.append(Piece(code=line.rstrip("\n"), is_ours=True))
+            continue
+        if not "".join(block).strip() and line.startswith("%%"):
+            in_cell_magic = True
+        for quote in quotes:
+            quotes[quote] += line.count(quote)
+        block.append(line)
+    end_block()
+    return pieces
+
+
+class KernelSink:
+    """Publishes a container's messages as the notebook's own, under the parents they carry."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+        self._session: Session = kernel.session
+
+    def publish(self, msg_type: str, topic: bytes, parts: Sequence[zmq.Frame | bytes]) -> None:
+        """Sign and send; contents are passed on as they are, without a copy where they are large."""
+        signature = self._session.sign(
+            [part if isinstance(part, bytes) else part.buffer for part in parts[:4]]
+        )
+        self._kernel.iopub_socket.send_multipart([topic, DELIM, signature, *parts], copy=False)
+
+    def ask(self, prompt: str, *, password: bool) -> str:
+        """Ask the front end."""
+        answer: str = self._kernel.getpass(prompt) if password else self._kernel.raw_input(prompt)
+        return answer
+
+
+class TerminalSink:
+    """Shows a container's messages in a terminal."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self._shell = shell
+
+    def publish(self, msg_type: str, topic: bytes, parts: Sequence[zmq.Frame | bytes]) -> None:
+        """Print it; errors are shown by whoever gets the reply."""
+        part = parts[3]
+        content = json.loads(part if isinstance(part, bytes) else part.bytes)
+        if msg_type == "stream":
+            stream = sys.stdout if content["name"] == "stdout" else sys.stderr
+            stream.write(content["text"])
+            stream.flush()
+        elif msg_type == "execute_result":
+            text = content["data"].get("text/plain", "")
+            sys.stdout.write(f"Out[{self._shell.displayhook.prompt_count}]: ")
+            sys.stdout.write(("\n" if "\n" in text else "") + text + "\n")
+        elif msg_type in ("display_data", "update_display_data"):
+            self._shell.display_pub.publish(data=content["data"], metadata=content["metadata"])
+        elif msg_type == "clear_output":
+            self._shell.display_pub.clear_output(wait=content["wait"])
+
+    def ask(self, prompt: str, *, password: bool) -> str:
+        """Ask at the terminal."""
+        if password:
+            import getpass
+
+            return getpass.getpass(prompt)
+        return input(prompt)
+
+
+class Router:
+    """Sends each cell of one notebook where it belongs.
+
+    Parameters
+    ----------
+    shell : InteractiveShell
+        The notebook's own.
+    environments : Environments
+        What runs, and which one is active.
+    """
+
+    def __init__(self, shell: InteractiveShell, environments: Environments) -> None:
+        self.shell = shell
+        self.environments = environments
+        self.kernel: Any = getattr(shell, "kernel", None)
+        self.sink = KernelSink(self.kernel) if self.kernel is not None else TerminalSink(shell)
+        self._taken: list[str] = []
+        self._splits_this_cell = False
+
+    # --- taking over and giving back ----------------------------------------------------------
+
+    def install(self) -> None:
+        """Take over. Undone by `uninstall`."""
+        if self.kernel is None:
+            self.shell.input_transformers_cleanup.insert(0, self._transform)
+            return
+        for name in ("do_execute", "do_complete", "do_inspect", "do_is_complete"):
+            original = getattr(self.kernel, name)
+            setattr(self.kernel, name, getattr(self, f"_{name}")(original))
+            self._taken.append(name)
+
+    def uninstall(self) -> None:
+        """Give everything back as it was."""
+        if self.kernel is None:
+            self.shell.input_transformers_cleanup.remove(self._transform)
+        for name in self._taken:
+            delattr(self.kernel, name)
+        self._taken.clear()
+
+    # --- a notebook's kernel ------------------------------------------------------------------
+
+    def _do_execute(self, original: Callable[..., Awaitable[dict[str, Any]]]) -> Callable[..., Any]:
+        async def do_execute(
+            code: str,
+            silent: bool,
+            store_history: bool = True,
+            user_expressions: Mapping[str, str] | None = None,
+            allow_stdin: bool = False,
+            **more: Any,
+        ) -> dict[str, Any]:
+            pieces = split_cell(code)
+            ours = any(piece.is_ours and not piece.code.startswith("%%") for piece in pieces)
+            if self.environments.active is None and not (ours and len(pieces) > 1):
+                self._splits_this_cell = True
+                try:
+                    return await original(
+                        code, silent, store_history, user_expressions, allow_stdin, **more
+                    )
+                finally:
+                    self._splits_this_cell = False
+            count = self.shell.execution_count
+            # IPython 9 counts a cell before it runs, and older ones after; a piece must show `count`.
+            ahead = count - self.shell.displayhook.prompt_count
+            reply: dict[str, Any] = {"status": "ok", "user_expressions": {}, "payload": []}
+            for i, piece in enumerate(pieces):
+                is_last = i == len(pieces) - 1
+                expressions = user_expressions if is_last else {}
+                environment = None if piece.is_ours else self.environments.active
+                if environment is None:
+                    self._splits_this_cell = True
+                    self.shell.execution_count = count + ahead
+                    try:
+                        reply = await original(
+                            piece.code, silent, False, expressions, allow_stdin, **more
+                        )
+                    finally:
+                        self._splits_this_cell = False
+                        self.shell.execution_count = count
+                else:
+                    reply = self._execute_remotely(
+                        environment,
+                        {
+                            "code": piece.code,
+                            "silent": silent,
+                            "store_history": store_history and is_last,
+                            "user_expressions": expressions or {},
+                            "allow_stdin": allow_stdin,
+                            "stop_on_error": True,
+                        },
+                        count,
+                    )
+                if reply["status"] != "ok":
+                    break
+            if store_history and not silent:
+                history = self.shell.history_manager
+                if history is not None:
+                    history.store_inputs(count, code, code)
+                self.shell.execution_count = count + 1
+            reply["execution_count"] = count
+            return reply
+
+        return do_execute
+
+    def _execute_remotely(
+        self, environment: Environment, content: Mapping[str, Any], count: int
+    ) -> dict[str, Any]:
+        """Run code there; an error of ours becomes the cell's error, as one of the code would."""
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        self.kernel._allow_stdin = content["allow_stdin"]
+        header = self.kernel.get_parent("shell")["header"]
+        try:
+            return environment.execute(header, content, self.sink, count=count)
+        except DockmlError as error:
+            told = {
+                "ename": type(error).__name__,
+                "evalue": error.message,
+                "traceback": error._render_traceback_(),
+            }
+            self.kernel.send_response(self.kernel.iopub_socket, "error", told)
+            return {"status": "error", "user_expressions": {}, "payload": [], **told}
+
+    def _do_complete(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def do_complete(code: str, cursor_pos: int) -> Any:
+            line = code[code.rfind("\n", 0, cursor_pos) + 1 : cursor_pos]
+            if line.startswith(("%docker", "%%docker")):
+                return original(code, cursor_pos)
+            content = {"code": code, "cursor_pos": cursor_pos}
+            return self._ask_or("complete_request", content, lambda: original(code, cursor_pos))
+
+        return do_complete
+
+    def _do_inspect(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def do_inspect(code: str, cursor_pos: int, detail_level: int = 0, *more: Any) -> Any:
+            content = {"code": code, "cursor_pos": cursor_pos, "detail_level": detail_level}
+            if code.lstrip("%").startswith("docker_"):
+                return original(code, cursor_pos, detail_level, *more)
+            return self._ask_or(
+                "inspect_request", content, lambda: original(code, cursor_pos, detail_level, *more)
+            )
+
+        return do_inspect
+
+    def _do_is_complete(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def do_is_complete(code: str) -> Any:
+            return self._ask_or("is_complete_request", {"code": code}, lambda: original(code))
+
+        return do_is_complete
+
+    def _ask_or(
+        self, msg_type: str, content: Mapping[str, Any], local: Callable[[], Any]
+    ) -> Any:
+        """Ask the active environment, or the notebook's own kernel where none is active."""
+        environment = self.environments.active
+        if environment is None or not environment.is_alive:
+            return local()
+        reply = environment.request(msg_type, content, _COMPLETE_TIMEOUT)
+        return reply if reply is not None else local()
+
+    # --- one cell, by a magic -----------------------------------------------------------------
+
+    def run_cell(self, environment: Environment, code: str) -> dict[str, Any]:
+        """Run code as (a part of) the cell that runs now; return its reply's content."""
+        content = {
+            "code": code,
+            "silent": False,
+            "store_history": True,
+            "user_expressions": {},
+            "allow_stdin": True,
+            "stop_on_error": True,
+        }
+        count = self.shell.displayhook.prompt_count
+        if self.kernel is not None:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            content["allow_stdin"] = self.kernel._allow_stdin
+            header = self.kernel.get_parent("shell")["header"]
+        else:
+            header = {
+                "msg_id": f"dockml-{id(content)}-{count}",
+                "session": "dockml-terminal",
+                "username": "user",
+                "version": "5.3",
+                "date": datetime.now(timezone.utc),
+            }
+        return environment.execute(header, content, self.sink, count=count)
+
+    def rest_of_cell(self, line: str) -> str:
+        """Return what stands after one of our lines, in a cell that was not split.
+
+        That is the case where `%load_ext dockml_magic` stands in the same cell: it began before we
+        were there. The lines returned do not run here any more.
+        """
+        if self.kernel is None or self._splits_this_cell:
+            return ""
+        code = self.kernel.get_parent("shell").get("content", {}).get("code", "")
+        pieces = split_cell(code)
+        for i, piece in enumerate(pieces):
+            if piece.is_ours and piece.code.split() == [PREFIX + "env", *line.split()]:
+                rest = "".join(
+                    p.code + ("\n" if p.is_ours else "") for p in pieces[i + 1 :]
+                )
+                if rest.strip():
+                    self._skip_the_rest_here()
+                return rest
+        return ""
+
+    def _skip_the_rest_here(self) -> None:
+        """Let IPython run no further statement of the current cell."""
+
+        async def skip(*args: Any, **more: Any) -> bool:
+            return False
+
+        def run_again(*args: Any) -> None:
+            del self.shell.run_code
+            self.shell.events.unregister("post_run_cell", run_again)
+
+        self.shell.run_code = skip
+        self.shell.events.register("post_run_cell", run_again)
+
+    # --- a terminal ---------------------------------------------------------------------------
+
+    def _transform(self, lines: list[str]) -> list[str]:
+        """Turn a routed cell into calls of our own magics; called by IPython for every cell."""
+        code = "".join(lines)
+        pieces = split_cell(code)
+        has_env_line = len(pieces) > 1 and any(piece.is_ours for piece in pieces)
+        if self.environments.active is None and not has_env_line:
+            return lines
+        if len(pieces) == 1 and pieces[0].is_ours:
+            return lines
+        call = "get_ipython().run_cell_magic('docker_cell', {}, {!r})\n"
+        return [
+            piece.code + "\n" if piece.is_ours else call.format("''", piece.code) for piece in pieces
+        ]
+
+    # IPython asks transformers without side effects whether a cell is complete; this one would
+    # call every cell complete.
+    _transform.has_side_effects = True  # type: ignore[attr-defined]
