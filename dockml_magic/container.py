@@ -25,6 +25,7 @@ from typing import Any
 from dockml_magic import engine as engines
 from dockml_magic import folders, labels
 from dockml_magic.control import ControlChannel, KernelState
+from dockml_magic.display import Table
 from dockml_magic.engine import ContainerState, Engine, ImageState, NotStartableError, make_archive
 from dockml_magic.errors import (
     ConfigError,
@@ -122,6 +123,37 @@ def engine_for(options: RunOptions) -> Engine:
     return _engines[key]
 
 
+def choose_here(
+    name: str, options: RunOptions, folder: Path, engine: Engine
+) -> tuple[Choice, ImageState | None]:
+    """Return what `name` means in this folder and on this machine, and its image if it is here.
+
+    Fetches nothing.
+
+    Raises
+    ------
+    UnknownNameError, GpuUnavailableError, MountError, ConfigError
+    """
+    if not folder.is_dir():
+        raise MountError(
+            f"The workspace '{folder}' does not exist.",
+            hint="Create the folder, or start from one that exists.",
+        )
+    project = find_project(folder)
+    choice = choose(name, options, project)
+    if choice.wants_gpu and engine.facts.shares_files:
+        gpus = find_gpus()
+        if not gpus.names:
+            raise GpuUnavailableError(
+                f"'{name}' needs an NVIDIA GPU, and this machine has none: {gpus.why_none}.",
+                hint=f"On the CPU: {choice.cpu_twin}. Or the same image without GPU: {name} --gpus none",
+            )
+    image = engine.find_image(choice.reference)
+    if image is None and not choice.is_known and ":" not in choice.reference:
+        raise UnknownNameError(name, suggest(name, project, engine.local_references()))
+    return choice, image
+
+
 def make_plan(
     name: str,
     options: RunOptions,
@@ -152,32 +184,9 @@ def make_plan(
     ------
     UnknownNameError, ImageUnavailableError, GpuUnavailableError, MountError, ConfigError
     """
-    if not folder.is_dir():
-        raise MountError(
-            f"The workspace '{folder}' does not exist.",
-            hint="Create the folder, or start from one that exists.",
-        )
-    project = find_project(folder)
-    choice = choose(name, options, project)
-    if choice.wants_gpu and engine.facts.shares_files:
-        gpus = find_gpus()
-        if not gpus.names:
-            raise GpuUnavailableError(
-                f"'{name}' needs an NVIDIA GPU, and this machine has none: {gpus.why_none}.",
-                hint=f"On the CPU: {choice.cpu_twin}. Or the same image without GPU: {name} --gpus none",
-            )
-    image = None if choice.options.pull == "always" else engine.find_image(choice.reference)
-    if image is None:
-        if not choice.is_known and ":" not in choice.reference:
-            raise UnknownNameError(name, suggest(name, project, engine.local_references()))
-        if choice.options.pull == "never":
-            raise ImageUnavailableError(
-                choice.reference, "it is not here, and --pull is never.", hint="Leave --pull out."
-            )
-        engine.pull(choice.reference, tell)
-        image = engine.find_image(choice.reference)
-        if image is None:
-            raise ImageUnavailableError(choice.reference, "the engine has lost it after the pull.")
+    choice, image = choose_here(name, options, folder, engine)
+    if image is None or choice.options.pull == "always":
+        image = _pull(choice, engine, tell)
     chosen = transport or choice.options.transport or ("ipc" if engine.facts.shares_files else "tcp")
     if chosen == "ipc" and not engine.facts.shares_files:
         raise ConfigError(
@@ -189,6 +198,18 @@ def make_plan(
             hint="Leave --transport out, or choose another --network.",
         )
     return KernelPlan(choice=choice, image=image, workspace=folder, transport=chosen)
+
+
+def _pull(choice: Choice, engine: Engine, tell: Callable[[str], None]) -> ImageState:
+    if choice.options.pull == "never":
+        raise ImageUnavailableError(
+            choice.reference, "it is not here, and --pull is never.", hint="Leave --pull out."
+        )
+    engine.pull(choice.reference, tell)
+    image = engine.find_image(choice.reference)
+    if image is None:
+        raise ImageUnavailableError(choice.reference, "the engine does not have it after the pull.")
+    return image
 
 
 class KernelContainer:
@@ -665,6 +686,23 @@ class _ImageMemory:
 def our_containers(engine: Engine) -> list[ContainerState]:
     """Return this user's containers, of every notebook."""
     return engine.list({labels.SESSION: "", labels.USER: str(os.getuid())})
+
+
+def table_of_containers(engine: Engine) -> Table:
+    """Return this user's containers as a table to show."""
+    rows = [
+        [
+            found.labels.get(labels.NAME, ""),
+            found.image,
+            found.status,
+            found.started_at,
+            found.labels.get(labels.WORKSPACE, ""),
+            found.id[:12],
+        ]
+        for found in our_containers(engine)
+    ]
+    head = ["NAME", "IMAGE", "STATUS", "SINCE", "WORKSPACE", "CONTAINER ID"]
+    return Table(head, rows, empty="You have no containers of dockml_magic.")
 
 
 def _login_name() -> str:

@@ -11,8 +11,7 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
-from dockml_magic import labels
-from dockml_magic.container import engine_for, our_containers
+from dockml_magic.container import engine_for, table_of_containers
 from dockml_magic.display import Table, tell
 from dockml_magic.environment import Environment, Environments, raise_remote_error
 from dockml_magic.errors import ConfigError
@@ -174,7 +173,9 @@ class DockerMagics(Magics):  # type: ignore[misc]  # IPython's decorator is not 
         parser.add_argument("-a", "--all", action="store_true", help="those of every notebook")
         if (parsed := _parse(parser, line)) is None:
             return None
-        return self._table_of_containers() if parsed.all else self._table_of_environments()
+        if parsed.all:
+            return table_of_containers(engine_for(RunOptions()))
+        return self._table_of_environments()
 
     def _table_of_environments(self) -> Table:
         rows = []
@@ -194,21 +195,6 @@ class DockerMagics(Magics):  # type: ignore[misc]  # IPython's decorator is not 
             rows,
             empty="No environment runs. Start one with: %docker_env NAME",
         )
-
-    def _table_of_containers(self) -> Table:
-        rows = [
-            [
-                found.labels.get(labels.NAME, ""),
-                found.image,
-                found.status,
-                found.started_at,
-                found.labels.get(labels.WORKSPACE, ""),
-                found.id[:12],
-            ]
-            for found in our_containers(engine_for(RunOptions()))
-        ]
-        head = ["NAME", "IMAGE", "STATUS", "SINCE", "WORKSPACE", "CONTAINER ID"]
-        return Table(head, rows, empty="You have no containers of dockml_magic.")
 
     @line_magic  # type: ignore[misc]
     def docker_stop(self, line: str) -> None:

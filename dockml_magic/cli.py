@@ -1,0 +1,152 @@
+"""The command line: `dockml`, and the same as `jupyter dockml`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from jupyter_core.application import JupyterApp
+
+from dockml_magic import __version__
+from dockml_magic.display import Table, tell
+from dockml_magic.errors import ConfigError, DockmlError
+from dockml_magic.options import add_run_options, build_parser, options_from
+
+
+class _Command(JupyterApp):  # type: ignore[misc]  # traitlets is not typed
+    """A command whose words argparse reads, as it does for the magics."""
+
+    version = __version__
+    prog = "dockml"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+
+    def parse_command_line(self, argv: Sequence[str] | None = None) -> None:
+        """Read the words; called by traitlets."""
+        parser = build_parser(self.prog, self.description)
+        self.add_arguments(parser)
+        self.parsed = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
+
+
+class InstallKernel(_Command):
+    name = "dockml-kernels-install"
+    prog = "dockml kernels install"
+    description = "Make NAME a kernel in the launcher."
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("what", metavar="NAME", help="a short name, a reference, an environment")
+        where = parser.add_mutually_exclusive_group()
+        where.add_argument(
+            "--sys-prefix", action="store_true", help="into this Python environment (the default)"
+        )
+        where.add_argument("--prefix", metavar="FOLDER", help="below this folder")
+        where.add_argument(
+            "--for-user",
+            action="store_true",
+            help="for all your Python environments; those without dockml_magic cannot start it",
+        )
+        parser.add_argument("--display-name", default="", metavar="TITLE", help="what the launcher shows")
+        add_run_options(parser)
+
+    def start(self) -> None:
+        from dockml_magic import kernelspecs
+
+        kernel = kernelspecs.install(
+            self.parsed.what,
+            options_from(self.parsed),
+            prefix=self.parsed.prefix,
+            for_user=self.parsed.for_user,
+            display_name=self.parsed.display_name,
+        )
+        tell(f"Installed kernel {kernel.kernel_name} ({kernel.display_name}) in {kernel.folder}")
+        if self.parsed.for_user:
+            tell(
+                "Your other Python environments list it too, and fail to start it (NoSuchKernel) unless "
+                "dockml_magic is installed there."
+            )
+
+
+class ListKernels(_Command):
+    name = "dockml-kernels-list"
+    prog = "dockml kernels list"
+    description = "List our kernels, and whether each can start here."
+
+    def start(self) -> None:
+        from dockml_magic import kernelspecs
+
+        rows = [
+            [kernel.kernel_name, kernel.display_name, kernelspecs.can_start(kernel), str(kernel.folder)]
+            for kernel in kernelspecs.installed()
+        ]
+        head = ["KERNEL", "SHOWN AS", "CAN START", "FOLDER"]
+        tell(str(Table(head, rows, empty="None yet. Install one with: dockml kernels install tf1.10")))
+
+
+class RemoveKernel(_Command):
+    name = "dockml-kernels-remove"
+    prog = "dockml kernels remove"
+    description = "Remove a kernel of ours from the launcher; images and containers stay."
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("what", metavar="NAME")
+
+    def start(self) -> None:
+        from dockml_magic import kernelspecs
+
+        for folder in kernelspecs.remove(self.parsed.what):
+            tell(f"Removed {folder}")
+
+
+class Kernels(JupyterApp):  # type: ignore[misc]
+    name = "dockml-kernels"
+    version = __version__
+    description = "Kernels in the launcher that run in containers."
+    subcommands = {  # noqa: RUF012 - traitlets' way
+        "install": (InstallKernel, InstallKernel.description),
+        "list": (ListKernels, ListKernels.description),
+        "remove": (RemoveKernel, RemoveKernel.description),
+    }
+
+    def start(self) -> None:
+        if self.subapp is None:
+            raise ConfigError("dockml kernels needs a command.", hint="One of: install, list, remove.")
+        self.subapp.start()
+
+
+class ListContainers(_Command):
+    name = "dockml-ps"
+    prog = "dockml ps"
+    description = "List your containers of every notebook."
+
+    def start(self) -> None:
+        from dockml_magic.container import engine_for, table_of_containers
+        from dockml_magic.options import RunOptions
+
+        tell(str(table_of_containers(engine_for(RunOptions()))))
+
+
+class Dockml(JupyterApp):  # type: ignore[misc]
+    name = "dockml"
+    version = __version__
+    description = "Notebook cells in GPU containers of any framework version."
+    subcommands = {  # noqa: RUF012 - traitlets' way
+        "kernels": (Kernels, Kernels.description),
+        "ps": (ListContainers, ListContainers.description),
+    }
+
+    def start(self) -> None:
+        if self.subapp is None:
+            self.print_help()
+            raise ConfigError("dockml needs a command.", hint="One of: kernels, ps.")
+        self.subapp.start()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line; a problem is two lines on stderr and exit code 1."""
+    try:
+        Dockml.launch_instance(argv=argv)
+    except DockmlError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)
