@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dockml_magic._version import __version__
+
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from dockml_magic.environment import Environment, start
 
-__version__ = "0.1.0"
-
-__all__ = ["Environment", "__version__", "load_ipython_extension", "start", "unload_ipython_extension"]
+__all__ = [
+    "Environment",
+    "__version__",
+    "load_ipython_extension",
+    "start",
+    "unload_ipython_extension",
+]
 
 
 def __getattr__(name: str) -> Any:

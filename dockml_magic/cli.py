@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 from jupyter_core.application import JupyterApp
 
-from dockml_magic import __version__
+from dockml_magic._version import __version__
 from dockml_magic.display import Table, tell
 from dockml_magic.errors import ConfigError, DockmlError
 from dockml_magic.options import add_run_options, build_parser, options_from
 
 
-class _Command(JupyterApp):  # type: ignore[misc]  # traitlets is not typed
+class _Command(JupyterApp):
     """A command whose words argparse reads, as it does for the magics."""
 
     version = __version__
@@ -31,12 +31,17 @@ class _Command(JupyterApp):  # type: ignore[misc]  # traitlets is not typed
 
 
 class InstallKernel(_Command):
+    """`dockml kernels install`."""
+
     name = "dockml-kernels-install"
     prog = "dockml kernels install"
     description = "Make NAME a kernel in the launcher."
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("what", metavar="NAME", help="a short name, a reference, an environment")
+        """Declare the command's arguments."""
+        parser.add_argument(
+            "what", metavar="NAME", help="a short name, a reference, an environment"
+        )
         where = parser.add_mutually_exclusive_group()
         where.add_argument(
             "--sys-prefix", action="store_true", help="into this Python environment (the default)"
@@ -47,10 +52,13 @@ class InstallKernel(_Command):
             action="store_true",
             help="for all your Python environments; those without dockml_magic cannot start it",
         )
-        parser.add_argument("--display-name", default="", metavar="TITLE", help="what the launcher shows")
+        parser.add_argument(
+            "--display-name", default="", metavar="TITLE", help="what the launcher shows"
+        )
         add_run_options(parser)
 
     def start(self) -> None:
+        """Run the command; called by traitlets."""
         from dockml_magic import kernelspecs
 
         kernel = kernelspecs.install(
@@ -69,74 +77,101 @@ class InstallKernel(_Command):
 
 
 class ListKernels(_Command):
+    """`dockml kernels list`."""
+
     name = "dockml-kernels-list"
     prog = "dockml kernels list"
     description = "List our kernels, and whether each can start here."
 
     def start(self) -> None:
+        """Run the command; called by traitlets."""
         from dockml_magic import kernelspecs
 
         rows = [
-            [kernel.kernel_name, kernel.display_name, kernelspecs.can_start(kernel), str(kernel.folder)]
+            [
+                kernel.kernel_name,
+                kernel.display_name,
+                kernelspecs.can_start(kernel),
+                str(kernel.folder),
+            ]
             for kernel in kernelspecs.installed()
         ]
         head = ["KERNEL", "SHOWN AS", "CAN START", "FOLDER"]
-        tell(str(Table(head, rows, empty="None yet. Install one with: dockml kernels install tf1.10")))
+        tell(
+            str(
+                Table(head, rows, empty="None yet. Install one with: dockml kernels install tf1.10")
+            )
+        )
 
 
 class RemoveKernel(_Command):
+    """`dockml kernels remove`."""
+
     name = "dockml-kernels-remove"
     prog = "dockml kernels remove"
     description = "Remove a kernel of ours from the launcher; images and containers stay."
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
         parser.add_argument("what", metavar="NAME")
 
     def start(self) -> None:
+        """Run the command; called by traitlets."""
         from dockml_magic import kernelspecs
 
         for folder in kernelspecs.remove(self.parsed.what):
             tell(f"Removed {folder}")
 
 
-class Kernels(JupyterApp):  # type: ignore[misc]
+class Kernels(JupyterApp):
+    """`dockml kernels`."""
+
     name = "dockml-kernels"
     version = __version__
     description = "Kernels in the launcher that run in containers."
-    subcommands = {  # noqa: RUF012 - traitlets' way
+    subcommands = {  # noqa: RUF012 - traitlets reads it so
         "install": (InstallKernel, InstallKernel.description),
         "list": (ListKernels, ListKernels.description),
         "remove": (RemoveKernel, RemoveKernel.description),
     }
 
     def start(self) -> None:
+        """Run the command; called by traitlets."""
         if self.subapp is None:
-            raise ConfigError("dockml kernels needs a command.", hint="One of: install, list, remove.")
+            raise ConfigError(
+                "dockml kernels needs a command.", hint="One of: install, list, remove."
+            )
         self.subapp.start()
 
 
 class ListContainers(_Command):
+    """`dockml ps`."""
+
     name = "dockml-ps"
     prog = "dockml ps"
     description = "List your containers of every notebook."
 
     def start(self) -> None:
+        """Run the command; called by traitlets."""
         from dockml_magic.container import engine_for, table_of_containers
         from dockml_magic.options import RunOptions
 
         tell(str(table_of_containers(engine_for(RunOptions()))))
 
 
-class Dockml(JupyterApp):  # type: ignore[misc]
+class Dockml(JupyterApp):
+    """`dockml`, and `jupyter dockml`."""
+
     name = "dockml"
     version = __version__
     description = "Notebook cells in GPU containers of any framework version."
-    subcommands = {  # noqa: RUF012 - traitlets' way
+    subcommands = {  # noqa: RUF012 - traitlets reads it so
         "kernels": (Kernels, Kernels.description),
         "ps": (ListContainers, ListContainers.description),
     }
 
     def start(self) -> None:
+        """Run the command; called by traitlets."""
         if self.subapp is None:
             self.print_help()
             raise ConfigError("dockml needs a command.", hint="One of: kernels, ps.")

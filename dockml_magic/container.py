@@ -5,8 +5,8 @@ The one way a kernel starts. The provisioner and the argv launcher are thin fron
 
 from __future__ import annotations
 
+import contextlib
 import getpass
-import importlib.metadata
 import importlib.resources
 import json
 import logging
@@ -14,16 +14,16 @@ import os
 import secrets
 import shutil
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dockml_magic import engine as engines
 from dockml_magic import folders, labels
+from dockml_magic._version import __version__
 from dockml_magic.control import ControlChannel, KernelState
 from dockml_magic.display import Table
 from dockml_magic.engine import ContainerState, Engine, ImageState, NotStartableError, make_archive
@@ -41,7 +41,7 @@ from dockml_magic.errors import (
 )
 from dockml_magic.gpu import find_gpus
 from dockml_magic.host_settings import CA_FILE, HostSettings, read_host_settings
-from dockml_magic.kernel_bundle import bundle_name, ensure_bundle
+from dockml_magic.kernel_bundle import ensure_bundle
 from dockml_magic.names import Choice, choose, suggest
 from dockml_magic.options import PublishedPort, RunOptions
 from dockml_magic.project import find_project
@@ -187,7 +187,9 @@ def make_plan(
     choice, image = choose_here(name, options, folder, engine)
     if image is None or choice.options.pull == "always":
         image = _pull(choice, engine, tell)
-    chosen = transport or choice.options.transport or ("ipc" if engine.facts.shares_files else "tcp")
+    chosen = (
+        transport or choice.options.transport or ("ipc" if engine.facts.shares_files else "tcp")
+    )
     if chosen == "ipc" and not engine.facts.shares_files:
         raise ConfigError(
             "--transport ipc needs an engine on this machine.", hint="Leave --transport out."
@@ -293,7 +295,9 @@ class KernelContainer:
         self._connect(entry)
         self._wait_bound(generation=1)
         report = self.state.report
-        _ImageMemory(entry, str(report["executable"]), str(report["kernel"])).write(self.plan.image.id)
+        _ImageMemory(entry, str(report["executable"]), str(report["kernel"])).write(
+            self.plan.image.id
+        )
 
     @property
     def _shares_files(self) -> bool:
@@ -319,11 +323,16 @@ class KernelContainer:
             runtime=self._runtime,
             bundles=folders.bundles_root(),
             tcp_ports=ports,
-            version=importlib.metadata.version("dockml_magic"),
+            version=__version__,
         )
         return replace(
             spec,
-            entrypoint=(entry, str(RUNTIME / "launch.py"), "supervise", str(RUNTIME / "config.json")),
+            entrypoint=(
+                entry,
+                str(RUNTIME / "launch.py"),
+                "supervise",
+                str(RUNTIME / "config.json"),
+            ),
             env={**spec.env, **self.plan.env},
             auto_remove=auto_remove,
         )
@@ -357,7 +366,13 @@ class KernelContainer:
             "interpreter": memory.interpreter,
             "kernel": memory.kernel,
             "user": user
-            and {"uid": user.uid, "gid": user.gid, "name": user.name, "home": str(HOME), "given": given},
+            and {
+                "uid": user.uid,
+                "gid": user.gid,
+                "name": user.name,
+                "home": str(HOME),
+                "given": given,
+            },
         }
         launcher = importlib.resources.files("dockml_magic") / "resources" / "launch.py"
         (self._runtime / "launch.py").write_bytes(launcher.read_bytes())
@@ -437,7 +452,9 @@ class KernelContainer:
     def _raise_ended_at_once(self, entry: str) -> None:
         """Run it once more without --rm, to learn from its log why it ended."""
         container = self.engine.create(
-            replace(self._spec(entry, auto_remove=False), name=f"dockml-{self.session}-why", ports=())
+            replace(
+                self._spec(entry, auto_remove=False), name=f"dockml-{self.session}-why", ports=()
+            )
         )
         try:
             self.engine.start(container)
@@ -459,7 +476,7 @@ class KernelContainer:
         tried_other_ways = False
         while True:
             state = self._control.wait(
-                lambda s: s.generation >= generation and s.phase != "starting",
+                lambda s, wanted=generation: s.generation >= wanted and s.phase != "starting",  # type: ignore[misc]
                 timeout=deadline - time.monotonic(),
             )
             self._raise_if_abandoned()
@@ -507,7 +524,9 @@ class KernelContainer:
             return True
         if state.phase == "exited" and state.report.get("kernel") == "image":
             log.info("the image's own ipykernel does not start; trying the kernel bundle")
-            self._write_files(_ImageMemory(interpreter=str(state.report["executable"]), kernel="bundle"))
+            self._write_files(
+                _ImageMemory(interpreter=str(state.report["executable"]), kernel="bundle")
+            )
             self._give_bundle(state)
             return True
         return False
@@ -587,10 +606,8 @@ class KernelContainer:
         """End the kernel, remove the container and its runtime folder. Being gone is success."""
         try:
             if self._control is not None:
-                try:
+                with contextlib.suppress(KernelError):
                     self._control.stop()
-                except KernelError:
-                    pass
                 gone = self._control.wait(lambda s: s.phase == "gone", STOP_TIMEOUT)
                 self._control.close()
                 self._control = None
@@ -601,7 +618,9 @@ class KernelContainer:
                 self.engine.remove(self.container_id)
                 self.container_id = ""
         except EngineError as error:
-            log.warning("container %s may be left behind: %s", self.container_id[:12], error.message)
+            log.warning(
+                "container %s may be left behind: %s", self.container_id[:12], error.message
+            )
         finally:
             if self._runtime is not None:
                 shutil.rmtree(self._runtime, ignore_errors=True)

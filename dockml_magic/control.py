@@ -6,6 +6,7 @@ process ends, however it ends, the connection closes and the container ends itse
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -90,10 +91,8 @@ class ControlChannel:
 
     def close(self) -> None:
         """Give the lease back."""
-        try:
+        with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self._socket.close()
 
     def _send(self, message: Mapping[str, Any]) -> None:

@@ -47,7 +47,9 @@ class Table:
     def _repr_html_(self) -> str:
         if not self.rows:
             return html.escape(self.empty)
-        head = "".join(f"<th style='text-align:left'>{html.escape(cell)}</th>" for cell in self.head)
+        head = "".join(
+            f"<th style='text-align:left'>{html.escape(cell)}</th>" for cell in self.head
+        )
         body = "".join(
             "<tr>"
             + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row)

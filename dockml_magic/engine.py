@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 OLDEST_API = "1.41"
 """Docker 20.10, December 2020; podman 4 answers 1.41 too."""
 
-_REQUEST_TIMEOUT = 120.0
+_REQUEST_TIMEOUT = 120
 
 
 class NotStartableError(EngineError):
@@ -235,7 +235,9 @@ class DockerEngine:
         """Return all tags that are here."""
         with self._translated():
             found = self._client.api.images()
-        return sorted(tag for image in found for tag in image.get("RepoTags") or () if "<" not in tag)
+        return sorted(
+            tag for image in found for tag in image.get("RepoTags") or () if "<" not in tag
+        )
 
     def pull(self, reference: str, report: Callable[[str], None]) -> None:
         """Fetch an image."""
@@ -250,12 +252,18 @@ class DockerEngine:
                 if problem := event.get("error"):
                     raise ImageUnavailableError(reference, _sentence(problem), hint=_PULL_HINT)
                 if event.get("status") in ("Pull complete", "Already exists"):
-                    report(f"pulling {reference}: layer {event.get('id')} {event['status'].lower()}")
+                    report(
+                        f"pulling {reference}: layer {event.get('id')} {event['status'].lower()}"
+                    )
 
     def create(self, spec: ContainerSpec) -> str:
         """Create a container and return its id."""
         for mount in spec.mounts:
-            if mount.host_path is not None and self.facts.shares_files and not mount.host_path.exists():
+            if (
+                mount.host_path is not None
+                and self.facts.shares_files
+                and not mount.host_path.exists()
+            ):
                 raise MountError(
                     f"The folder '{mount.host_path}' does not exist.",
                     hint="Create it first, or correct the path.",
@@ -370,7 +378,9 @@ class DockerEngine:
 
         with self._translated():
             try:
-                return int(self._client.api.wait(container_id, timeout=timeout)["StatusCode"])
+                return int(
+                    self._client.api.wait(container_id, timeout=round(timeout))["StatusCode"]
+                )
             except (
                 self._errors.NotFound,
                 requests.exceptions.ReadTimeout,
@@ -449,7 +459,9 @@ def _error_of(text: str, reference: str, name: str) -> EngineError:
         )
     if "executable file not found" in lower or "no such file or directory: unknown" in lower:
         return NotStartableError(said)
-    if match := re.search(r"(?:bind for|listen tcp\d?) ([\d.:\[\]a-f]+)[: ].*?(?:allocated|in use)", lower):
+    if match := re.search(
+        r"(?:bind for|listen tcp\d?) ([\d.:\[\]a-f]+)[: ].*?(?:allocated|in use)", lower
+    ):
         return PortTakenError(
             f"The host port {match[1].rstrip(':')} is in use already.",
             hint="Choose another host port: -p HOST:CONTAINER, or -p CONTAINER for any free one.",

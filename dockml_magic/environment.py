@@ -13,11 +13,11 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import zmq
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -35,12 +35,16 @@ from dockml_magic.options import RunOptions, parse_words
 from dockml_magic.provisioner import PROVISIONER_NAME, DockerProvisioner
 from dockml_magic.relay import Relay, Sink
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 T = TypeVar("T")
 
 # The manager logs each failed start with its stack, which we raise to the user in two lines anyway.
 _manager_log = logging.getLogger("dockml_magic.kernel_manager")
 _manager_log.propagate = False
 _manager_log.addHandler(logging.NullHandler())
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +130,9 @@ class Environment:
 
     def _connect(self) -> None:
         container = self._container
-        self._relay = Relay(container.connection_info, lambda: container.signal(signal.SIGINT), self._death)
+        self._relay = Relay(
+            container.connection_info, lambda: container.signal(signal.SIGINT), self._death
+        )
         self._relay.make_ready()
         self._next_count = 1
 
@@ -169,7 +175,12 @@ class Environment:
         return container.death(container.state, f"The kernel of '{self.name}' died")
 
     def execute(
-        self, header: Mapping[str, Any], content: Mapping[str, Any], sink: Sink, *, count: int | None = None
+        self,
+        header: Mapping[str, Any],
+        content: Mapping[str, Any],
+        sink: Sink,
+        *,
+        count: int | None = None,
     ) -> dict[str, Any]:
         """Run a cell under a front end's request header; return the content of its reply.
 
@@ -204,7 +215,9 @@ class Environment:
 
     @property
     def _is_ipython(self) -> bool:
-        return self._relay is not None and self._relay.kernel_info.get("implementation") == "ipython"
+        return (
+            self._relay is not None and self._relay.kernel_info.get("implementation") == "ipython"
+        )
 
     def _set_count(self, relay: Relay, count: int) -> None:
         relay.execute(
@@ -254,7 +267,9 @@ class Environment:
         raise_remote_error(self.execute(session_header, content, collector))
         return collector.result()
 
-    def request(self, msg_type: str, content: Mapping[str, Any], timeout: float) -> dict[str, Any] | None:
+    def request(
+        self, msg_type: str, content: Mapping[str, Any], timeout: float
+    ) -> dict[str, Any] | None:
         """Send another shell request, such as complete_request; None if no reply comes in time."""
         return self._relay.request(msg_type, content, timeout) if self._relay else None
 
@@ -279,7 +294,7 @@ class Environment:
             _run(self._manager.shutdown_kernel(now=True))
         self._manager.cleanup_connection_file()
 
-    def __enter__(self) -> Environment:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -314,7 +329,10 @@ def start(name: str, *options: str, folder: str | os.PathLike[str] = ".") -> Env
         If it cannot be started; the message says why and what to do.
     """
     environment = Environment(
-        name, parse_words("dockml_magic.start", options), Path(folder).absolute(), tell=lambda line: None
+        name,
+        parse_words("dockml_magic.start", options),
+        Path(folder).absolute(),
+        tell=_log.info,
     )
     return environment.start()
 
@@ -400,7 +418,7 @@ class _Collector:
         )
 
 
-class _OneSpec(KernelSpecManager):  # type: ignore[misc]  # traitlets is not typed
+class _OneSpec(KernelSpecManager):
     """A kernelspec manager with one kernelspec, in memory."""
 
     def __init__(self, spec: KernelSpec) -> None:
@@ -420,7 +438,7 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 
     A notebook's own loop is busy while a cell runs, and ours must not depend on it.
     """
-    global _loop  # noqa: PLW0603 - one per process, made on first use
+    global _loop
     with _loop_lock:
         if _loop is None:
             _loop = asyncio.new_event_loop()
@@ -428,7 +446,7 @@ def _event_loop() -> asyncio.AbstractEventLoop:
     return _loop
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
+def _run(work: Awaitable[T]) -> T:
     """Run a coroutine on our loop and wait for it; an interrupt cancels it and waits for its clean-up."""
     ended = threading.Event()
 

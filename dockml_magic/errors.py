@@ -77,7 +77,8 @@ class UnknownNameError(ConfigError):
         did_you_mean = f"Did you mean {near}? " if near else ""
         super().__init__(
             f"'{name}' is not a known name and no image here is called that.",
-            hint=did_you_mean + (hint or "Any image reference works too, such as python:3.11-slim."),
+            hint=did_you_mean
+            + (hint or "Any image reference works too, such as python:3.11-slim."),
         )
         self.name = name
         self.suggestions = tuple(suggestions)

@@ -24,7 +24,11 @@ def runtime_root() -> Path:
     """
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     root = Path(base) / "dockml"
-    if not base or len(os.fsencode(root)) + _LONGEST_TAIL > _SOCKET_PATH_LIMIT or not _writable(base):
+    if (
+        not base
+        or len(os.fsencode(root)) + _LONGEST_TAIL > _SOCKET_PATH_LIMIT
+        or not _writable(base)
+    ):
         root = Path(f"/tmp/dockml-{os.getuid()}")  # noqa: S108 - checked below
     root.mkdir(mode=0o700, exist_ok=True)
     found = root.lstat()
@@ -37,7 +41,7 @@ def runtime_root() -> Path:
 
 
 def _writable(folder: str) -> bool:
-    return os.path.isdir(folder) and os.access(folder, os.W_OK)
+    return Path(folder).is_dir() and os.access(folder, os.W_OK)
 
 
 def cache_root() -> Path:

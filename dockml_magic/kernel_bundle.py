@@ -47,7 +47,9 @@ def closure(python: str) -> dict[str, tuple[str, bool]]:
     """Return {package: (version, has a wheel)} of the set for a Python such as "3.6"."""
     file = importlib.resources.files("dockml_magic") / "resources" / "kernel_closure.csv"
     rows = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
-    return {r["package"]: (r["version"], r["kind"] != "sdist") for r in rows if r["python"] == python}
+    return {
+        r["package"]: (r["version"], r["kind"] != "sdist") for r in rows if r["python"] == python
+    }
 
 
 def ensure_bundle(
@@ -158,7 +160,8 @@ def _pip_download(arguments: list[str], into: Path) -> None:
 
 def _unpack(wheels: Path, built: Path) -> list[dict[str, str]]:
     """Unpack each distribution into a folder of its own; return the list for bundle.json."""
-    versions, requirements = {}, []
+    versions: dict[str, str] = {}
+    requirements: list[str] = []
     for file in sorted(wheels.iterdir()):
         name, version = (
             _unpack_wheel(file, built, requirements)
@@ -176,7 +179,7 @@ def _unpack_wheel(file: Path, built: Path, requirements: list[str]) -> tuple[str
     name, version = _normal(file.name.split("-")[0]), file.name.split("-")[1]
     folder = built / name
     with zipfile.ZipFile(file) as archive:
-        archive.extractall(folder)
+        archive.extractall(folder)  # noqa: S202 - zipfile keeps names inside
         metadata = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         headers = HeaderParser().parsestr(archive.read(metadata).decode("utf-8"))
         requirements += headers.get_all("Requires-Dist") or []
@@ -195,7 +198,7 @@ def _unpack_source(file: Path, built: Path) -> tuple[str, str]:
     with tempfile.TemporaryDirectory() as scratch:
         if file.suffix == ".zip":
             with zipfile.ZipFile(file) as archive:
-                archive.extractall(scratch)
+                archive.extractall(scratch)  # noqa: S202 - likewise
         else:
             with tarfile.open(file) as archive:
                 archive.extractall(scratch, filter="data")
@@ -235,10 +238,9 @@ def _least(name: str, requirements: list[str]) -> str:
 
 def _open_for_reading(folder: Path) -> None:
     """Let any user of a container read it, whatever our umask is."""
-    for parent, _, files in os.walk(folder):
-        os.chmod(parent, 0o755)
-        for file in files:
-            os.chmod(os.path.join(parent, file), 0o644)
+    folder.chmod(0o755)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _compile(engine: Engine, image: str, executable: str, built: Path) -> None:

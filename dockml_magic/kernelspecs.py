@@ -64,7 +64,15 @@ def build_kernel_json(name: str, options: RunOptions, title: str) -> dict[str, A
     plain = options.to_json()
     words = ["--options", json.dumps(plain)] if plain else []
     return {
-        "argv": [sys.executable, "-m", "dockml_magic.launch", name, *words, "-f", "{connection_file}"],
+        "argv": [
+            sys.executable,
+            "-m",
+            "dockml_magic.launch",
+            name,
+            *words,
+            "-f",
+            "{connection_file}",
+        ],
         "display_name": f"{title} (Docker)",
         "language": "python",
         "interrupt_mode": "signal",
@@ -105,7 +113,9 @@ def install(
     """
     choice = choose(name, options, find_project(Path.cwd()))
     title = display_name or _distinct_title(choice.title, options)
-    base = Path(jupyter_data_dir()) if for_user else Path(prefix or sys.prefix) / "share" / "jupyter"
+    base = (
+        Path(jupyter_data_dir()) if for_user else Path(prefix or sys.prefix) / "share" / "jupyter"
+    )
     folder = base / "kernels" / kernel_name(options.name or name)
     try:
         shutil.rmtree(folder, ignore_errors=True)

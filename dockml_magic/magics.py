@@ -55,15 +55,17 @@ def unload(shell: InteractiveShell) -> None:
 
 
 @magics_class
-class DockerMagics(Magics):  # type: ignore[misc]  # IPython's decorator is not typed
+class DockerMagics(Magics):
     """The `%docker_` magics of one notebook."""
+
+    shell: InteractiveShell
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
         self.environments = Environments()
         self.router = Router(shell, self.environments)
 
-    @line_magic  # type: ignore[misc]
+    @line_magic
     def docker_env(self, line: str) -> Any:
         """Start an environment, or switch to it: the next cells run in its container.
 
@@ -101,7 +103,11 @@ class DockerMagics(Magics):  # type: ignore[misc]  # IPython's decorator is not 
 
     def _where_cells_run(self) -> Table:
         active = self.environments.active
-        tell(f"Cells run in {f'{active.name!r}' if active else 'the notebook’s own kernel'}.")
+        tell(
+            f"Cells run in {active.name!r}."
+            if active
+            else "Cells run in the notebook's own kernel."
+        )
         return self._table_of_environments()
 
     def _switch_to(self, name: str, options: RunOptions, *, fresh: bool) -> None:
@@ -132,7 +138,7 @@ class DockerMagics(Magics):  # type: ignore[misc]  # IPython's decorator is not 
         )
         return environment
 
-    @cell_magic  # type: ignore[misc]
+    @cell_magic
     def docker_cell(self, line: str, cell: str) -> None:
         """Run this cell in an environment, whatever the others do.
 
@@ -166,7 +172,7 @@ class DockerMagics(Magics):  # type: ignore[misc]  # IPython's decorator is not 
         self.environments.add(environment)
         return environment
 
-    @line_magic  # type: ignore[misc]
+    @line_magic
     def docker_ps(self, line: str) -> Table | None:
         """List the environments of this notebook; with -a, your containers of every notebook."""
         parser = _parser("%docker_ps", self.docker_ps)
@@ -196,15 +202,18 @@ class DockerMagics(Magics):  # type: ignore[misc]  # IPython's decorator is not 
             empty="No environment runs. Start one with: %docker_env NAME",
         )
 
-    @line_magic  # type: ignore[misc]
+    @line_magic
     def docker_stop(self, line: str) -> None:
         """Stop environments: %docker_stop NAME [NAME ...]. Their variables are gone."""
         for name in self._names(line, "%docker_stop", self.docker_stop):
             was_active = self.environments.active is self.environments.get(name)
             self.environments.stop(name)
-            tell(f"Stopped {name!r}." + (" Cells run in the notebook's own kernel." if was_active else ""))
+            tell(
+                f"Stopped {name!r}."
+                + (" Cells run in the notebook's own kernel." if was_active else "")
+            )
 
-    @line_magic  # type: ignore[misc]
+    @line_magic
     def docker_restart(self, line: str) -> None:
         """Restart kernels in place: variables go, what was installed in the container stays."""
         for name in self._names(line, "%docker_restart", self.docker_restart):

@@ -78,17 +78,23 @@ class RunOptions:
                 merged[f.name] = theirs if mine == getattr(default, f.name) else mine
         return replace(default, **merged)
 
-
     def to_json(self) -> dict[str, Any]:
         """Return what was asked for as plain JSON, as a kernelspec keeps it."""
-        return {key: value for key, value in asdict(self).items() if value != getattr(RunOptions(), key)}
+        return {
+            key: value for key, value in asdict(self).items() if value != getattr(RunOptions(), key)
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunOptions:
         """Return what `to_json` gave. Raises `ConfigError` for an entry that is not one of ours."""
         if unknown := sorted(set(data) - {f.name for f in fields(cls)}):
-            raise ConfigError(f"Unknown option '{unknown[0]}' in the kernelspec.", hint="Install it again.")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+            raise ConfigError(
+                f"Unknown option '{unknown[0]}' in the kernelspec.", hint="Install it again."
+            )
+        values: dict[str, Any] = {}
+        for key, value in data.items():
+            values[key] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +228,8 @@ def parse_gpus(text: str) -> GpuRequest | None:
     if key == "device" and devices:
         return GpuRequest(device_ids=devices)
     raise ConfigError(
-        f"--gpus {text}: not understood.", hint="Write all, a number, or device=0,1 (none for no GPU)."
+        f"--gpus {text}: not understood.",
+        hint="Write all, a number, or device=0,1 (none for no GPU).",
     )
 
 
@@ -258,7 +265,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 def options_from(parsed: argparse.Namespace) -> RunOptions:
     """Return the `RunOptions` among the values that a parser found."""
     values = {f.name: getattr(parsed, f.name) for f in fields(RunOptions)}
-    return RunOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v})
+    return RunOptions.from_json({name: value for name, value in values.items() if value})
 
 
 def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -284,4 +291,3 @@ def split_line(line: str) -> list[str]:
         return shlex.split(line)
     except ValueError as error:
         raise ConfigError(f"{line}: {error}.", hint="Check the quotes.") from error
-

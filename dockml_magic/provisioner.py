@@ -13,7 +13,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
@@ -26,14 +26,34 @@ from dockml_magic.options import RunOptions
 PROVISIONER_NAME = "dockml-provisioner"
 
 _HOST_ONLY = frozenset(
-    "PATH HOME USER LOGNAME SHELL PWD OLDPWD TMPDIR VIRTUAL_ENV CONDA_PREFIX PYTHONPATH PYTHONHOME "
-    "LD_LIBRARY_PATH LD_PRELOAD XDG_RUNTIME_DIR XDG_CACHE_HOME XDG_CONFIG_HOME JPY_PARENT_PID "
-    "PYDEVD_USE_FRAME_EVAL SSH_AUTH_SOCK DISPLAY".split()
+    [
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "SHELL",
+        "PWD",
+        "OLDPWD",
+        "TMPDIR",
+        "VIRTUAL_ENV",
+        "CONDA_PREFIX",
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "LD_LIBRARY_PATH",
+        "LD_PRELOAD",
+        "XDG_RUNTIME_DIR",
+        "XDG_CACHE_HOME",
+        "XDG_CONFIG_HOME",
+        "JPY_PARENT_PID",
+        "PYDEVD_USE_FRAME_EVAL",
+        "SSH_AUTH_SOCK",
+        "DISPLAY",
+    ]
 )
 """Variables that name a place on the host, and would lead nowhere in a container."""
 
 
-class DockerProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # traitlets is not typed
+class DockerProvisioner(KernelProvisionerBase):
     """Runs the kernel in a container.
 
     The process that jupyter_client watches is the kernel in the container, not the container: the
@@ -63,7 +83,7 @@ class DockerProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # traitle
 
         The pull happens here, so that no start's time limit counts it.
         """
-        cwd = Path(kwargs.get("cwd") or os.getcwd()).absolute()
+        cwd = Path(kwargs.get("cwd") or ".").absolute()
         env = kwargs.get("env")
         self._env = _given_env(env if env is not None else {})
         self._cwd = str(cwd)
@@ -71,15 +91,16 @@ class DockerProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # traitle
             options = RunOptions.from_json(self.options)
             extra = tuple(kwargs.get("extra_arguments") or ())
             self._plan = await asyncio.to_thread(self._make_plan, options, cwd, extra)
-        kwargs = await super().pre_launch(cmd=list(self.kernel_spec.argv), **kwargs)
-        return kwargs
+        return await super().pre_launch(cmd=list(self.kernel_spec.argv), **kwargs)
 
     def _make_plan(self, options: RunOptions, cwd: Path, extra: tuple[str, ...]) -> KernelPlan:
         manager = self.parent
-        plan = make_plan(
-            self.name, options, cwd, engine=engine_for(options), tell=self._tell
+        plan = make_plan(self.name, options, cwd, engine=engine_for(options), tell=self._tell)
+        key = (
+            manager.session.key.decode()
+            if manager is not None and manager.session.key
+            else plan.key
         )
-        key = manager.session.key.decode() if manager is not None and manager.session.key else plan.key
         return replace(plan, key=key, extra_arguments=extra, env=self._env)
 
     def _tell(self, line: str) -> None:
@@ -96,7 +117,9 @@ class DockerProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # traitle
         self._exit_code = None
         if self.container is None:
             assert self._plan is not None
-            container = KernelContainer(engine_for(self._plan.choice.options), self._plan, self._tell)
+            container = KernelContainer(
+                engine_for(self._plan.choice.options), self._plan, self._tell
+            )
             starting = asyncio.ensure_future(asyncio.to_thread(container.start))
             try:
                 await asyncio.shield(starting)
@@ -111,7 +134,7 @@ class DockerProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # traitle
         return self._connection_info(self.container)
 
     def _connection_info(self, container: KernelContainer) -> KernelConnectionInfo:
-        self.connection_info = container.connection_info
+        self.connection_info = cast(KernelConnectionInfo, container.connection_info)
         return self.connection_info
 
     async def poll(self) -> int | None:

@@ -102,22 +102,27 @@ class Relay:
             self._raise_if_dead()
             if time.monotonic() > deadline:
                 raise KernelStartTimeoutError(
-                    f"The kernel did not answer within {READY_TIMEOUT:.0f} s.", hint="Start it again."
+                    f"The kernel did not answer within {READY_TIMEOUT:.0f} s.",
+                    hint="Start it again.",
                 )
             self.session.send(self._shell, "kernel_info_request", {})
             again = time.monotonic() + _PROBE_INTERVAL
             while not (answered and heard) and time.monotonic() < again:
-                for socket, _ in self._poller.poll(_PROBE_INTERVAL * 1000):
+                for socket, _ in self._poller.poll(round(_PROBE_INTERVAL * 1000)):
                     if socket is self._shell:
-                        _, message = self.session.recv(self._shell)
-                        self.kernel_info = message["content"]
+                        self.kernel_info = self._receive(self._shell)["content"]
                         answered = True
                     elif socket is self._iopub:
                         self._iopub.recv_multipart()
                         heard = True
 
     def execute(
-        self, header: Mapping[str, Any], content: Mapping[str, Any], sink: Sink, *, count: int | None = None
+        self,
+        header: Mapping[str, Any],
+        content: Mapping[str, Any],
+        sink: Sink,
+        *,
+        count: int | None = None,
     ) -> dict[str, Any]:
         """Run a cell and return the content of its execute_reply.
 
@@ -153,7 +158,7 @@ class Relay:
             reply: dict[str, Any] | None = None
             idle = False
             while reply is None or not idle:
-                events = dict(self._poller.poll(_LOOK_INTERVAL * 1000))
+                events = dict(self._poller.poll(round(_LOOK_INTERVAL * 1000)))
                 if not events:
                     self._raise_if_dead()
                 if self._iopub in events:
@@ -161,21 +166,23 @@ class Relay:
                 if self._stdin in events:
                     self._answer(sink)
                 if self._shell in events:
-                    _, received = self.session.recv(self._shell)
+                    received = self._receive(self._shell)
                     if received["parent_header"].get("msg_id") == msg_id:
                         reply = received["content"]
         if count is not None and "execution_count" in reply:
             reply["execution_count"] = count
         return reply
 
-    def request(self, msg_type: str, content: Mapping[str, Any], timeout: float) -> dict[str, Any] | None:
+    def request(
+        self, msg_type: str, content: Mapping[str, Any], timeout: float
+    ) -> dict[str, Any] | None:
         """Send any other shell request and return its reply's content, None if none comes in time."""
         deadline = time.monotonic() + timeout
         with self._lock:
-            sent = self.session.send(self._shell, msg_type, dict(content))
+            sent: Any = self.session.send(self._shell, msg_type, dict(content))
             while (left := deadline - time.monotonic()) > 0:
-                if self._shell.poll(left * 1000):
-                    _, received = self.session.recv(self._shell)
+                if self._shell.poll(round(left * 1000)):
+                    received = self._receive(self._shell)
                     if received["parent_header"].get("msg_id") == sent["header"]["msg_id"]:
                         answer: dict[str, Any] = received["content"]
                         return answer
@@ -211,7 +218,7 @@ class Relay:
                 sink.publish(msg_type, topic, passed)
 
     def _answer(self, sink: Sink) -> None:
-        _, question = self.session.recv(self._stdin)
+        question = self._receive(self._stdin)
         content = question["content"]
         try:
             with self._interrupts_raised():
@@ -222,6 +229,12 @@ class Relay:
         except EOFError:
             value = "\x04"
         self.session.send(self._stdin, "input_reply", {"value": value}, parent=question)
+
+    def _receive(self, socket: zmq.Socket[bytes]) -> dict[str, Any]:
+        """Return the message that a poll has announced."""
+        _, message = self.session.recv(socket)
+        assert message is not None
+        return message
 
     def _raise_if_dead(self) -> None:
         error = self._death()

@@ -43,7 +43,8 @@ def split_cell(code: str) -> list[Piece]:
     """Return a cell as its pieces, in order.
 
     Our own lines are those that begin with `%docker_` (or load and unload us) at the left margin,
-    outside a triple-quoted string. A cell that begins with `%%docker_` is ours as a whole; another cell magic keeps its body.
+    outside a triple-quoted string. A cell that begins with `%%docker_` is ours as a whole; another
+    cell magic keeps its body.
     """
     if code.lstrip().startswith("%" + PREFIX):
         return [Piece(code=code, is_ours=True)]
@@ -113,7 +114,7 @@ class TerminalSink:
         elif msg_type in ("display_data", "update_display_data"):
             self._shell.display_pub.publish(data=content["data"], metadata=content["metadata"])
         elif msg_type == "clear_output":
-            self._shell.display_pub.clear_output(wait=content["wait"])
+            self._shell.display_pub.clear_output(wait=content["wait"])  # type: ignore[no-untyped-call]
 
     def ask(self, prompt: str, *, password: bool) -> str:
         """Ask at the terminal."""
@@ -273,9 +274,7 @@ class Router:
 
         return do_is_complete
 
-    def _ask_or(
-        self, msg_type: str, content: Mapping[str, Any], local: Callable[[], Any]
-    ) -> Any:
+    def _ask_or(self, msg_type: str, content: Mapping[str, Any], local: Callable[[], Any]) -> Any:
         """Ask the active environment, or the notebook's own kernel where none is active."""
         environment = self.environments.active
         if environment is None or not environment.is_alive:
@@ -323,9 +322,7 @@ class Router:
         pieces = split_cell(code)
         for i, piece in enumerate(pieces):
             if piece.is_ours and piece.code.split() == [PREFIX + "env", *line.split()]:
-                rest = "".join(
-                    p.code + ("\n" if p.is_ours else "") for p in pieces[i + 1 :]
-                )
+                rest = "".join(p.code + ("\n" if p.is_ours else "") for p in pieces[i + 1 :])
                 if rest.strip():
                     self._skip_the_rest_here()
                 return rest
@@ -341,7 +338,7 @@ class Router:
             del self.shell.run_code
             self.shell.events.unregister("post_run_cell", run_again)
 
-        self.shell.run_code = skip
+        self.shell.run_code = skip  # type: ignore[method-assign]
         self.shell.events.register("post_run_cell", run_again)
 
     # --- a terminal ---------------------------------------------------------------------------
@@ -357,7 +354,8 @@ class Router:
             return lines
         call = "get_ipython().run_cell_magic('docker_cell', {}, {!r})\n"
         return [
-            piece.code + "\n" if piece.is_ours else call.format("''", piece.code) for piece in pieces
+            piece.code + "\n" if piece.is_ours else call.format("''", piece.code)
+            for piece in pieces
         ]
 
     # IPython asks transformers without side effects whether a cell is complete; this one would

@@ -589,7 +589,9 @@ def prepare_home():
 def run_kernel(config_path, report_fd, mode):
     """Become ipykernel."""
     config = read_json(config_path)
-    sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
+    sys.path[:] = [
+        entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))
+    ]
     report = facts()
     prepare_home()
     try:

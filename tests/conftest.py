@@ -1,0 +1,39 @@
+"""What all suites share: the option ``--run-docker`` and what waits for it.
+
+Without the option every test that needs a container engine is skipped and says so; with it, an
+engine that does not answer is a failure, never a skip.
+"""
+
+from pathlib import Path
+
+import pytest
+
+NEEDS_DOCKER = "needs --run-docker"
+DOCKER_SUITES = {"integration", "browser", "notebooks"}
+HERE = Path(__file__).resolve().parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--run-docker",
+        action="store_true",
+        help="also run the tests that start containers; an unreachable engine is then a failure",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "docker: starts containers, " + NEEDS_DOCKER)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--run-docker"):
+        return
+    skip = pytest.mark.skip(reason=NEEDS_DOCKER)
+    for item in items:
+        if item.get_closest_marker("docker") or _suite(item.path) in DOCKER_SUITES:
+            item.add_marker(skip)
+
+
+def _suite(path: Path) -> str:
+    """The folder below ``tests/`` that a test lives in."""
+    return path.relative_to(HERE).parts[0] if path.is_relative_to(HERE) else ""

@@ -1,0 +1,3 @@
+"""Stands for an ipykernel whose dependencies are gone."""
+
+raise ImportError("this ipykernel is broken on purpose")

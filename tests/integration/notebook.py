@@ -1,0 +1,178 @@
+"""A notebook as a front end drives it: a real host kernel, and every message it sends back."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty
+from types import TracebackType
+from typing import Any
+
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import KernelManager
+
+PATIENCE = 90.0
+"""Seconds after which a message that does not come is a failure."""
+
+IPYKERNELS = ("ipykernel7", "ipykernel6")
+
+
+def python_with(ipykernel: str) -> Path:
+    """Return the interpreter of the host kernel: this one, or that of the environment beside it."""
+    if ipykernel == IPYKERNELS[0]:
+        return Path(sys.executable)
+    return Path(sys.prefix).with_name(f".venv-{ipykernel}") / "bin" / "python"
+
+
+@dataclass
+class Cell:
+    """What one request gave: its reply, and what was published under it, in order."""
+
+    reply: dict[str, Any] = field(default_factory=dict)
+    messages: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def of(self, msg_type: str) -> list[dict[str, Any]]:
+        """Return the contents of all messages of a type."""
+        return [content for kind, content in self.messages if kind == msg_type]
+
+    def printed(self, name: str = "stdout") -> str:
+        """Return a stream's text."""
+        return "".join(c["text"] for c in self.of("stream") if c["name"] == name)
+
+    @property
+    def result(self) -> str:
+        """The last expression's text."""
+        return "".join(content["data"]["text/plain"] for content in self.of("execute_result"))
+
+    @property
+    def traceback(self) -> str:
+        """What the front end shows of an error."""
+        return "\n".join("\n".join(content["traceback"]) for content in self.of("error"))
+
+    @property
+    def is_idle(self) -> bool:
+        """The kernel has said that it is done with it."""
+        return any(content["execution_state"] == "idle" for content in self.of("status"))
+
+
+class Notebook:
+    """A host kernel and the client of a front end.
+
+    Parameters
+    ----------
+    folder : Path
+        The notebook's.
+    python : Path
+        The interpreter of its kernel.
+    spec : KernelSpec, optional
+        Another kernel than ipykernel in `python`.
+    """
+
+    def __init__(self, folder: Path, python: Path, env: Mapping[str, str] | None = None) -> None:
+        self.folder = folder
+        self.manager = KernelManager()
+        argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        self.manager._kernel_spec = KernelSpec(argv=argv, language="python")
+        self._start = {"cwd": str(folder), **({"env": dict(env)} if env else {})}
+        self._cells: dict[str, Cell] = {}
+
+    def __enter__(self) -> Notebook:
+        self.manager.start_kernel(**self._start)
+        self.client: BlockingKernelClient = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=PATIENCE)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.client.stop_channels()
+        self.manager.shutdown_kernel()
+
+    @property
+    def pid(self) -> int:
+        """The host kernel's process."""
+        return int(self.manager.provisioner.pid)
+
+    def send(self, code: str, **more: Any) -> str:
+        """Send a cell and do not wait; return its id."""
+        more.setdefault("stop_on_error", True)
+        msg_id = self.client.execute(code, **{"allow_stdin": False, **more})
+        self._cells[msg_id] = Cell()
+        return msg_id
+
+    def run(self, code: str, **more: Any) -> Cell:
+        """Run a cell to its end."""
+        return self.finish(self.send(code, **more))
+
+    def ok(self, code: str, **more: Any) -> Cell:
+        """Run a cell that must not fail."""
+        cell = self.run(code, **more)
+        assert cell.reply["status"] == "ok", cell.traceback
+        return cell
+
+    def finish(self, msg_id: str) -> Cell:
+        """Wait for a cell's reply and its last output."""
+        cell = self._cells[msg_id]
+        self.wait(msg_id, lambda cell: cell.is_idle)
+        cell.reply = self._reply(msg_id)
+        return cell
+
+    def wait(self, msg_id: str, seen: Callable[[Cell], bool]) -> Cell:
+        """Take in output until what is looked for was published under a cell."""
+        cell = self._cells[msg_id]
+        deadline = time.monotonic() + PATIENCE
+        while not seen(cell):
+            try:
+                message = self.client.get_iopub_msg(timeout=max(0.0, deadline - time.monotonic()))
+            except Empty:
+                raise AssertionError(f"not seen within {PATIENCE:.0f} s in {cell}") from None
+            parent = message["parent_header"].get("msg_id", "")
+            self._cells.setdefault(parent, Cell()).messages.append(
+                (message["msg_type"], message["content"])
+            )
+        return cell
+
+    def wait_printed(self, msg_id: str, text: str) -> None:
+        """Wait until a running cell has printed something."""
+        self.wait(msg_id, lambda cell: text in cell.printed())
+
+    def answer(self, value: str) -> str:
+        """Answer the question that a running cell asks; return the prompt."""
+        question = self.client.get_stdin_msg(timeout=PATIENCE)
+        self.client.input(value)
+        return str(question["content"]["prompt"])
+
+    def ask(self, request: str, *arguments: Any) -> dict[str, Any]:
+        """Send a complete, inspect or is_complete request; return its reply."""
+        return self._reply(getattr(self.client, request)(*arguments))
+
+    def interrupt(self) -> None:
+        """Press the stop button."""
+        self.manager.interrupt_kernel()
+
+    def kill(self) -> None:
+        """End the host kernel as `kill -9` does."""
+        self.manager.signal_kernel(signal.SIGKILL)
+
+    def _reply(self, msg_id: str) -> dict[str, Any]:
+        while True:
+            message = self.client.get_shell_msg(timeout=PATIENCE)
+            if message["parent_header"]["msg_id"] == msg_id:
+                content: dict[str, Any] = message["content"]
+                return content
+
+
+def containers_of(folder: Path) -> list[str]:
+    """Return the containers whose workspace this is, running or not."""
+    label = f"label=io.github.dockml-magic.workspace={folder}"
+    listed = subprocess.run(
+        ["docker", "ps", "-aq", "--filter", label], capture_output=True, text=True, check=True
+    )
+    return listed.stdout.split()

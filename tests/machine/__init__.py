@@ -1,0 +1,1 @@
+"""What the tests need on the machine itself: Debian packages and a Docker engine."""
