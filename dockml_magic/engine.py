@@ -457,7 +457,7 @@ def _error_of(text: str, reference: str, name: str) -> EngineError:
             f"The NVIDIA container toolkit refused: {said}",
             hint="The driver is missing or too old for this image. Without GPU: --gpus none.",
         )
-    if "executable file not found" in lower or "no such file or directory: unknown" in lower:
+    if re.search(r"exec: .*(?:not found|no such file or directory|permission denied)", lower):
         return NotStartableError(said)
     if match := re.search(
         r"(?:bind for|listen tcp\d?) ([\d.:\[\]a-f]+)[: ].*?(?:allocated|in use)", lower
@@ -471,16 +471,16 @@ def _error_of(text: str, reference: str, name: str) -> EngineError:
             f"Another container is called '{name}' already.",
             hint=f"Choose another --name, or remove it: docker rm -f {name}",
         )
+    if re.search(r"network \S+ not found", lower):
+        return EngineError(said, hint="See the networks with: docker network ls")
     if "no such image" in lower or "manifest unknown" in lower or "not found" in lower:
         return ImageUnavailableError(reference or "?", said, hint=_PULL_HINT)
-    if "pull access denied" in lower or "unauthorized" in lower or "denied" in lower:
+    if "unauthorized" in lower or ("denied" in lower and "permission denied" not in lower):
         return ImageUnavailableError(
             reference or "?",
             said,
             hint="No such image, or it is private. Check the spelling; for a private one: docker login.",
         )
-    if "network" in lower and "not found" in lower:
-        return EngineError(said, hint="See the networks with: docker network ls")
     if reference and ("timeout" in lower or "dial tcp" in lower or "lookup" in lower):
         return ImageUnavailableError(
             reference, f"the registry does not answer: {said}", hint=_PULL_HINT

@@ -383,9 +383,10 @@ class Environments:
 def raise_remote_error(reply: Mapping[str, Any]) -> None:
     """Raise what an execute_reply says the code raised."""
     if reply["status"] != "ok":
-        raise RemoteCellError(
-            reply.get("ename", "Aborted"), reply.get("evalue", ""), reply.get("traceback", [])
-        )
+        ename = reply.get("ename", "Aborted")
+        # Front ends show the name of the type: let it be that of the exception over there.
+        error = type(ename, (RemoteCellError,), {})
+        raise error(ename, reply.get("evalue", ""), reply.get("traceback", []))
 
 
 class _Collector:

@@ -23,7 +23,7 @@ from dockml_magic.options import (
     options_from,
     split_line,
 )
-from dockml_magic.routing import Router
+from dockml_magic.routing import CELL_MAGIC, Router
 
 _LOADED = "_dockml_magics"
 
@@ -63,7 +63,7 @@ class DockerMagics(Magics):
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
         self.environments = Environments()
-        self.router = Router(shell, self.environments)
+        self.router = Router(shell, self.environments, self._cell_target)
 
     @line_magic
     def docker_env(self, line: str) -> Any:
@@ -145,27 +145,32 @@ class DockerMagics(Magics):
         %%docker_cell NAME [options]   start NAME if it does not run yet, and run the cell there
         %%docker_cell local            run the cell in the notebook's own kernel
         """
-        parser = _parser("%%docker_cell", self.docker_cell)
+        where = self._cell_target(line)
+        if isinstance(where, Environment):
+            raise_remote_error(self.router.run_cell(where, cell))
+        elif where == LOCAL:
+            self.shell.run_cell(cell).raise_error()
+
+    def _cell_target(self, line: str) -> Environment | str:
+        """Return where a `%%docker_cell` runs: an environment, "local", or "" where it asked for help."""
+        parser = _parser(CELL_MAGIC, self.docker_cell)
         parser.add_argument("what", nargs="?", metavar="NAME")
         add_run_options(parser)
         if (parsed := _parse(parser, line)) is None:
-            return
-        if parsed.what == LOCAL:
-            result = self.shell.run_cell(cell)
-            result.raise_error()
-            return
-        if parsed.what is None and self.environments.active is None:
-            raise ConfigError("%%docker_cell needs a NAME.", hint="Example: %%docker_cell tf1.10")
+            return ""
         options = options_from(parsed)
         name = options.name or parsed.what
+        if parsed.what == LOCAL:
+            return LOCAL
         if parsed.what is None:
-            environment = self.environments.active
-            assert environment is not None
-        elif name in self.environments:
-            environment = self.environments.get(name)
-        else:
-            environment = self._start_beside(parsed.what, options)
-        raise_remote_error(self.router.run_cell(environment, cell))
+            if self.environments.active is None:
+                raise ConfigError(
+                    "%%docker_cell needs a NAME.", hint="Example: %%docker_cell tf1.10"
+                )
+            return self.environments.active
+        if name in self.environments:
+            return self.environments.get(name)
+        return self._start_beside(parsed.what, options)
 
     def _start_beside(self, name: str, options: RunOptions) -> Environment:
         environment = Environment(name, options, Path.cwd(), tell).start()

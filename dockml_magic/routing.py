@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -25,8 +26,10 @@ from jupyter_client.session import DELIM, Session
 
 from dockml_magic.environment import Environment, Environments
 from dockml_magic.errors import DockmlError
+from dockml_magic.names import LOCAL
 
 PREFIX = "%docker_"
+CELL_MAGIC = "%%docker_cell"
 _OURS = re.compile(r"%docker_|%(?:un|re)?load_ext\s+dockml_magic\b")
 _COMPLETE_TIMEOUT = 5.0
 
@@ -74,14 +77,25 @@ def split_cell(code: str) -> list[Piece]:
 
 
 class KernelSink:
-    """Publishes a container's messages as the notebook's own, under the parents they carry."""
+    """Publishes a container's messages as the notebook's own, under the parents they carry.
 
-    def __init__(self, kernel: Any) -> None:
+    Parameters
+    ----------
+    kernel : ipykernel.kernelbase.Kernel
+        The notebook's own.
+    errors : bool
+        Publish errors too; not where the caller raises them.
+    """
+
+    def __init__(self, kernel: Any, *, errors: bool = True) -> None:
         self._kernel = kernel
+        self._errors = errors
         self._session: Session = kernel.session
 
     def publish(self, msg_type: str, topic: bytes, parts: Sequence[zmq.Frame | bytes]) -> None:
         """Sign and send; contents are passed on as they are, without a copy where they are large."""
+        if msg_type == "error" and not self._errors:
+            return
         signature = self._session.sign(
             [part if isinstance(part, bytes) else part.buffer for part in parts[:4]]
         )
@@ -134,11 +148,20 @@ class Router:
         The notebook's own.
     environments : Environments
         What runs, and which one is active.
+    cell_target : callable
+        Takes the line of a `%%docker_cell` and returns the environment it names (started where it
+        did not run yet), "local", or "" where the line only asked for help.
     """
 
-    def __init__(self, shell: InteractiveShell, environments: Environments) -> None:
+    def __init__(
+        self,
+        shell: InteractiveShell,
+        environments: Environments,
+        cell_target: Callable[[str], Environment | str],
+    ) -> None:
         self.shell = shell
         self.environments = environments
+        self._cell_target = cell_target
         self.kernel: Any = getattr(shell, "kernel", None)
         self.sink = KernelSink(self.kernel) if self.kernel is not None else TerminalSink(shell)
         self._taken: list[str] = []
@@ -176,46 +199,46 @@ class Router:
             **more: Any,
         ) -> dict[str, Any]:
             pieces = split_cell(code)
-            ours = any(piece.is_ours and not piece.code.startswith("%%") for piece in pieces)
-            if self.environments.active is None and not (ours and len(pieces) > 1):
-                self._splits_this_cell = True
-                try:
+            if self.environments.active is None and not self._must_split(pieces):
+                with self._splitting():
                     return await original(
                         code, silent, store_history, user_expressions, allow_stdin, **more
                     )
-                finally:
-                    self._splits_this_cell = False
             count = self.shell.execution_count
             # IPython 9 counts a cell before it runs, and older ones after; a piece must show `count`.
             ahead = count - self.shell.displayhook.prompt_count
             reply: dict[str, Any] = {"status": "ok", "user_expressions": {}, "payload": []}
             for i, piece in enumerate(pieces):
                 is_last = i == len(pieces) - 1
-                expressions = user_expressions if is_last else {}
-                environment = None if piece.is_ours else self.environments.active
-                if environment is None:
-                    self._splits_this_cell = True
+                content = {
+                    "code": piece.code,
+                    "silent": silent,
+                    "store_history": store_history and is_last,
+                    "user_expressions": (user_expressions or {}) if is_last else {},
+                    "allow_stdin": allow_stdin,
+                    "stop_on_error": True,
+                }
+                try:
+                    environment, content["code"] = self._target(piece)
+                except DockmlError as error:
+                    reply = self._error_reply(error)
+                    break
+                if environment is not None:
+                    reply = self._execute_remotely(environment, content, count)
+                elif content["code"]:
                     self.shell.execution_count = count + ahead
                     try:
-                        reply = await original(
-                            piece.code, silent, False, expressions, allow_stdin, **more
-                        )
+                        with self._splitting():
+                            reply = await original(
+                                content["code"],
+                                silent,
+                                False,
+                                content["user_expressions"],
+                                allow_stdin,
+                                **more,
+                            )
                     finally:
-                        self._splits_this_cell = False
                         self.shell.execution_count = count
-                else:
-                    reply = self._execute_remotely(
-                        environment,
-                        {
-                            "code": piece.code,
-                            "silent": silent,
-                            "store_history": store_history and is_last,
-                            "user_expressions": expressions or {},
-                            "allow_stdin": allow_stdin,
-                            "stop_on_error": True,
-                        },
-                        count,
-                    )
                 if reply["status"] != "ok":
                     break
             if store_history and not silent:
@@ -228,6 +251,35 @@ class Router:
 
         return do_execute
 
+    @staticmethod
+    def _must_split(pieces: Sequence[Piece]) -> bool:
+        """Tell whether a cell has to do with environments while none is active."""
+        if len(pieces) > 1:
+            return any(piece.is_ours for piece in pieces)
+        return bool(pieces) and pieces[0].code.lstrip().startswith(CELL_MAGIC)
+
+    def _target(self, piece: Piece) -> tuple[Environment | None, str]:
+        """Return where a piece runs (None: here), and what of it; "" where it only asked for help."""
+        if not piece.is_ours:
+            return self.environments.active, piece.code
+        line, _, body = piece.code.lstrip().partition("\n")
+        words = line.split(maxsplit=1)
+        if words[0] != CELL_MAGIC:
+            return None, piece.code
+        where = self._cell_target(words[1] if len(words) > 1 else "")
+        if isinstance(where, Environment):
+            return where, body
+        return None, body if where == LOCAL else ""
+
+    @contextmanager
+    def _splitting(self) -> Iterator[None]:
+        """Note that the cell that runs here was looked at by us."""
+        self._splits_this_cell = True
+        try:
+            yield
+        finally:
+            self._splits_this_cell = False
+
     def _execute_remotely(
         self, environment: Environment, content: Mapping[str, Any], count: int
     ) -> dict[str, Any]:
@@ -239,13 +291,17 @@ class Router:
         try:
             return environment.execute(header, content, self.sink, count=count)
         except DockmlError as error:
-            told = {
-                "ename": type(error).__name__,
-                "evalue": error.message,
-                "traceback": error._render_traceback_(),
-            }
-            self.kernel.send_response(self.kernel.iopub_socket, "error", told)
-            return {"status": "error", "user_expressions": {}, "payload": [], **told}
+            return self._error_reply(error)
+
+    def _error_reply(self, error: DockmlError) -> dict[str, Any]:
+        """Publish an error of ours as the cell's, and return the reply that says so."""
+        told = {
+            "ename": type(error).__name__,
+            "evalue": error.message,
+            "traceback": error._render_traceback_(),
+        }
+        self.kernel.send_response(self.kernel.iopub_socket, "error", told)
+        return {"status": "error", "user_expressions": {}, "payload": [], **told}
 
     def _do_complete(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def do_complete(code: str, cursor_pos: int) -> Any:
@@ -308,7 +364,8 @@ class Router:
                 "version": "5.3",
                 "date": datetime.now(timezone.utc),
             }
-        return environment.execute(header, content, self.sink, count=count)
+        sink = KernelSink(self.kernel, errors=False) if self.kernel is not None else self.sink
+        return environment.execute(header, content, sink, count=count)
 
     def rest_of_cell(self, line: str) -> str:
         """Return what stands after one of our lines, in a cell that was not split.
