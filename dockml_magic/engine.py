@@ -457,16 +457,20 @@ def _error_of(text: str, reference: str, name: str) -> EngineError:
             f"The NVIDIA container toolkit refused: {said}",
             hint="The driver is missing or too old for this image. Without GPU: --gpus none.",
         )
-    if re.search(r"exec: .*(?:not found|no such file or directory|permission denied)", lower):
+    if re.search(
+        r"exec: .*(?:no such file or directory|permission denied)|executable file .*not found",
+        lower,
+    ):
         return NotStartableError(said)
     if match := re.search(
-        r"(?:bind for|listen tcp\d?) ([\d.:\[\]a-f]+)[: ].*?(?:allocated|in use)", lower
+        r"(?:bind for|bind host port(?: for)?|listen tcp\d?) (\S*?:\d+)[:/ ].*(?:allocated|in use)",
+        lower,
     ):
         return PortTakenError(
-            f"The host port {match[1].rstrip(':')} is in use already.",
+            f"The host port {match[1]} is in use already.",
             hint="Choose another host port: -p HOST:CONTAINER, or -p CONTAINER for any free one.",
         )
-    if "is already in use by container" in lower:
+    if re.search(r"name \S+ is already in use", lower):
         return ContainerNameTakenError(
             f"Another container is called '{name}' already.",
             hint=f"Choose another --name, or remove it: docker rm -f {name}",

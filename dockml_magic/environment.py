@@ -97,6 +97,8 @@ class Environment:
         self.reference = plan.choice.reference
         self._next_count: int | None = None
         self._relay: Relay | None = None
+        self._opened: Callable[[Relay], Callable[[], None]] | None = None
+        self._on_close: Callable[[], None] | None = None
         spec = KernelSpec(
             argv=["dockml", "never-run"],
             display_name=plan.choice.title,
@@ -135,6 +137,25 @@ class Environment:
         )
         self._relay.make_ready()
         self._next_count = 1
+        if self._opened is not None:
+            self._on_close = self._opened(self._relay)
+
+    def _disconnect(self) -> None:
+        if self._on_close is not None:
+            self._on_close()
+            self._on_close = None
+        if self._relay is not None:
+            self._relay.close()
+            self._relay = None
+
+    def watch(self, opened: Callable[[Relay], Callable[[], None]]) -> None:
+        """Call `opened` with the relay now, and with each new one after a restart.
+
+        What it returns is called before that relay is closed.
+        """
+        self._opened = opened
+        if self._relay is not None:
+            self._on_close = opened(self._relay)
 
     @property
     def _provisioner(self) -> DockerProvisioner | None:
@@ -207,7 +228,7 @@ class Environment:
             ) from (error if relay else None)
         stores = content.get("store_history", True) and not content.get("silent")
         if count is not None and stores and count != self._next_count and self._is_ipython:
-            self._set_count(relay, count)
+            self._set_count(relay, count, sink)
         reply = relay.execute(header, content, sink, count=count)
         if stores:
             self._next_count = reply.get("execution_count", 0) + 1
@@ -219,7 +240,8 @@ class Environment:
             self._relay is not None and self._relay.kernel_info.get("implementation") == "ipython"
         )
 
-    def _set_count(self, relay: Relay, count: int) -> None:
+    def _set_count(self, relay: Relay, count: int, sink: Sink) -> None:
+        # The sink also gets what a thread of an earlier cell prints meanwhile.
         relay.execute(
             relay.session.msg_header("execute_request"),
             {
@@ -229,7 +251,7 @@ class Environment:
                 "user_expressions": {},
                 "allow_stdin": False,
             },
-            _Collector(),
+            sink,
         )
 
     def run(self, code: str) -> CellResult:
@@ -279,17 +301,13 @@ class Environment:
 
     def restart(self) -> None:
         """Start a new kernel in the same container: variables go, what was installed stays."""
-        if self._relay is not None:
-            self._relay.close()
-            self._relay = None
+        self._disconnect()
         _run(self._manager.restart_kernel(now=True))
         self._connect()
 
     def stop(self) -> None:
         """End the kernel and remove its container. Calling it again is no error."""
-        if self._relay is not None:
-            self._relay.close()
-            self._relay = None
+        self._disconnect()
         if self._manager.provisioner is not None:
             _run(self._manager.shutdown_kernel(now=True))
         self._manager.cleanup_connection_file()

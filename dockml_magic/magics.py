@@ -128,8 +128,7 @@ class DockerMagics(Magics):
 
     def _start(self, name: str, options: RunOptions) -> Environment:
         began = time.perf_counter()
-        environment = Environment(name, options, Path.cwd(), tell).start()
-        self.environments.add(environment)
+        environment = self._start_beside(name, options)
         report = environment.report
         origin = "the image's own" if report["kernel"] == "image" else "the kernel bundle's"
         tell(
@@ -174,6 +173,7 @@ class DockerMagics(Magics):
 
     def _start_beside(self, name: str, options: RunOptions) -> Environment:
         environment = Environment(name, options, Path.cwd(), tell).start()
+        environment.watch(self.router.watch)
         self.environments.add(environment)
         return environment
 

@@ -169,6 +169,8 @@ class Relay:
                     received = self._receive(self._shell)
                     if received["parent_header"].get("msg_id") == msg_id:
                         reply = received["content"]
+            # The poll may have swallowed the signal of something that came right behind.
+            self._pass_on(sink, msg_id, count)
         if count is not None and "execution_count" in reply:
             reply["execution_count"] = count
         return reply
@@ -187,6 +189,16 @@ class Relay:
                         answer: dict[str, Any] = received["content"]
                         return answer
         return None
+
+    @property
+    def fileno(self) -> int:
+        """A file descriptor that becomes readable when output may have arrived."""
+        return int(self._iopub.getsockopt(zmq.FD))
+
+    def drain(self, sink: Sink) -> None:
+        """Pass on what arrived while no cell ran: output of threads and callbacks."""
+        with self._lock:
+            self._pass_on(sink, "", None)
 
     def close(self) -> None:
         """Close the sockets."""

@@ -27,6 +27,7 @@ from jupyter_client.session import DELIM, Session
 from dockml_magic.environment import Environment, Environments
 from dockml_magic.errors import DockmlError
 from dockml_magic.names import LOCAL
+from dockml_magic.relay import Relay
 
 PREFIX = "%docker_"
 CELL_MAGIC = "%%docker_cell"
@@ -302,6 +303,19 @@ class Router:
         }
         self.kernel.send_response(self.kernel.iopub_socket, "error", told)
         return {"status": "error", "user_expressions": {}, "payload": [], **told}
+
+    def watch(self, relay: Relay) -> Callable[[], None]:
+        """Pass on what an environment says while no cell runs; return how to stop that."""
+        if self.kernel is None:  # a terminal shows it with the next cell
+            return lambda: None
+        loop = self.kernel.io_loop.asyncio_loop
+        descriptor = relay.fileno
+        loop.add_reader(descriptor, relay.drain, self.sink)
+
+        def stop() -> None:
+            loop.remove_reader(descriptor)
+
+        return stop
 
     def _do_complete(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def do_complete(code: str, cursor_pos: int) -> Any:

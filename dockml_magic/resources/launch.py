@@ -607,7 +607,9 @@ def run_kernel(config_path, report_fd, mode):
     report.update(ipykernel=__version__, kernel=mode)
     os.write(report_fd, json.dumps(report).encode("utf-8"))
     os.close(report_fd)
-    sys.argv = ["ipykernel_launcher", "-f", config["connection_file"]] + config["extra_arguments"]
+    # With a parent, and that is process 1, ipykernel does not fill the log with its greeting.
+    own = ["-f", config["connection_file"], "--IPKernelApp.parent_handle=1"]
+    sys.argv = ["ipykernel_launcher"] + own + config["extra_arguments"]
     IPKernelApp.launch_instance()
 
 
