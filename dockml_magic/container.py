@@ -430,10 +430,10 @@ class KernelContainer:
             self._raise_if_abandoned()
             try:
                 self._control = ControlChannel(address, self.plan.key)
-                if self._control.wait(lambda s: s.generation > 0, timeout=5.0) is None:
-                    self._control.close()
-                elif self._control.state.phase != "gone":
+                state = self._control.wait(lambda s: s.generation > 0, timeout=5.0)
+                if state is not None and state.phase != "gone":
                     return
+                self._control.close()  # an engine's proxy accepts before anybody listens behind it
             except OSError:
                 pass
             time.sleep(pause)

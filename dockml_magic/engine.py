@@ -378,9 +378,11 @@ class DockerEngine:
 
         with self._translated():
             try:
-                return int(
-                    self._client.api.wait(container_id, timeout=round(timeout))["StatusCode"]
+                ended = self._client.api.wait(
+                    container_id,
+                    timeout=timeout,  # type: ignore[arg-type]  # types-docker says int; a float works
                 )
+                return int(ended["StatusCode"])
             except (
                 self._errors.NotFound,
                 requests.exceptions.ReadTimeout,

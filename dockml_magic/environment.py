@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import zmq
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -34,9 +34,6 @@ from dockml_magic.errors import (
 from dockml_magic.options import RunOptions, parse_words
 from dockml_magic.provisioner import PROVISIONER_NAME, DockerProvisioner
 from dockml_magic.relay import Relay, Sink
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 T = TypeVar("T")
 
@@ -312,7 +309,7 @@ class Environment:
             _run(self._manager.shutdown_kernel(now=True))
         self._manager.cleanup_connection_file()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Environment:
         return self
 
     def __exit__(
