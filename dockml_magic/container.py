@@ -602,12 +602,24 @@ class KernelContainer:
             log_tail=tail.strip(),
         )
 
+    def ask_to_end(self) -> None:
+        """Tell the container to end itself; the engine removes it then."""
+        if self._control is not None:
+            with contextlib.suppress(KernelError):
+                self._control.stop()
+
+    def forget(self) -> None:
+        """Wait until it has ended, and remove its runtime folder. For the end of this process."""
+        if self._control is not None:
+            self._control.wait(lambda s: s.phase == "gone", STOP_TIMEOUT)
+        if self._runtime is not None:
+            shutil.rmtree(self._runtime, ignore_errors=True)
+
     def remove(self) -> None:
         """End the kernel, remove the container and its runtime folder. Being gone is success."""
         try:
+            self.ask_to_end()
             if self._control is not None:
-                with contextlib.suppress(KernelError):
-                    self._control.stop()
                 gone = self._control.wait(lambda s: s.phase == "gone", STOP_TIMEOUT)
                 self._control.close()
                 self._control = None

@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 
 import zmq
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-from jupyter_client.manager import AsyncKernelManager
 
 from dockml_magic.container import KernelContainer, engine_for, make_plan
 from dockml_magic.errors import (
@@ -32,7 +31,7 @@ from dockml_magic.errors import (
     UnknownEnvironmentError,
 )
 from dockml_magic.options import RunOptions, parse_words
-from dockml_magic.provisioner import PROVISIONER_NAME, DockerProvisioner
+from dockml_magic.provisioner import PROVISIONER_NAME, DockerProvisioner, TellingManager
 from dockml_magic.relay import Relay, Sink
 
 T = TypeVar("T")
@@ -84,7 +83,6 @@ class Environment:
     def __init__(
         self, name: str, options: RunOptions, folder: Path, tell: Callable[[str], None]
     ) -> None:
-        self._tell = tell
         self._folder = folder
         # Planned here, in the caller's thread, so that an interrupt ends a pull; the provisioner's
         # own plan finds the image present.
@@ -107,9 +105,10 @@ class Environment:
                 }
             },
         )
-        self._manager = AsyncKernelManager(
+        self._manager = TellingManager(
             kernel_name=self.name, kernel_spec_manager=_OneSpec(spec), log=_manager_log
         )
+        self._manager.tell = tell
 
     def start(self) -> Environment:
         """Start the container and return when its kernel has been seen to deliver output.
@@ -161,8 +160,13 @@ class Environment:
         return provisioner
 
     @property
+    def container(self) -> KernelContainer | None:
+        """The container, None when there is none."""
+        return self._provisioner.container if self._provisioner else None
+
+    @property
     def _container(self) -> KernelContainer:
-        container = self._provisioner.container if self._provisioner else None
+        container = self.container
         if container is None:
             raise KernelError(
                 f"'{self.name}' is not running.", hint=f"Start it with: %docker_env {self.name}"
@@ -172,8 +176,7 @@ class Environment:
     @property
     def container_id(self) -> str:
         """The engine's id of the container, "" when there is none."""
-        container = self._provisioner.container if self._provisioner else None
-        return container.container_id if container else ""
+        return self.container.container_id if self.container else ""
 
     @property
     def report(self) -> Mapping[str, Any]:
@@ -183,8 +186,7 @@ class Environment:
     @property
     def is_alive(self) -> bool:
         """The kernel runs."""
-        container = self._provisioner.container if self._provisioner else None
-        return container is not None and container.poll() is None
+        return self.container is not None and self.container.poll() is None
 
     def _death(self) -> KernelDiedError | None:
         container = self._container
@@ -393,6 +395,14 @@ class Environments:
         for name in self.names():
             with contextlib.suppress(DockmlError):
                 self.stop(name)
+
+    def end(self) -> None:
+        """End all of them as this process ends, when no thread can be started any more."""
+        containers = [c for environment in self if (c := environment.container) is not None]
+        for container in containers:
+            container.ask_to_end()
+        for container in containers:
+            container.forget()
 
 
 def raise_remote_error(reply: Mapping[str, Any]) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import time
 from pathlib import Path
 
 from dockml_magic.errors import ConfigError
 
 _SOCKET_PATH_LIMIT = 107
 """Bytes of a Unix socket's path on Linux (sys/un.h)."""
+
+_LEFT_OVER_AGE = 60.0
+"""Seconds: younger ones may belong to a start that goes on."""
 
 _LONGEST_TAIL = len("/0123456789ab/kernel-5")
 
@@ -37,7 +42,16 @@ def runtime_root() -> Path:
             f"The folder '{root}' is not yours alone.",
             hint="Remove it, or set XDG_RUNTIME_DIR to a folder that only you can open.",
         )
+    _remove_left_overs(root)
     return root
+
+
+def _remove_left_overs(root: Path) -> None:
+    """Remove runtime folders of containers that outlived their notebook; they empty them themselves."""
+    for folder in root.iterdir():
+        with contextlib.suppress(OSError):  # not empty, or another process was quicker
+            if time.time() - folder.stat().st_mtime > _LEFT_OVER_AGE:
+                folder.rmdir()
 
 
 def _writable(folder: str) -> bool:

@@ -36,7 +36,7 @@ def load(shell: InteractiveShell) -> None:
     shell.register_magics(magics)
     setattr(shell, _LOADED, magics)
     magics.router.install()
-    atexit.register(magics.environments.stop_all)
+    atexit.register(magics.environments.end)
 
 
 def unload(shell: InteractiveShell) -> None:
@@ -44,7 +44,7 @@ def unload(shell: InteractiveShell) -> None:
     magics: DockerMagics | None = getattr(shell, _LOADED, None)
     if magics is None:
         return
-    atexit.unregister(magics.environments.stop_all)
+    atexit.unregister(magics.environments.end)
     magics.environments.stop_all()
     magics.router.uninstall()
     for kind, names in magics.magics.items():

@@ -10,12 +10,13 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Dict, Unicode
 
@@ -51,6 +52,12 @@ _HOST_ONLY = frozenset(
     ]
 )
 """Variables that name a place on the host, and would lead nowhere in a container."""
+
+
+class TellingManager(AsyncKernelManager):
+    """A kernel manager with a reader at hand, who is told when something takes time."""
+
+    tell: Callable[[str], None] = print
 
 
 class DockerProvisioner(KernelProvisionerBase):
@@ -105,9 +112,8 @@ class DockerProvisioner(KernelProvisionerBase):
 
     def _tell(self, line: str) -> None:
         self.log.info("%s: %s", self.name, line)
-        listener = getattr(self.parent, "dockml_tell", None)
-        if listener is not None:
-            listener(line)
+        if isinstance(self.parent, TellingManager):
+            self.parent.tell(line)
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Start the container, or the next kernel in it; return when its sockets are bound.

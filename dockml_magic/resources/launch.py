@@ -177,7 +177,7 @@ class Supervisor(object):
         server = self.listen()
         self.start_kernel()
         while not self.stopping:
-            if not self.connections and not self.kept and time.time() > self.deadline:
+            if not self.trusted and not self.kept and time.time() > self.deadline:
                 break
             readable = [server, self.wake_read] + list(self.connections)
             if self.report_fd is not None:
@@ -200,12 +200,22 @@ class Supervisor(object):
             self._reap()
             self._check_bound()
         self._end_kernel()
+        self._empty_folder()
+
+    def _empty_folder(self):
+        """Leave nothing in the runtime folder: nobody may be left outside who would do it."""
+        folder = os.path.dirname(os.path.abspath(self.config_path))
+        for name in os.listdir(folder):
+            try:
+                os.remove(os.path.join(folder, name))
+            except OSError:
+                pass
 
     def _patience(self):
         """Return how long select may sleep, None for ever."""
         if self.state["phase"] == "starting":
             return BOUND_CHECK
-        if not self.connections and not self.kept:
+        if not self.trusted and not self.kept:
             return max(0.0, self.deadline - time.time()) + 0.01
         return None
 
@@ -243,7 +253,12 @@ class Supervisor(object):
             self.attempts = [(path, "image") for path in self._interpreters(first)]
             self.attempts += [(path, "bundle") for path in self._interpreters(first)]
         self.first_report = None
-        self._attempt()
+        if self.attempts:
+            self._attempt()
+        else:  # ours is in a folder that only root may enter, such as /root/miniconda3
+            problem = "user %d may run no Python here, not even %s" % (os.getuid(), first)
+            self.state.update(phase="failed", report={"problem": problem}, exit=None)
+            self.tell()
 
     @staticmethod
     def _interpreters(first):
@@ -366,7 +381,7 @@ class Supervisor(object):
             elif self.attempts:
                 self._attempt()
             else:
-                self.state.update(phase="failed")
+                self.state.update(phase="failed", report=self.state["report"] or self.first_report)
                 self.tell()
             return
         self.state["exit"] = {"code": code, "out_of_memory": oom_kills() > self.oom_before}
@@ -374,8 +389,9 @@ class Supervisor(object):
         self.tell()
 
     def _lacks_bundle(self):
-        """Tell whether the bundle for the first interpreter is not mounted yet."""
-        return not os.path.isfile(bundle_index(self.config, self.first_report or {}))
+        """Tell whether the bundle for the first interpreter that runs is not mounted yet."""
+        index = bundle_index(self.config, self.first_report or {})
+        return bool(index) and not os.path.isfile(index)
 
     def signal_kernel(self, signum):
         """Signal the kernel and what it started."""
@@ -424,7 +440,7 @@ class Supervisor(object):
             try:
                 message = json.loads(line.decode("utf-8"))
                 self._obey(connection, message)
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
                 self._drop(connection)
                 return
 
