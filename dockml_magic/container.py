@@ -430,8 +430,8 @@ class KernelContainer:
             self._raise_if_abandoned()
             try:
                 self._control = ControlChannel(address, self.plan.key)
-                state = self._control.wait(lambda s: s.generation > 0, timeout=5.0)
-                if state is not None and state.phase != "gone":
+                first = self._control.wait(lambda s: s.generation > 0, timeout=5.0)
+                if first is not None and first.phase != "gone":
                     return
                 self._control.close()  # an engine's proxy accepts before anybody listens behind it
             except OSError:

@@ -92,7 +92,7 @@ class Environment:
         self.reference = plan.choice.reference
         self._next_count: int | None = None
         self._relay: Relay | None = None
-        self._opened: Callable[[Relay], Callable[[], None]] | None = None
+        self._opened: Callable[[Environment, Relay], Callable[[], None]] | None = None
         self._on_close: Callable[[], None] | None = None
         spec = KernelSpec(
             argv=["dockml", "never-run"],
@@ -134,7 +134,7 @@ class Environment:
         self._relay.make_ready()
         self._next_count = 1
         if self._opened is not None:
-            self._on_close = self._opened(self._relay)
+            self._on_close = self._opened(self, self._relay)
 
     def _disconnect(self) -> None:
         if self._on_close is not None:
@@ -144,14 +144,14 @@ class Environment:
             self._relay.close()
             self._relay = None
 
-    def watch(self, opened: Callable[[Relay], Callable[[], None]]) -> None:
-        """Call `opened` with the relay now, and with each new one after a restart.
+    def watch(self, opened: Callable[[Environment, Relay], Callable[[], None]]) -> None:
+        """Call `opened` with this and the relay now, and with each new one after a restart.
 
         What it returns is called before that relay is closed.
         """
         self._opened = opened
         if self._relay is not None:
-            self._on_close = opened(self._relay)
+            self._on_close = opened(self, self._relay)
 
     @property
     def _provisioner(self) -> DockerProvisioner | None:
@@ -293,6 +293,11 @@ class Environment:
     ) -> dict[str, Any] | None:
         """Send another shell request, such as complete_request; None if no reply comes in time."""
         return self._relay.request(msg_type, content, timeout) if self._relay else None
+
+    def forward(self, message: Mapping[str, Any]) -> None:
+        """Pass a front end's comm message on to the kernel."""
+        if self._relay is not None:
+            self._relay.forward(message)
 
     def interrupt(self) -> None:
         """Stop the running cell, as the stop button does; from another thread than the one in `run`."""

@@ -147,7 +147,8 @@ class Relay:
         """
         message = {
             # A date of its own, so that two equal pieces of one cell have different signatures.
-            "header": {**header, "msg_type": "execute_request", "date": datetime.now(timezone.utc)},
+            "header": _plain(header)
+            | {"msg_type": "execute_request", "date": datetime.now(timezone.utc)},
             "parent_header": {},
             "metadata": {},
             "content": content,
@@ -174,6 +175,20 @@ class Relay:
         if count is not None and "execution_count" in reply:
             reply["execution_count"] = count
         return reply
+
+    def forward(self, message: Mapping[str, Any]) -> None:
+        """Send a front end's message to the kernel as it is; what comes of it arrives on its own."""
+        with self._lock:
+            self.session.send(
+                self._shell,
+                {
+                    "header": _plain(message["header"]),
+                    "parent_header": message["parent_header"],
+                    "metadata": message["metadata"],
+                    "content": message["content"],
+                },
+                buffers=message["buffers"],
+            )
 
     def request(
         self, msg_type: str, content: Mapping[str, Any], timeout: float
@@ -280,6 +295,11 @@ class Relay:
             yield
         finally:
             signal.signal(signal.SIGINT, passing)
+
+
+def _plain(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a header without the subshell, which the notebook's own kernel may have and another not."""
+    return {key: value for key, value in header.items() if key != "subshell_id"}
 
 
 def _split(frames: Sequence[zmq.Frame]) -> tuple[bytes, list[zmq.Frame]]:

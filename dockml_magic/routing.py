@@ -2,8 +2,10 @@
 
 In a notebook (ipykernel 6 and 7) the host kernel's `do_execute`, `do_complete`, `do_inspect` and
 `do_is_complete` are taken over as instance attributes; deleting them gives everything back. Below
-these, ipykernel does what it always does: busy and idle, execution counts, aborting queued cells. In a terminal
-there is no kernel object; an input transformer turns a routed cell into one call of `%%docker_cell`.
+these, ipykernel does what it always does: busy and idle, execution counts, aborting queued cells. A
+comm that a container's kernel opens (a widget) gets a stand-in in the host's list of comms, which
+sends its messages on. In a terminal there is no kernel object; an input transformer turns a routed
+cell into one call of `%%docker_cell`.
 
 A cell is never parsed as host Python. Lines that begin with `%docker_` are ours and run here; whatever
 stands before and after them goes where cells go at that moment.
@@ -27,7 +29,7 @@ from jupyter_client.session import DELIM, Session
 from dockml_magic.environment import Environment, Environments
 from dockml_magic.errors import DockmlError
 from dockml_magic.names import LOCAL
-from dockml_magic.relay import Relay
+from dockml_magic.relay import Relay, Sink
 
 PREFIX = "%docker_"
 CELL_MAGIC = "%%docker_cell"
@@ -77,6 +79,21 @@ def split_cell(code: str) -> list[Piece]:
     return pieces
 
 
+class RemoteComm:
+    """Stands in the notebook's list of comms for one that a kernel in a container has opened."""
+
+    def __init__(self, content: Mapping[str, Any], environment: Environment) -> None:
+        self.comm_id = content["comm_id"]
+        self.target_name = content["target_name"]
+        self.environment = environment
+
+    def handle_msg(self, message: Mapping[str, Any]) -> None:
+        """Pass a front end's message on to the owner; called by the notebook's comm manager."""
+        self.environment.forward(message)
+
+    handle_close = handle_msg
+
+
 class KernelSink:
     """Publishes a container's messages as the notebook's own, under the parents they carry.
 
@@ -84,12 +101,15 @@ class KernelSink:
     ----------
     kernel : ipykernel.kernelbase.Kernel
         The notebook's own.
+    environment : Environment
+        Where the messages come from.
     errors : bool
         Publish errors too; not where the caller raises them.
     """
 
-    def __init__(self, kernel: Any, *, errors: bool = True) -> None:
+    def __init__(self, kernel: Any, environment: Environment, *, errors: bool = True) -> None:
         self._kernel = kernel
+        self._environment = environment
         self._errors = errors
         self._session: Session = kernel.session
 
@@ -97,10 +117,20 @@ class KernelSink:
         """Sign and send; contents are passed on as they are, without a copy where they are large."""
         if msg_type == "error" and not self._errors:
             return
+        if msg_type in ("comm_open", "comm_close"):
+            self._note_comm(msg_type, _content(parts))
         signature = self._session.sign(
             [part if isinstance(part, bytes) else part.buffer for part in parts[:4]]
         )
         self._kernel.iopub_socket.send_multipart([topic, DELIM, signature, *parts], copy=False)
+
+    def _note_comm(self, msg_type: str, content: Mapping[str, Any]) -> None:
+        """Keep the notebook's list of comms, by which it sends a widget's messages to its owner."""
+        comms = self._kernel.comm_manager.comms
+        if msg_type == "comm_open":
+            comms[content["comm_id"]] = RemoteComm(content, self._environment)
+        else:
+            comms.pop(content["comm_id"], None)
 
     def ask(self, prompt: str, *, password: bool) -> str:
         """Ask the front end."""
@@ -116,8 +146,7 @@ class TerminalSink:
 
     def publish(self, msg_type: str, topic: bytes, parts: Sequence[zmq.Frame | bytes]) -> None:
         """Print it; errors are shown by whoever gets the reply."""
-        part = parts[3]
-        content = json.loads(part if isinstance(part, bytes) else part.bytes)
+        content = _content(parts)
         if msg_type == "stream":
             stream = sys.stdout if content["name"] == "stdout" else sys.stderr
             stream.write(content["text"])
@@ -138,6 +167,12 @@ class TerminalSink:
 
             return getpass.getpass(prompt)
         return input(prompt)
+
+
+def _content(parts: Sequence[zmq.Frame | bytes]) -> dict[str, Any]:
+    part = parts[3]
+    content: dict[str, Any] = json.loads(part if isinstance(part, bytes) else part.bytes)
+    return content
 
 
 class Router:
@@ -164,7 +199,6 @@ class Router:
         self.environments = environments
         self._cell_target = cell_target
         self.kernel: Any = getattr(shell, "kernel", None)
-        self.sink = KernelSink(self.kernel) if self.kernel is not None else TerminalSink(shell)
         self._taken: list[str] = []
         self._splits_this_cell = False
 
@@ -290,7 +324,7 @@ class Router:
         self.kernel._allow_stdin = content["allow_stdin"]
         header = self.kernel.get_parent("shell")["header"]
         try:
-            return environment.execute(header, content, self.sink, count=count)
+            return environment.execute(header, content, self._sink(environment), count=count)
         except DockmlError as error:
             return self._error_reply(error)
 
@@ -304,16 +338,29 @@ class Router:
         self.kernel.send_response(self.kernel.iopub_socket, "error", told)
         return {"status": "error", "user_expressions": {}, "payload": [], **told}
 
-    def watch(self, relay: Relay) -> Callable[[], None]:
+    def _sink(self, environment: Environment, *, errors: bool = True) -> Sink:
+        if self.kernel is None:
+            return TerminalSink(self.shell)
+        return KernelSink(self.kernel, environment, errors=errors)
+
+    # --- between the cells --------------------------------------------------------------------
+
+    def watch(self, environment: Environment, relay: Relay) -> Callable[[], None]:
         """Pass on what an environment says while no cell runs; return how to stop that."""
         if self.kernel is None:  # a terminal shows it with the next cell
             return lambda: None
         loop = self.kernel.io_loop.asyncio_loop
         descriptor = relay.fileno
-        loop.add_reader(descriptor, relay.drain, self.sink)
+        loop.add_reader(descriptor, relay.drain, self._sink(environment))
 
         def stop() -> None:
             loop.remove_reader(descriptor)
+            comms = self.kernel.comm_manager.comms
+            for comm_id, comm in list(comms.items()):
+                if isinstance(comm, RemoteComm) and comm.environment is environment:
+                    del comms[comm_id]
+                    closing = {"comm_id": comm_id, "data": {}}
+                    self.kernel.send_response(self.kernel.iopub_socket, "comm_close", closing)
 
         return stop
 
@@ -378,8 +425,9 @@ class Router:
                 "version": "5.3",
                 "date": datetime.now(timezone.utc),
             }
-        sink = KernelSink(self.kernel, errors=False) if self.kernel is not None else self.sink
-        return environment.execute(header, content, sink, count=count)
+        return environment.execute(
+            header, content, self._sink(environment, errors=False), count=count
+        )
 
     def rest_of_cell(self, line: str) -> str:
         """Return what stands after one of our lines, in a cell that was not split.
