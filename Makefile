@@ -12,7 +12,7 @@ ROWS ?= all
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.ready engine  ## From nothing to executed notebooks on real containers
+demo: $(VENV)/.ready  ## From nothing to executed notebooks on real containers
 	$(BIN)/python -m notebooks.demo
 
 check: $(VENV)/.ready  ## Lint, types, floors and unit tests: seconds, no Docker
@@ -34,7 +34,7 @@ bench: $(VENV)/.ready engine  ## Measure, beside the floor: make bench [ROWS=sta
 	$(BIN)/python -m tests.images.build
 	$(BIN)/python -m tests.bench --rows $(ROWS) --out build/bench
 
-notebooks: $(VENV)/.ready engine  ## Execute the notebooks anew and keep their outputs
+notebooks: $(VENV)/.ready  ## Execute the notebooks anew and keep their outputs
 	$(BIN)/python -m notebooks.demo --in-place
 
 engine: $(VENV)/.ready  ## Make sure that a Docker engine answers; start one if we may

@@ -375,11 +375,19 @@ class KernelContainer:
             },
         }
         launcher = importlib.resources.files("dockml_magic") / "resources" / "launch.py"
-        (self._runtime / "launch.py").write_bytes(launcher.read_bytes())
-        (self._runtime / "config.json").write_text(json.dumps(config))
-        (self._runtime / "connection.json").write_text(json.dumps(inner))
+        files = {
+            "launch.py": launcher.read_bytes(),
+            "config.json": json.dumps(config).encode(),
+            "connection.json": json.dumps(inner).encode(),
+        }
         if self._settings.ca_bundle:
-            shutil.copyfile(self._settings.ca_bundle, self._runtime / CA_FILE)
+            files[CA_FILE] = self._settings.ca_bundle.read_bytes()
+        for name, content in files.items():
+            path = self._runtime / name
+            path.write_bytes(content)
+            path.chmod(0o644)  # for the kernel's user, who may be another than ours; whatever our umask is
+        if self.container_id and not self._shares_files:
+            self.engine.copy_in(self.container_id, self._archive())
 
     def _archive(self) -> bytes:
         """Return the runtime folder as a tar, for an engine that cannot mount it."""
@@ -457,6 +465,8 @@ class KernelContainer:
             )
         )
         try:
+            if not self._shares_files:
+                self.engine.copy_in(container, self._archive())
             self.engine.start(container)
             code = self.engine.wait(container, timeout=10.0)
             tail = self.engine.logs(container, tail=LOG_LINES)
@@ -576,7 +586,7 @@ class KernelContainer:
         if control is None or control.state.phase == "gone":
             raise KernelError("The container is gone.", hint="Start the environment again.")
         generation = control.state.generation + 1
-        control.start(env, cwd)
+        control.start(env, None if self.plan.choice.options.workdir else cwd)
         self._wait_bound(generation)
 
     def death(self, state: KernelState, what: str) -> KernelDiedError:

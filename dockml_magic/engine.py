@@ -271,8 +271,14 @@ class DockerEngine:
         api = self._client.api
         host_config: dict[str, Any] = {
             "auto_remove": spec.auto_remove,
-            "binds": [
-                f"{mount.host_path or mount.volume}:{mount.target}:{'ro' if mount.read_only else 'rw'}"
+            # Not "binds", whose fields are set apart by colons: a folder's name may have one.
+            "mounts": [
+                {
+                    "Type": "bind" if mount.host_path else "volume",
+                    "Source": str(mount.host_path or mount.volume),
+                    "Target": str(mount.target),
+                    "ReadOnly": mount.read_only,
+                }
                 for mount in spec.mounts
             ],
             "port_bindings": {},
@@ -491,7 +497,14 @@ def _error_of(text: str, reference: str, name: str) -> EngineError:
         return ImageUnavailableError(
             reference, f"the registry does not answer: {said}", hint=_PULL_HINT
         )
-    return EngineError(f"The Docker engine refused: {said}")
+    if "unable to find user" in lower or "unable to find group" in lower:
+        return EngineError(said, hint="Use numbers, or a name that is in the image: --user 1000:1000.")
+    if "invalid container name" in lower:
+        return EngineError(said, hint="Choose another --name: letters, digits and _ . - only.")
+    return EngineError(
+        f"The Docker engine refused: {said}",
+        hint="If it is about one of the options, correct it; else the engine's own log says more.",
+    )
 
 
 def _unreachable(endpoint: str, error: Exception) -> EngineUnreachableError:

@@ -35,7 +35,8 @@ def runtime_root() -> Path:
         or not _writable(base)
     ):
         root = Path(f"/tmp/dockml-{os.getuid()}")  # noqa: S108 - checked below
-    root.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        root.mkdir(mode=0o700)
     found = root.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise ConfigError(

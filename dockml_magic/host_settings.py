@@ -30,6 +30,7 @@ _PIP = (
     "retries",
     "disable-pip-version-check",
 )
+_SITE_WIDE = Path("/etc/pip.conf")
 _OTHER = ("LANG", "LC_ALL", "LC_CTYPE", "TZ", "TERM")
 
 
@@ -74,17 +75,18 @@ def _pip_config(environ: Mapping[str, str]) -> dict[str, str]:
     """Return pip's [global] settings, read in pip's order: site-wide, user, this environment."""
     home = Path(environ.get("HOME", "~")).expanduser()
     config = environ.get("XDG_CONFIG_HOME") or home / ".config"
-    files = [
-        Path("/etc/pip.conf"),
-        home / ".pip" / "pip.conf",
-        Path(config) / "pip" / "pip.conf",
-        Path(sys.prefix) / "pip.conf",
-    ]
-    if named := environ.get("PIP_CONFIG_FILE"):
-        files.append(Path(named))
+    named = environ.get("PIP_CONFIG_FILE", "")
+    if named == os.devnull:  # pip reads none at all then
+        return {}
+    files = [_SITE_WIDE]
+    if not named or not Path(named).exists():  # it stands for the user's own
+        files += [home / ".pip" / "pip.conf", Path(config) / "pip" / "pip.conf"]
+    files += [Path(sys.prefix) / "pip.conf", Path(named or os.devnull)]
     parser = configparser.RawConfigParser()
     try:
         parser.read(files, encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError):  # pip will say so in its own words
         return {}
-    return dict(parser["global"]) if parser.has_section("global") else {}
+    if not parser.has_section("global"):
+        return {}
+    return {key.replace("_", "-"): value for key, value in parser["global"].items()}

@@ -91,15 +91,8 @@ class DockerMagics(Magics):
         else:
             self._switch_to(parsed.what, options_from(parsed), fresh=parsed.fresh)
         if rest := self.router.rest_of_cell(line):
-            self._run_here_or_there(rest)
+            self.router.run_piece(rest)
         return None
-
-    def _run_here_or_there(self, code: str) -> None:
-        environment = self.environments.active
-        if environment is None:
-            self.shell.run_cell(code)
-        else:
-            raise_remote_error(self.router.run_cell(environment, code))
 
     def _where_cells_run(self) -> Table:
         active = self.environments.active
@@ -148,7 +141,7 @@ class DockerMagics(Magics):
         if isinstance(where, Environment):
             raise_remote_error(self.router.run_cell(where, cell))
         elif where == LOCAL:
-            self.shell.run_cell(cell).raise_error()
+            self.router.run_locally(cell)
 
     def _cell_target(self, line: str) -> Environment | str:
         """Return where a `%%docker_cell` runs: an environment, "local", or "" where it asked for help."""

@@ -1,8 +1,8 @@
 """The options of `docker run` that we take, in its spelling and with its meaning.
 
 `add_run_options` declares them once; the magics, the command line, the kernelspec and the project
-file all end in the same `RunOptions`. Everything here is pure: nothing looks at the engine or
-the file system.
+file all end in the same `RunOptions`. Everything here is pure: nothing looks at the engine, or
+at the file system beyond a `~` and the links in a path.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 from dockml_magic.errors import ConfigError
@@ -110,6 +111,16 @@ class Volume:
         """A path, not the name of a volume."""
         return self.source.startswith(("/", ".", "~"))
 
+    def host_path(self, folder: Path) -> Path:
+        """Return the source as a path, taken from `folder` where it is relative."""
+        try:
+            return (folder / Path(self.source).expanduser()).resolve()
+        except RuntimeError as error:
+            raise ConfigError(
+                f"-v {self.source}:{self.target}: there is no such user here.",
+                hint="Write the folder's whole path.",
+            ) from error
+
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedPort:
@@ -158,7 +169,7 @@ def parse_volume(text: str) -> Volume:
             f"-v {text}: not HOST-FOLDER:CONTAINER-FOLDER[:ro].", hint="Example: -v /data:/data:ro"
         )
     modes = set(parts[2].split(","))
-    if unknown := modes - {"ro", "rw", "z", "Z"}:
+    if unknown := modes - {"ro", "rw"}:
         raise ConfigError(f"-v {text}: unknown mode '{unknown.pop()}'.", hint="Use ro or rw.")
     return Volume(source=parts[0], target=parts[1], read_only="ro" in modes)
 

@@ -28,6 +28,7 @@ from dockml_magic.options import (
     RunOptions,
     parse_bytes,
     parse_cpus,
+    parse_env,
     parse_gpus,
     parse_publish,
     parse_volume,
@@ -83,7 +84,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         raise ProjectFileError(str(path), "", f"cannot be read: {error}.") from error
     if path.name == "dockml.toml":
         return data
-    table = data.get("tool", {}).get("dockml")
+    tool = data.get("tool")
+    table = tool.get("dockml") if isinstance(tool, dict) else None
     return table if isinstance(table, dict) else None
 
 
@@ -94,7 +96,10 @@ def _parse(path: Path, table: dict[str, Any]) -> Project:
             str(path), prefix + unknown[0], "unknown entry.", hint="Known: environments."
         )
     environments, titles = {}, {}
-    for name, entry in table.get("environments", {}).items():
+    entries = table.get("environments", {})
+    if not isinstance(entries, dict):
+        raise ProjectFileError(str(path), f"{prefix}environments", "not a table.")
+    for name, entry in entries.items():
         key = f"{prefix}environments.{name}"
         if not isinstance(entry, dict):
             raise ProjectFileError(str(path), key, "not a table.")
@@ -138,7 +143,7 @@ def _volumes(value: Any, folder: Path) -> tuple[str, ...]:
         volume = parse_volume(text)
         source = volume.source
         if volume.is_host_path:
-            source = str((folder / Path(source).expanduser()).resolve())
+            source = str(volume.host_path(folder))
         found.append(f"{source}:{volume.target}{':ro' if volume.read_only else ''}")
     return tuple(found)
 
@@ -152,7 +157,9 @@ def _publish(value: Any, _: Path) -> tuple[str, ...]:
 def _env(value: Any, _: Path) -> tuple[str, ...]:
     if isinstance(value, dict):
         return tuple(f"{key}={text}" for key, text in value.items())
-    return tuple(_texts(value))
+    for text in (texts := _texts(value)):
+        parse_env(text, {})
+    return tuple(texts)
 
 
 def _gpus(value: Any, _: Path) -> str:

@@ -5,7 +5,7 @@ In a notebook (ipykernel 6 and 7) the host kernel's `do_execute`, `do_complete`,
 these, ipykernel does what it always does: busy and idle, execution counts, aborting queued cells. A
 comm that a container's kernel opens (a widget) gets a stand-in in the host's list of comms, which
 sends its messages on. In a terminal there is no kernel object; an input transformer turns a routed
-cell into one call of `%%docker_cell`.
+cell into calls of `Router.run_piece`.
 
 A cell is never parsed as host Python. Lines that begin with `%docker_` are ours and run here; whatever
 stands before and after them goes where cells go at that moment.
@@ -24,9 +24,10 @@ from typing import Any
 
 import zmq
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.page import page
 from jupyter_client.session import DELIM, Session
 
-from dockml_magic.environment import Environment, Environments
+from dockml_magic.environment import Environment, Environments, raise_remote_error
 from dockml_magic.errors import DockmlError
 from dockml_magic.names import LOCAL
 from dockml_magic.relay import Relay, Sink
@@ -35,6 +36,9 @@ PREFIX = "%docker_"
 CELL_MAGIC = "%%docker_cell"
 _OURS = re.compile(r"%docker_|%(?:un|re)?load_ext\s+dockml_magic\b")
 _COMPLETE_TIMEOUT = 5.0
+
+_RUN_PIECE = "_dockml_run_piece"
+"""The shell's attribute by which a transformed cell of a terminal calls `Router.run_piece`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +53,8 @@ def split_cell(code: str) -> list[Piece]:
     """Return a cell as its pieces, in order.
 
     Our own lines are those that begin with `%docker_` (or load and unload us) at the left margin,
-    outside a triple-quoted string. A cell that begins with `%%docker_` is ours as a whole; another
-    cell magic keeps its body.
+    outside a triple-quoted string; a backslash at their end continues them. A cell that begins with
+    `%%docker_` is ours as a whole; another cell magic keeps its body.
     """
     if code.lstrip().startswith("%" + PREFIX):
         return [Piece(code=code, is_ours=True)]
@@ -65,6 +69,9 @@ def split_cell(code: str) -> list[Piece]:
         block.clear()
 
     for line in code.splitlines(keepends=True):
+        if pieces and pieces[-1].is_ours and not block and pieces[-1].code.endswith("\\"):
+            pieces[-1] = Piece(code=f"{pieces[-1].code}\n{line.rstrip()}", is_ours=True)
+            continue
         in_string = any(count % 2 for count in quotes.values())
         if not in_string and not in_cell_magic and _OURS.match(line):
             end_block()
@@ -208,6 +215,7 @@ class Router:
         """Take over. Undone by `uninstall`."""
         if self.kernel is None:
             self.shell.input_transformers_cleanup.insert(0, self._transform)
+            setattr(self.shell, _RUN_PIECE, self.run_piece)
             return
         for name in ("do_execute", "do_complete", "do_inspect", "do_is_complete"):
             original = getattr(self.kernel, name)
@@ -218,6 +226,7 @@ class Router:
         """Give everything back as it was."""
         if self.kernel is None:
             self.shell.input_transformers_cleanup.remove(self._transform)
+            delattr(self.shell, _RUN_PIECE)
         for name in self._taken:
             delattr(self.kernel, name)
         self._taken.clear()
@@ -255,7 +264,7 @@ class Router:
                 }
                 try:
                     environment, content["code"] = self._target(piece)
-                except DockmlError as error:
+                except (DockmlError, KeyboardInterrupt) as error:
                     reply = self._error_reply(error)
                     break
                 if environment is not None:
@@ -325,16 +334,17 @@ class Router:
         header = self.kernel.get_parent("shell")["header"]
         try:
             return environment.execute(header, content, self._sink(environment), count=count)
-        except DockmlError as error:
+        except (DockmlError, KeyboardInterrupt) as error:
             return self._error_reply(error)
 
-    def _error_reply(self, error: DockmlError) -> dict[str, Any]:
-        """Publish an error of ours as the cell's, and return the reply that says so."""
-        told = {
-            "ename": type(error).__name__,
-            "evalue": error.message,
-            "traceback": error._render_traceback_(),
-        }
+    def _error_reply(self, error: DockmlError | KeyboardInterrupt) -> dict[str, Any]:
+        """Publish an error of ours as the cell's, and return the reply that says so.
+
+        An interrupt that came before the cell was sent is one too: a front end waits for a reply.
+        """
+        told: dict[str, Any] = {"ename": type(error).__name__, "evalue": "", "traceback": []}
+        if isinstance(error, DockmlError):
+            told |= {"evalue": error.message, "traceback": error._render_traceback_()}
         self.kernel.send_response(self.kernel.iopub_socket, "error", told)
         return {"status": "error", "user_expressions": {}, "payload": [], **told}
 
@@ -425,9 +435,34 @@ class Router:
                 "version": "5.3",
                 "date": datetime.now(timezone.utc),
             }
-        return environment.execute(
+        reply = environment.execute(
             header, content, self._sink(environment, errors=False), count=count
         )
+        if self.kernel is None:
+            self._act_on(reply.get("payload", []))
+        return reply
+
+    def run_piece(self, code: str) -> None:
+        """Run code where cells go at this moment, as (a part of) the cell that runs now.
+
+        Raises
+        ------
+        RemoteCellError
+            If it raises there.
+        """
+        environment = self.environments.active
+        if environment is None:
+            self.run_locally(code)
+        else:
+            raise_remote_error(self.run_cell(environment, code))
+
+    def run_locally(self, code: str) -> None:
+        """Run code in the notebook's own kernel, inside of the cell that runs now; raise its error."""
+        result = self.shell.run_cell(code)  # type: ignore[no-untyped-call]
+        error = result.error_before_exec or result.error_in_exec
+        if error is not None:
+            error._render_traceback_ = list  # it has been shown
+            raise error
 
     def rest_of_cell(self, line: str) -> str:
         """Return what stands after one of our lines, in a cell that was not split.
@@ -435,12 +470,13 @@ class Router:
         That is the case where `%load_ext dockml_magic` stands in the same cell: it began before we
         were there. The lines returned do not run here any more.
         """
-        if self.kernel is None or self._splits_this_cell:
+        running = self.shell.displayhook.exec_result
+        if self._splits_this_cell or running is None:
             return ""
-        code = self.kernel.get_parent("shell").get("content", {}).get("code", "")
-        pieces = split_cell(code)
+        pieces = split_cell(running.info.raw_cell)
         for i, piece in enumerate(pieces):
-            if piece.is_ours and piece.code.split() == [PREFIX + "env", *line.split()]:
+            words = piece.code.replace("\\\n", " ").split()
+            if piece.is_ours and words == [PREFIX + "env", *line.split()]:
                 rest = "".join(p.code + ("\n" if p.is_ours else "") for p in pieces[i + 1 :])
                 if rest.strip():
                     self._skip_the_rest_here()
@@ -463,7 +499,8 @@ class Router:
     # --- a terminal ---------------------------------------------------------------------------
 
     def _transform(self, lines: list[str]) -> list[str]:
-        """Turn a routed cell into calls of our own magics; called by IPython for every cell."""
+        """Turn a routed cell into calls of `run_piece`; called by IPython for every cell."""
+        self._splits_this_cell = True
         code = "".join(lines)
         pieces = split_cell(code)
         has_env_line = len(pieces) > 1 and any(piece.is_ours for piece in pieces)
@@ -471,11 +508,20 @@ class Router:
             return lines
         if len(pieces) == 1 and pieces[0].is_ours:
             return lines
-        call = "get_ipython().run_cell_magic('docker_cell', {}, {!r})\n"
         return [
-            piece.code + "\n" if piece.is_ours else call.format("''", piece.code)
+            piece.code + "\n" if piece.is_ours else f"get_ipython().{_RUN_PIECE}({piece.code!r})\n"
             for piece in pieces
         ]
+
+    def _act_on(self, payload: Sequence[Mapping[str, Any]]) -> None:
+        """Do what a reply asks of a front end, which a terminal is itself."""
+        for item in payload:
+            if item["source"] == "page":
+                page(item["data"].get("text/plain", ""))
+            elif item["source"] == "set_next_input":
+                self.shell.set_next_input(item["text"], replace=item.get("replace", False))
+            elif item["source"] == "ask_exit":
+                self.shell.ask_exit()  # type: ignore[attr-defined]  # every terminal has it
 
     # IPython asks transformers without side effects whether a cell is complete; this one would
     # call every cell complete.

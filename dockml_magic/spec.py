@@ -174,9 +174,7 @@ def container_spec(
         mounts.append(
             Mount(
                 target=PurePosixPath(volume.target),
-                host_path=(workspace / Path(volume.source).expanduser()).resolve()
-                if volume.is_host_path
-                else None,
+                host_path=volume.host_path(workspace) if volume.is_host_path else None,
                 volume="" if volume.is_host_path else volume.source,
                 read_only=volume.read_only,
             )
