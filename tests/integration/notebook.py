@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -70,30 +71,34 @@ class Notebook:
         The notebook's.
     python : Path
         The interpreter of its kernel.
-    spec : KernelSpec, optional
-        Another kernel than ipykernel in `python`.
+    variables : mapping of str to str
+        What is set for that kernel beyond the environment of the tests.
     """
 
-    def __init__(self, folder: Path, python: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, python: Path, variables: Mapping[str, str] = {}) -> None:
         self.folder = folder
         self.manager = KernelManager()
         argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         self.manager._kernel_spec = KernelSpec(argv=argv, language="python")
-        self._start = {"cwd": str(folder), **({"env": dict(env)} if env else {})}
+        self._variables = dict(variables)
         self._cells: dict[str, Cell] = {}
 
     def __enter__(self) -> Notebook:
-        self.manager.start_kernel(**self._start)
+        self.manager.start_kernel(cwd=str(self.folder), env={**os.environ, **self._variables})
         self.client: BlockingKernelClient = self.manager.client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=PATIENCE)
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.client.stop_channels()
-        self.manager.shutdown_kernel()
+        if self.manager.has_kernel:
+            self.manager.shutdown_kernel()
 
     @property
     def pid(self) -> int:
@@ -110,6 +115,10 @@ class Notebook:
     def run(self, code: str, **more: Any) -> Cell:
         """Run a cell to its end."""
         return self.finish(self.send(code, **more))
+
+    def use(self, name: str, *options: str) -> Cell:
+        """Switch to an environment, or start it."""
+        return self.ok(" ".join(["%docker_env", name, *options]))
 
     def ok(self, code: str, **more: Any) -> Cell:
         """Run a cell that must not fail."""

@@ -1,0 +1,223 @@
+"""What the tests on real containers share: an engine, images, folders of their own, and the count at the end.
+
+Each test has its own runtime, cache, home and Jupyter folders. What lasts is the kernel bundles,
+which take long to build: they live in ``DOCKML_TEST_CACHE``, by default ``~/.cache/dockml-tests``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from dockml_magic import container as containers
+from dockml_magic import engine as engines
+from dockml_magic import folders, labels
+from dockml_magic.engine import ContainerState, DockerEngine, connect
+from tests.images.build import build
+from tests.integration.kernels import Kernel
+from tests.integration.waiting import wait_until
+
+_FOLDERS = ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")
+_PIP_SETTINGS = Path("~/.config/pip/pip.conf").expanduser()
+"""The user's own, which `HOME` no longer leads to: a bundle is built with them."""
+
+StartKernel = Callable[..., Kernel]
+RunAs = Callable[..., "subprocess.CompletedProcess[str]"]
+Image = Callable[[str], str]
+Inspect = Callable[[Kernel], dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def engine() -> DockerEngine:
+    """The engine that the environment names. None is a failure: these tests were asked for."""
+    return connect()
+
+
+@pytest.fixture(scope="session")
+def image(engine: DockerEngine) -> Image:
+    """Give a function that builds a test image, unless it is there, and returns its reference."""
+    return lambda name: build([name])[name]
+
+
+@pytest.fixture(scope="session")
+def lasting_cache() -> Path:
+    """Where kernel bundles stay from one run of the tests to the next."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dockml-tests"
+    cache = Path(os.environ.get("DOCKML_TEST_CACHE") or default).expanduser()
+    (cache / "bundles").mkdir(parents=True, exist_ok=True)
+    return cache
+
+
+@contextmanager
+def variables_of_its_own(
+    folder: Path, engine: DockerEngine, cache: Path
+) -> Iterator[dict[str, str]]:
+    """Give variables that lead all programs into folders below `folder`, with the kernel bundles in `cache`.
+
+    The runtime folder, whose path must be short, is in /tmp, and is removed in the end.
+    """
+    runtime = Path(tempfile.mkdtemp(prefix="dk-"))
+    variables = {variable: str(folder / variable.lower()) for variable in _FOLDERS}
+    for path in variables.values():
+        Path(path).mkdir(parents=True)
+    dockml_cache = Path(variables["XDG_CACHE_HOME"]) / "dockml"
+    dockml_cache.mkdir()
+    (dockml_cache / "bundles").symlink_to(cache / "bundles")
+    if _PIP_SETTINGS.is_file():
+        variables["PIP_CONFIG_FILE"] = str(_PIP_SETTINGS)
+    variables["XDG_RUNTIME_DIR"] = str(runtime)
+    variables["JUPYTER_RUNTIME_DIR"] = str(runtime / "jupyter")
+    variables["JUPYTER_PREFER_ENV_PATH"] = "no"  # what is installed beside us must not come first
+    variables["DOCKER_HOST"] = engine.facts.endpoint  # a context would be in the real home
+    yield variables
+    shutil.rmtree(runtime)
+
+
+@pytest.fixture(autouse=True)
+def own_folders(
+    engine: DockerEngine, tmp_path: Path, lasting_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """Give the test folders of its own."""
+    with variables_of_its_own(tmp_path / "own", engine, lasting_cache) as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(containers, "_engines", {})
+        yield Path(variables["XDG_RUNTIME_DIR"])
+
+
+@pytest.fixture
+def own_bundles(own_folders: Path) -> Path:
+    """Give the test an empty folder of kernel bundles, which it fills or not."""
+    folders.bundles_root().unlink()
+    return folders.bundles_root()
+
+
+@pytest.fixture
+def far_engine(monkeypatch: pytest.MonkeyPatch) -> DockerEngine:
+    """Make the engine one that does not see our files, as Docker Desktop's does not."""
+    far = connect()
+    far.facts = replace(far.facts, shares_files=False)
+    monkeypatch.setattr(engines, "connect", lambda name=None: far)
+    return far
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The notebook's folder, and the current one."""
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def inspect(engine: DockerEngine) -> Inspect:
+    """Give a function that returns all that the engine knows of a kernel's container."""
+    return lambda kernel: engine._client.api.inspect_container(kernel.container_id)
+
+
+@pytest.fixture
+def ours(engine: DockerEngine, tmp_path: Path) -> Callable[[], list[ContainerState]]:
+    """Give a function that lists this test's containers: those whose workspace is below `tmp_path`."""
+
+    def find() -> list[ContainerState]:
+        listed = engine.list({labels.SESSION: ""})
+        return [c for c in listed if c.labels[labels.WORKSPACE].startswith(f"{tmp_path}/")]
+
+    return find
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(
+    engine: DockerEngine, ours: Callable[[], list[ContainerState]], own_folders: Path
+) -> Iterator[None]:
+    """Fail a test that leaves a container behind, and show the log of what it left."""
+    yield
+    try:
+        wait_until(lambda: not ours(), timeout=5.0, what="all containers of this test to be gone")
+    finally:
+        for left in ours():
+            print(f"--- {left.name} ({left.image}, {left.status})\n{engine.logs(left.id, 50)}")
+            engine.remove(left.id)
+
+
+@pytest.fixture
+def start(workspace: Path) -> Iterator[StartKernel]:
+    """Give a function that starts a kernel as a front end does; all of them end with the test.
+
+    ``start(NAME, *OPTIONS, **KEYWORDS)``: options as words, keywords as for `Kernel.start`.
+    """
+    running: list[Kernel] = []
+
+    def start_kernel(name: str, *options: str, **keywords: object) -> Kernel:
+        kernel = Kernel.of(name, *options)
+        running.append(kernel)
+        return kernel.start(**{"cwd": str(workspace), **keywords})
+
+    yield start_kernel
+    for kernel in running:
+        kernel.stop()
+
+
+@pytest.fixture
+def run_as(engine: DockerEngine, workspace: Path, own_folders: Path) -> RunAs:
+    """Give a function that runs a Python script as another user, in the workspace.
+
+    The interpreter may lie in a folder that only root enters, so this user may read everything;
+    what they write and which sockets they may use is as for anyone.
+    """
+    setpriv = shutil.which("setpriv")
+    if os.getuid() != 0 or setpriv is None:
+        pytest.skip("only root can become another user, with setpriv of util-linux")
+
+    def run(
+        uid: int, script: str, *arguments: str, may_use_docker: bool
+    ) -> subprocess.CompletedProcess[str]:
+        home = own_folders / f"user-{uid}"
+        for folder in (home, home / "run"):
+            folder.mkdir()
+            os.chown(folder, uid, uid)
+        own_folders.chmod(0o755)
+        docker_group = Path(urlsplit(engine.facts.endpoint).path).stat().st_gid
+        return subprocess.run(
+            [
+                setpriv,
+                *(f"--reuid={uid}", f"--regid={uid}"),
+                f"--groups={docker_group if may_use_docker else uid}",
+                *("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"),
+                *(sys.executable, "-c", script, *arguments),
+            ],
+            env={
+                **os.environ,
+                **dict.fromkeys(_FOLDERS, str(home)),
+                **dict.fromkeys(("XDG_RUNTIME_DIR", "JUPYTER_RUNTIME_DIR"), str(home / "run")),
+                "LOGNAME": "someone",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def write_wheel(folder: Path) -> None:
+    """Write a package that pip can install without a network: tiny, with one module of that name."""
+    with zipfile.ZipFile(folder / "tiny-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny.py", "answer = 42")
+        about = "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n"
+        wheel.writestr("tiny-1.0.dist-info/METADATA", about)
+        wheel.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr("tiny-1.0.dist-info/RECORD", "")

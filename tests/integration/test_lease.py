@@ -1,0 +1,126 @@
+"""The lease: when the process that holds a kernel is gone, however it went, so is the container."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dockml_magic.control import ControlChannel
+from dockml_magic.engine import DockerEngine
+from tests.integration.conftest import Image, StartKernel
+from tests.integration.kernels import write_kernelspec
+from tests.integration.waiting import wait_until
+
+LIMIT = 5.0
+"""Seconds after which no container may be left."""
+
+HOLD = """
+import sys
+from jupyter_client.manager import KernelManager
+manager = KernelManager(kernel_name=sys.argv[1])
+manager.start_kernel()
+client = manager.client()
+client.start_channels()
+client.wait_for_ready(timeout=60)
+client.execute(sys.argv[2])
+print(manager.provisioner.container.container_id, flush=True)
+sys.stdin.readline()
+client.stop_channels()
+"""
+
+STUBBORN = """
+import signal, subprocess, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.Popen([sys.executable, "-c", "while True: pass"])
+while True: pass
+"""
+
+
+def is_gone(engine: DockerEngine, container_id: str) -> bool:
+    return engine.inspect(container_id) is None
+
+
+@pytest.mark.parametrize(
+    ("end", "options", "cell"),
+    [
+        (signal.SIGKILL, (), "pass"),
+        (signal.SIGKILL, ("--transport", "tcp"), "pass"),
+        (signal.SIGKILL, ("--user", "12345:12345"), STUBBORN),
+        (signal.SIGTERM, (), "pass"),
+        (None, (), "pass"),
+    ],
+    ids=["kill -9", "kill -9, tcp", "kill -9, stubborn kernel", "kill", "exit"],
+)
+def test_the_end_of_the_process_ends_the_container(
+    image: Image,
+    engine: DockerEngine,
+    workspace: Path,
+    end: signal.Signals | None,
+    options: tuple[str, ...],
+    cell: str,
+) -> None:
+    spec_name = write_kernelspec(image("dockml/ipykernel:7"), *options)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, spec_name, cell],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        container_id = process.stdout.readline().strip()
+        assert not is_gone(engine, container_id)
+        if end is not None:
+            process.send_signal(end)
+        else:
+            process.communicate("end\n")
+        process.wait()
+        wait_until(lambda: is_gone(engine, container_id), LIMIT)
+
+
+@pytest.mark.parametrize("is_far", [False, True], ids=["local", "far"])
+def test_the_last_of_two_connections_holds_the_lease(
+    start: StartKernel,
+    image: Image,
+    engine: DockerEngine,
+    is_far: bool,
+    request: pytest.FixtureRequest,
+) -> None:
+    if is_far:
+        request.getfixturevalue("far_engine")
+    kernel = start(image("dockml/ipykernel:7"))
+    container = kernel.manager.provisioner.container
+    second = (
+        ControlChannel(container._control._socket.getpeername(), container.plan.key)
+        if is_far
+        else ControlChannel(container._runtime / "control", container.plan.key)
+    )
+    container._control.close()
+    assert kernel.ok("import time; time.sleep(3); 1 + 1").result == "2"  # the grace is 2 s
+    second.close()
+    wait_until(lambda: is_gone(engine, container.container_id), LIMIT)
+
+
+def test_who_does_not_know_the_key_is_told_nothing(start: StartKernel, image: Image) -> None:
+    kernel = start(image("dockml/ipykernel:7"))
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(str(kernel.manager.provisioner.container._runtime / "control"))
+        stranger.sendall(json.dumps({"key": "guessed"}).encode() + b'\n{"op": "stop"}\n')
+        assert stranger.recv(100) == b""
+    assert kernel.ok("1 + 1").result == "2"
+
+
+def test_docker_stop_ends_it_at_once(
+    start: StartKernel, image: Image, engine: DockerEngine
+) -> None:
+    """The first process of a container is deaf to SIGTERM, unless it listens."""
+    kernel = start(image("dockml/ipykernel:7"))
+    container_id = kernel.container_id
+    engine._client.api.kill(container_id, signal="SIGTERM")
+    wait_until(lambda: is_gone(engine, container_id), LIMIT)
+    wait_until(lambda: not kernel.manager.is_alive())

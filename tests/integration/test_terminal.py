@@ -1,0 +1,181 @@
+"""Cells in containers from plain `ipython` in a terminal, where there is no kernel object."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from tests.integration.conftest import Image
+from tests.integration.notebook import PATIENCE, containers_of
+from tests.integration.waiting import wait_until
+
+BARE = "dockml/bare:3.11"
+TF_PY27 = "dockml/tensorflow:1.10.0-py27"
+IPYTHON = [sys.executable, "-m", "IPython", "--no-banner", "--no-confirm-exit", "--colors=nocolor"]
+_ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[a-zA-Z]|\][^\x07]*\x07)")
+
+
+class Terminal:
+    """IPython at a terminal: lines go in, text up to the next prompt comes out."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        self.process = pexpect.spawn(
+            IPYTHON[0],
+            [*IPYTHON[1:], *options],
+            cwd=str(folder),
+            encoding="utf-8",
+            timeout=PATIENCE,
+            dimensions=(60, 200),
+        )
+        self.until_prompt()
+
+    def until_prompt(self) -> str:
+        """Return what is shown up to the next prompt, without colours."""
+        self.process.expect(r"(In \[\d+\]|   \.\.\.+): ")
+        return _ESCAPES.sub("", self.process.before or "").replace("\r\n", "\n")
+
+    def run(self, *lines: str) -> str:
+        """Type lines and return what the last one gave."""
+        shown = ""
+        for line in lines:
+            self.process.sendline(line)
+            shown = self.until_prompt().partition("\n")[2]
+        return shown
+
+    @property
+    def is_at_home(self) -> bool:
+        """Cells run on the host."""
+        return "False" in self.run("__import__('os').path.exists('/run/dockml')")
+
+
+@pytest.fixture
+def terminal(workspace: Path, image: Image) -> Iterator[Terminal]:
+    """IPython with the extension loaded."""
+    image(BARE), image(TF_PY27)
+    terminal = Terminal(workspace, "--simple-prompt")
+    terminal.run("%load_ext dockml_magic")
+    yield terminal
+    terminal.process.close(force=True)
+
+
+def test_cells_run_in_the_environment_and_show_as_local_ones(terminal: Terminal) -> None:
+    assert f"Cells run in '{TF_PY27}'" in terminal.run(f"%docker_env {TF_PY27}")
+    assert terminal.run("print 'hi'").strip() == "hi"
+    assert terminal.run("40 + 2").strip() == "Out[4]: 42"
+    assert "Out[5]: \n" in terminal.run("'a long line '.split() * 12")
+    assert terminal.run("max(Out)").strip() == "Out[6]: 5"
+    assert terminal.run("!echo in $(ls -d /run/dockml)").strip() == "in /run/dockml"
+    error = terminal.run("1 / 0")
+    assert "ZeroDivisionError: integer division or modulo by zero" in error
+    assert "<ipython-input-8-" in error
+    assert "dockml_magic" not in error
+    terminal.run("%docker_env local")
+    assert terminal.is_at_home
+
+
+def test_multi_line_input_still_works(terminal: Terminal) -> None:
+    for place in ("local", BARE, TF_PY27):
+        terminal.run(f"%docker_env {place}")
+        assert terminal.run("def f(x):", "    return x + 1", "", "f(1)").endswith(": 2\n\n")
+
+
+def test_docker_lines_run_in_their_order_with_the_rest_of_the_cell(terminal: Terminal) -> None:
+    here = terminal.run(
+        f"%%docker_cell {BARE}", "import os; print(os.path.exists('/run/dockml'))", "", ""
+    )
+    assert here.strip() == "True"
+    assert terminal.is_at_home
+    here = terminal.run(f"%%docker_cell {BARE}", "1 / 0", "", "")
+    assert here.count("ZeroDivisionError: ") == 1
+    here = terminal.run("%%docker_cell local", "1 / 0", "", "")
+    assert here.count("ZeroDivisionError: ") == 1
+    terminal.run(f"%docker_env {BARE}", "s = '''", "%docker_env local", "'''")
+    assert not terminal.is_at_home
+    assert f"* {BARE}" in terminal.run("%docker_ps")
+
+
+def test_what_a_cell_asks_of_its_front_end_is_done(terminal: Terminal) -> None:
+    terminal.run(f"%docker_env {BARE}")
+    assert "Return the absolute value" in terminal.run("abs?")
+
+
+def test_a_cell_may_ask_at_the_terminal(terminal: Terminal) -> None:
+    terminal.run(f"%docker_env {BARE}")
+    terminal.process.sendline("'Hello ' + input('Who? ')")
+    terminal.process.expect(r"\nWho\? ")
+    assert "Hello Ada" in terminal.run("Ada")
+
+
+def test_ctrl_c_stops_the_remote_cell_and_keeps_its_variables(terminal: Terminal) -> None:
+    for name in (BARE, TF_PY27):
+        terminal.run(f"%docker_env {name}")
+        mark = terminal.folder / f"sleeping-{len(name)}"
+        terminal.process.sendline(
+            f"x = 42; open({mark.name!r}, 'w').close(); import time; time.sleep(600)"
+        )
+        wait_until(mark.exists, what="the cell to run")
+        terminal.process.sendintr()
+        assert "KeyboardInterrupt" in terminal.until_prompt()
+        assert terminal.run("x").endswith(": 42\n\n")
+
+
+def test_ctrl_c_during_the_start_leaves_no_container(terminal: Terminal) -> None:
+    terminal.process.sendline(f"%docker_env {BARE}")
+    wait_until(lambda: containers_of(terminal.folder), what="its container")
+    terminal.process.sendintr()
+    assert "KeyboardInterrupt" in terminal.until_prompt()
+    assert containers_of(terminal.folder) == []
+    assert terminal.is_at_home
+
+
+def test_an_error_of_ours_is_two_or_three_lines(terminal: Terminal) -> None:
+    shown = terminal.run("%docker_env no-such-name").strip()
+    assert shown.startswith("UnknownNameError: ")
+    assert len(shown.splitlines()) in (2, 3)
+
+
+def test_unload_gives_the_terminal_back(terminal: Terminal) -> None:
+    terminal.run(f"%docker_env {BARE}", "%unload_ext dockml_magic")
+    assert containers_of(terminal.folder) == []
+    assert terminal.is_at_home
+    assert "not found" in terminal.run("%docker_ps")
+
+
+@pytest.mark.parametrize("end", ["exit", "kill -9"])
+def test_the_end_of_ipython_leaves_nothing(terminal: Terminal, end: str) -> None:
+    terminal.run(f"%docker_env {BARE}")
+    assert len(containers_of(terminal.folder)) == 1
+    if end == "exit":
+        terminal.process.sendline("exit")
+        terminal.process.expect(pexpect.EOF)
+        assert terminal.process.wait() == 0
+    else:
+        terminal.process.kill(9)
+    wait_until(lambda: not containers_of(terminal.folder), timeout=5.0, what="no container")
+
+
+def test_a_script_of_ipython_may_use_the_magics(workspace: Path, image: Image) -> None:
+    image(BARE)
+    (workspace / "script.ipy").write_text(
+        "import os\n"
+        "%load_ext dockml_magic\n"
+        f"%docker_env {BARE}\n"
+        "import os\n"
+        "print('there', os.path.exists('/run/dockml'))\n"
+        "%docker_env local\n"
+        "print('here', os.path.exists('/run/dockml'))\n"
+    )
+    done = subprocess.run(
+        [*IPYTHON, "script.ipy"], capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
+    assert [line for line in done.stdout.splitlines() if "here " in line] == [
+        "there True",
+        "here False",
+    ]

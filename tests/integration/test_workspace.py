@@ -1,0 +1,281 @@
+"""The workspace, and the options of `docker run`: what a cell sees and what the engine was told."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import Image, Inspect, RunAs, StartKernel
+from tests.integration.kernels import Kernel
+
+SEE_FILE = "import os; os.path.exists({!r})"
+
+
+@pytest.fixture
+def any_image(image: Image) -> str:
+    return image("dockml/ipykernel:7")
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environ_of(kernel: Kernel) -> dict[str, str]:
+    """Return the environment of a kernel."""
+    found = eval(kernel.ok("import os; dict(os.environ)").result)
+    assert isinstance(found, dict)
+    return found
+
+
+# --- folders and files -----------------------------------------------------------------------------
+
+
+def test_the_workspace_is_at_the_same_path_and_the_current_folder(
+    start: StartKernel, any_image: str, workspace: Path
+) -> None:
+    (workspace / "data.txt").write_text("from the host")
+    kernel = start(any_image)
+    assert kernel.ok("import os; os.getcwd()").result == repr(str(workspace))
+    assert kernel.ok("open('data.txt').read()").result == "'from the host'"
+    kernel.ok("open('result.txt', 'w').write('from the container')")
+    assert (workspace / "result.txt").read_text() == "from the container"
+
+
+def test_a_workspace_may_be_called_anything(
+    start: StartKernel, any_image: str, workspace: Path
+) -> None:
+    odd = workspace / "run 1: größer,dst=x"
+    odd.mkdir()
+    kernel = start(any_image, cwd=str(odd))
+    kernel.ok("open('file', 'w').close()")
+    assert (odd / "file").exists()
+
+
+def test_nothing_else_of_the_host_is_mounted(
+    start: StartKernel, any_image: str, workspace: Path, inspect: Inspect
+) -> None:
+    (workspace.parent / "beside").touch()
+    kernel = start(any_image)
+    assert kernel.ok(SEE_FILE.format(str(workspace.parent / "beside"))).result == "False"
+    targets = {mount["Destination"] for mount in inspect(kernel)["Mounts"]}
+    assert targets == {str(workspace), "/run/dockml", "/opt/dockml/bundles"}
+
+
+@pytest.mark.parametrize(
+    ("user", "owner"),
+    [
+        ("", (os.getuid(), os.getgid())),
+        ("12345:23456", (12345, 23456)),
+        ("12345", (12345, 0)),
+        ("root", (0, 0)),
+        ("nobody", (65534, 65534)),
+    ],
+)
+def test_files_belong_to_the_user_of_the_kernel(
+    start: StartKernel, any_image: str, workspace: Path, user: str, owner: tuple[int, int]
+) -> None:
+    workspace.chmod(0o777)
+    kernel = start(any_image, *(["--user", user] if user else []))
+    kernel.ok("open('file', 'w').close()")
+    found = (workspace / "file").stat()
+    assert (found.st_uid, found.st_gid) == owner
+
+
+RUN_A_CELL = """
+import sys
+from dockml_magic import start
+with start(sys.argv[1]) as environment:
+    environment.run("import getpass, os; open('file', 'w').close(); os.mkdir('folder')")
+    print(environment.run("getpass.getuser()").text)
+"""
+
+
+def test_files_of_an_ordinary_user_belong_to_them(
+    any_image: str, workspace: Path, run_as: RunAs
+) -> None:
+    os.chown(workspace, 12345, 12345)
+    done = run_as(12345, RUN_A_CELL, any_image, may_use_docker=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "'someone'\n"
+    for name in ("file", "folder"):
+        assert ((workspace / name).stat().st_uid, (workspace / name).stat().st_gid) == (
+            12345,
+            12345,
+        )
+
+
+def test_a_strict_umask_does_no_harm(start: StartKernel, any_image: str, workspace: Path) -> None:
+    workspace.chmod(0o777)
+    before = os.umask(0o077)
+    try:
+        kernel = start(any_image, "--user", "nobody")
+    finally:
+        os.umask(before)
+    assert kernel.ok("1 + 1").result == "2"
+
+
+def test_a_volume_is_mounted_as_asked(start: StartKernel, any_image: str, workspace: Path) -> None:
+    for name in ("open", "closed"):
+        (workspace / name).mkdir()
+        (workspace / name / "file").write_text(name)
+    absolute = workspace / "open"
+    kernel = start(any_image, "-v", f"{absolute}:/open", "-v", "./closed:/closed:ro")
+    assert kernel.ok("open('/open/file').read(), open('/closed/file').read()").result == (
+        "('open', 'closed')"
+    )
+    kernel.ok("open('/open/new', 'w').write('1')")
+    assert (workspace / "open" / "new").read_text() == "1"
+    refused = kernel.run("open('/closed/new', 'w')")
+    assert "Read-only file system" in refused.reply["evalue"]
+
+
+def test_the_working_directory_is_the_one_asked_for_also_after_a_restart(
+    start: StartKernel, any_image: str
+) -> None:
+    kernel = start(any_image, "-w", "/var/tmp")
+    assert kernel.ok("import os; os.getcwd()").result == "'/var/tmp'"
+    kernel.manager.restart_kernel(now=True)
+    kernel.disconnect()
+    assert kernel.ok("import os; os.getcwd()").result == "'/var/tmp'"
+
+
+# --- variables and settings --------------------------------------------------------------------------
+
+
+def test_variables_are_set_as_docker_run_sets_them(
+    start: StartKernel, any_image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FROM_HOST", "host's value")
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    kernel = start(
+        any_image, "-e", "SET=a=b c", "-e", "FROM_HOST", "-e", "NOT_THERE", "-e", "EMPTY="
+    )
+    found = environ_of(kernel)
+    assert (found["SET"], found["FROM_HOST"], found["EMPTY"]) == ("a=b c", "host's value", "")
+    assert "NOT_THERE" not in found
+
+
+def test_proxies_ca_bundle_and_pip_settings_go_in_and_nothing_else(
+    start: StartKernel, any_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "company.pem"
+    bundle.write_text("the company's certificates")
+    bundle.chmod(0o600)
+    settings = {
+        "https_proxy": "http://proxy.example:3128",
+        "no_proxy": "localhost,.example",
+        "PIP_INDEX_URL": "https://pypi.example/simple",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    kernel = start(any_image, "--user", "12345:12345")
+    found = environ_of(kernel)
+    assert {name: found[name] for name in settings} == settings
+    assert found["HTTPS_PROXY"] == settings["https_proxy"]
+    for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT"):
+        read = kernel.ok(f"open(os.environ[{variable!r}]).read()").result
+        assert read == '"the company\'s certificates"'
+    assert "AWS_SECRET_ACCESS_KEY" not in found
+    assert "XDG_CACHE_HOME" not in found
+    assert "secret" not in found.values()
+
+
+def test_what_the_user_sets_wins_over_what_is_carried_in(
+    start: StartKernel, any_image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    assert environ_of(start(any_image, "-e", "https_proxy=other"))["https_proxy"] == "other"
+
+
+# --- the network --------------------------------------------------------------------------------------
+
+SERVE = """
+import http.server, threading
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(b"from the container")
+    def log_message(self, *words): pass
+server = http.server.HTTPServer(("0.0.0.0", 8000), Handler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+"""
+
+
+def bindings_of(inspected: dict[str, Any]) -> list[tuple[str, int]]:
+    """Return where port 8000 is published."""
+    ports = inspected["NetworkSettings"]["Ports"]["8000/tcp"]
+    return [(port["HostIp"], int(port["HostPort"])) for port in ports]
+
+
+def test_a_published_port_is_reached_on_the_loopback_address_only(
+    start: StartKernel, any_image: str, inspect: Inspect, free_port: int
+) -> None:
+    kernel = start(any_image, "-p", f"{free_port}:8000")
+    assert bindings_of(inspect(kernel)) == [("127.0.0.1", free_port)]
+    kernel.ok(SERVE)
+    connection = http.client.HTTPConnection("127.0.0.1", free_port)
+    connection.request("GET", "/")
+    assert connection.getresponse().read() == b"from the container"
+    connection.close()
+
+
+def test_a_port_without_a_host_port_gets_a_free_one(
+    start: StartKernel, any_image: str, inspect: Inspect
+) -> None:
+    [(address, port)] = bindings_of(inspect(start(any_image, "-p", "8000")))
+    assert address == "127.0.0.1"
+    assert port > 0
+
+
+def test_an_address_that_is_given_is_taken(
+    start: StartKernel, any_image: str, inspect: Inspect, free_port: int
+) -> None:
+    kernel = start(any_image, "-p", f"0.0.0.0:{free_port}:8000")
+    assert bindings_of(inspect(kernel)) == [("0.0.0.0", free_port)]
+
+
+def test_network_none_has_no_way_out(start: StartKernel, any_image: str, inspect: Inspect) -> None:
+    kernel = start(any_image, "--network", "none")
+    assert inspect(kernel)["HostConfig"]["NetworkMode"] == "none"
+    assert kernel.ok("import os; os.listdir('/sys/class/net')").result == "['lo']"
+
+
+def test_network_host_is_the_hosts(start: StartKernel, any_image: str, inspect: Inspect) -> None:
+    kernel = start(any_image, "--network", "host")
+    assert inspect(kernel)["HostConfig"]["NetworkMode"] == "host"
+    assert kernel.ok("import socket; socket.gethostname()").result == repr(socket.gethostname())
+
+
+# --- limits and names ---------------------------------------------------------------------------------
+
+
+def test_limits_and_the_name_are_the_engines(
+    start: StartKernel, any_image: str, inspect: Inspect, tmp_path: Path
+) -> None:
+    name = f"dockml-test-{tmp_path.name}-{os.getpid()}"
+    kernel = start(
+        any_image, "--memory", "256m", "--cpus", "0.5", "--shm-size", "64m", "--name", name
+    )
+    found = inspect(kernel)
+    limits = found["HostConfig"]
+    assert limits["Memory"] == limits["MemorySwap"] == 256 * 1024**2
+    assert limits["NanoCpus"] == 500_000_000
+    assert limits["ShmSize"] == 64 * 1024**2
+    assert found["Name"] == f"/{name}"
+    shm = kernel.ok("import os; s = os.statvfs('/dev/shm'); s.f_blocks * s.f_frsize")
+    assert int(shm.result) == 64 * 1024**2
+
+
+def test_shared_memory_is_large_enough_for_a_data_loader_by_default(
+    start: StartKernel, any_image: str, inspect: Inspect
+) -> None:
+    assert inspect(start(any_image))["HostConfig"]["ShmSize"] == 2 * 1024**3

@@ -1,0 +1,87 @@
+"""What the unit tests share: folders of their own, and no way to reach Docker."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import docker
+import jupyter_core.paths
+import pytest
+
+from dockml_magic import container
+from tests.unit.fake_engine import FakeEngine
+
+_OWN_FOLDERS = (
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "JUPYTER_CONFIG_DIR",
+    "JUPYTER_DATA_DIR",
+    "JUPYTER_RUNTIME_DIR",
+    "IPYTHONDIR",
+    "DOCKER_CONFIG",
+)
+_HOST_SETTINGS = (
+    "DOCKER_",
+    "PIP_",
+    "SSL_CERT_",
+    "REQUESTS_CA",
+    "CURL_CA",
+    "JUPYTER_PATH",
+    "DOCKML_",
+)
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path is short enough for Unix sockets, as `tmp_path` is not."""
+    folder = Path(tempfile.mkdtemp(prefix="dm-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def own_folders(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a test away from the home, the Jupyter folders and the settings of who runs it."""
+    for name in list(os.environ):
+        if name.startswith(_HOST_SETTINGS) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    home = short_folder / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name in _OWN_FOLDERS:
+        monkeypatch.setenv(name, str(home / name.lower()))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_folder))
+    for name in ("ENV_JUPYTER_PATH", "SYSTEM_JUPYTER_PATH"):  # this Python environment's kernels
+        monkeypatch.setattr(jupyter_core.paths, name, [])
+
+
+@pytest.fixture(autouse=True)
+def unreachable_docker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test that makes a client of Docker, whatever endpoint it names."""
+
+    def refuse(*args: Any, **keywords: Any) -> NoReturn:
+        pytest.fail("a unit test reached for Docker")
+
+    monkeypatch.setattr(docker.APIClient, "__init__", refuse)
+    monkeypatch.setattr(container, "_engines", {})
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The notebook's folder, and the current one."""
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    """An engine without images."""
+    return FakeEngine()

@@ -1,0 +1,375 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dockml_magic import container as containers
+from dockml_magic import folders, labels
+from dockml_magic.container import (
+    KernelContainer,
+    _ImageMemory,
+    choose_here,
+    engine_for,
+    make_plan,
+    our_containers,
+    table_of_containers,
+)
+from dockml_magic.control import KernelState
+from dockml_magic.engine import EngineFacts
+from dockml_magic.errors import (
+    ConfigError,
+    DockmlError,
+    GpuUnavailableError,
+    ImageUnavailableError,
+    KernelDiedError,
+    KernelError,
+    KernelMissingError,
+    MountError,
+    PortTakenError,
+    ProjectFileError,
+    UnknownNameError,
+)
+from dockml_magic.gpu import HostGpus
+from dockml_magic.options import RunOptions
+from tests.unit.fake_engine import FakeEngine, Run
+
+IMAGE = "me/mine:1"
+ELSEWHERE = EngineFacts(version="24", api="1.43", endpoint="tcp://gpu1:2376", shares_files=False)
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def plan(
+    engine: FakeEngine, workspace: Path, told: list[str]
+) -> Callable[..., containers.KernelPlan]:
+    """Give a function that plans a kernel; options as keywords."""
+
+    def make(
+        name: str = IMAGE, transport: str | None = None, engine: FakeEngine = engine, **options: Any
+    ) -> containers.KernelPlan:
+        return make_plan(
+            name,
+            RunOptions(**options),
+            workspace,
+            engine=engine,
+            tell=told.append,
+            transport=transport,
+        )
+
+    return make
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[HostGpus], None]:
+    return lambda found: monkeypatch.setattr(containers, "find_gpus", lambda: found)
+
+
+Plan = Callable[..., containers.KernelPlan]
+
+# --- what a name means here -----------------------------------------------------------------------
+
+
+def test_an_image_that_is_here_is_chosen(engine: FakeEngine, workspace: Path) -> None:
+    image = engine.add_image(IMAGE)
+    choice, found = choose_here(IMAGE, RunOptions(), workspace, engine)
+    assert (choice.reference, found) == (IMAGE, image)
+
+
+def test_a_known_image_may_be_missing_and_nothing_is_fetched(
+    engine: FakeEngine, workspace: Path
+) -> None:
+    choice, found = choose_here("tf1.10", RunOptions(), workspace, engine)
+    assert choice.title == "TensorFlow 1.10"
+    assert found is None
+    assert engine.pulled == []
+
+
+def test_the_project_of_the_folder_is_used(engine: FakeEngine, workspace: Path) -> None:
+    (workspace.parent / "dockml.toml").write_text("[environments.mine]\nimage = 'me/mine:1'")
+    choice, _ = choose_here("mine", RunOptions(), workspace, engine)
+    assert choice.reference == IMAGE
+
+
+def test_a_wrong_project_file_is_told(engine: FakeEngine, workspace: Path) -> None:
+    (workspace / "dockml.toml").write_text("[environments.mine]\nimages = 'x'")
+    with pytest.raises(ProjectFileError, match=r"environments\.mine\.images"):
+        choose_here("mine", RunOptions(), workspace, engine)
+
+
+def test_a_workspace_that_does_not_exist_is_told(engine: FakeEngine, workspace: Path) -> None:
+    with pytest.raises(MountError, match=r"The workspace '.*/missing' does not exist"):
+        choose_here(IMAGE, RunOptions(), workspace / "missing", engine)
+
+
+def test_a_mistyped_name_comes_with_the_nearest_ones(engine: FakeEngine, workspace: Path) -> None:
+    engine.add_image("tf110")
+    with pytest.raises(UnknownNameError) as caught:
+        choose_here("tf-1.10", RunOptions(), workspace, engine)
+    assert "tf1.10" in caught.value.suggestions
+
+
+def test_a_bare_word_that_is_a_local_image_is_chosen(engine: FakeEngine, workspace: Path) -> None:
+    image = engine.add_image("mine")
+    assert choose_here("mine", RunOptions(), workspace, engine)[1] == image
+
+
+def test_a_gpu_name_without_gpu_says_so_and_names_the_twin(
+    engine: FakeEngine, workspace: Path, gpus: Callable[[HostGpus], None]
+) -> None:
+    gpus(HostGpus(why_none="it has no NVIDIA GPU"))
+    with pytest.raises(GpuUnavailableError) as caught:
+        choose_here("tf1.10-gpu", RunOptions(), workspace, engine)
+    assert str(caught.value).splitlines() == [
+        "'tf1.10-gpu' needs an NVIDIA GPU, and this machine has none: it has no NVIDIA GPU.",
+        "On the CPU: tf1.10. Or the same image without GPU: tf1.10-gpu --gpus none",
+    ]
+
+
+def test_a_gpu_name_with_a_gpu_or_without_asking_for_one_is_fine(
+    engine: FakeEngine, workspace: Path, gpus: Callable[[HostGpus], None]
+) -> None:
+    gpus(HostGpus(names=("NVIDIA H200",)))
+    assert choose_here("tf1.10-gpu", RunOptions(), workspace, engine)[0].wants_gpu
+    gpus(HostGpus(why_none="no"))
+    choice, _ = choose_here("tf1.10-gpu", RunOptions(gpus="none"), workspace, engine)
+    assert not choice.wants_gpu
+
+
+def test_gpus_of_another_machine_are_the_engines_business(
+    workspace: Path, gpus: Callable[[HostGpus], None]
+) -> None:
+    gpus(HostGpus(why_none="no"))
+    engine = FakeEngine(ELSEWHERE)
+    assert choose_here("tf1.10-gpu", RunOptions(), workspace, engine)[0].wants_gpu
+
+
+# --- the plan -------------------------------------------------------------------------------------
+
+
+def test_a_plan_of_an_image_that_is_here_pulls_nothing(
+    engine: FakeEngine, plan: Plan, workspace: Path, told: list[str]
+) -> None:
+    image = engine.add_image(IMAGE)
+    made = plan()
+    assert (made.image, made.workspace, made.transport) == (image, workspace, "ipc")
+    assert engine.pulled == told == []
+
+
+def test_a_missing_image_is_pulled_and_the_user_told(
+    engine: FakeEngine, plan: Plan, told: list[str]
+) -> None:
+    engine.registry[IMAGE] = ("python",)
+    assert plan().image == engine.find_image(IMAGE)
+    assert engine.pulled == [IMAGE]
+    assert told == [f"pulling {IMAGE}"]
+
+
+def test_pull_policies_are_dockers(engine: FakeEngine, plan: Plan) -> None:
+    engine.registry[IMAGE] = ("python",)
+    with pytest.raises(ImageUnavailableError, match="it is not here, and --pull is never"):
+        plan(pull="never")
+    plan(pull="missing")
+    plan(pull="missing")
+    assert engine.pulled == [IMAGE]
+    plan(pull="always")
+    assert engine.pulled == [IMAGE, IMAGE]
+
+
+def test_an_image_that_nobody_has_is_told(plan: Plan) -> None:
+    with pytest.raises(ImageUnavailableError, match=IMAGE):
+        plan()
+
+
+def test_the_transport_is_chosen_by_the_engine(engine: FakeEngine, plan: Plan) -> None:
+    engine.add_image(IMAGE)
+    elsewhere = FakeEngine(ELSEWHERE)
+    elsewhere.add_image(IMAGE)
+    assert plan().transport == "ipc"
+    assert plan(engine=elsewhere).transport == "tcp"
+
+
+@pytest.mark.parametrize(("asked", "callers"), [("tcp", None), (None, "tcp"), ("ipc", "tcp")])
+def test_the_transport_can_be_asked_for_and_the_callers_wins(
+    engine: FakeEngine, workspace: Path, asked: str | None, callers: str | None
+) -> None:
+    engine.add_image(IMAGE)
+    made = make_plan(
+        IMAGE, RunOptions(transport=asked), workspace, engine=engine, tell=print, transport=callers
+    )
+    assert made.transport == "tcp"
+
+
+def test_ipc_needs_an_engine_that_shares_files(plan: Plan, workspace: Path) -> None:
+    elsewhere = FakeEngine(ELSEWHERE)
+    elsewhere.add_image(IMAGE)
+    with pytest.raises(ConfigError, match="--transport ipc needs an engine on this machine"):
+        make_plan(IMAGE, RunOptions(transport="ipc"), workspace, engine=elsewhere, tell=print)
+
+
+@pytest.mark.parametrize("network", ["none", "host"])
+def test_tcp_needs_a_network_with_ports(engine: FakeEngine, plan: Plan, network: str) -> None:
+    engine.add_image(IMAGE)
+    assert plan(network=network).transport == "ipc"
+    with pytest.raises(ConfigError, match=f"--network {network} leaves no port"):
+        plan(network=network, transport="tcp")
+
+
+def test_keys_differ_and_are_not_shown(engine: FakeEngine, plan: Plan) -> None:
+    engine.add_image(IMAGE)
+    one, two = plan(), plan()
+    assert one.key != two.key
+    assert one.key not in repr(one)
+
+
+# --- a start that fails ---------------------------------------------------------------------------
+
+
+def fail_to_start(engine: FakeEngine, plan: containers.KernelPlan) -> DockmlError:
+    """Start, and return the error; nothing may be left."""
+    container = KernelContainer(engine, plan, print)
+    with pytest.raises(DockmlError) as caught:
+        container.start()
+    assert engine.containers == []
+    assert list(folders.runtime_root().iterdir()) == []
+    assert container.container_id == ""
+    return caught.value
+
+
+def test_an_image_without_python_says_what_was_tried(engine: FakeEngine, plan: Plan) -> None:
+    engine.add_image(IMAGE, programs=("sh",))
+    error = fail_to_start(engine, plan())
+    assert isinstance(error, KernelMissingError)
+    assert error.message == (
+        f"The image '{IMAGE}' has no Python (tried: python, python3, /opt/conda/bin/python, "
+        "/usr/local/bin/python3, python2)."
+    )
+    assert [spec.entrypoint[0] for spec in engine.specs] == list(containers._ENTRIES)
+
+
+def test_a_container_that_ends_at_once_shows_its_log(engine: FakeEngine, plan: Plan) -> None:
+    engine.add_image(IMAGE)
+    engine._behave = lambda spec: Run(output="exec format error\n", exit_code=1)
+    error = fail_to_start(engine, plan())
+    assert isinstance(error, KernelDiedError)
+    assert error.exit_code == 1
+    assert "ended at once (exit code 1)" in error.message
+    assert error.log_tail.strip() == "exec format error"
+
+
+def test_a_port_that_is_taken_leaves_nothing(engine: FakeEngine, plan: Plan) -> None:
+    engine.add_image(IMAGE)
+    engine.busy_ports.add(("127.0.0.1", 8501))
+    error = fail_to_start(engine, plan(publish=("8501:8501",)))
+    assert isinstance(error, PortTakenError)
+
+
+def test_a_volume_that_does_not_exist_leaves_nothing(engine: FakeEngine, plan: Plan) -> None:
+    engine.add_image(IMAGE)
+    error = fail_to_start(engine, plan(volumes=("./missing:/missing",)))
+    assert isinstance(error, MountError)
+
+
+def test_an_image_that_went_meanwhile_leaves_nothing(engine: FakeEngine, plan: Plan) -> None:
+    engine.add_image(IMAGE)
+    made = plan()
+    engine._images.clear()
+    assert isinstance(fail_to_start(engine, made), ImageUnavailableError)
+
+
+def test_a_start_that_is_abandoned_ends_soon(engine: FakeEngine, plan: Plan) -> None:
+    engine.add_image(IMAGE)
+    container = KernelContainer(engine, plan(), print)
+    container.abandon()
+    with pytest.raises(KernelError, match="The start was interrupted"):
+        container.start()
+    assert engine.containers == []
+
+
+# --- what is remembered of an image ---------------------------------------------------------------
+
+
+def test_what_was_found_out_is_kept_by_the_images_id() -> None:
+    memory = _ImageMemory("python3", "/usr/bin/python3", "bundle")
+    memory.write("sha256:0123")
+    assert _ImageMemory.read("sha256:0123") == memory
+    assert _ImageMemory.read("sha256:4567") == _ImageMemory()
+    _ImageMemory.forget("sha256:0123")
+    _ImageMemory.forget("sha256:0123")
+    assert _ImageMemory.read("sha256:0123") == _ImageMemory()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"colour": "red"}'])
+def test_a_memory_of_another_version_is_none(text: str) -> None:
+    _ImageMemory("python3").write("sha256:0123")
+    (path,) = (folders.cache_root() / "images").iterdir()
+    path.write_text(text)
+    assert _ImageMemory.read("sha256:0123") == _ImageMemory()
+
+
+def test_only_what_is_remembered_is_tried(engine: FakeEngine, plan: Plan) -> None:
+    image = engine.add_image(IMAGE, programs=())
+    _ImageMemory("/opt/python").write(image.id)
+    error = fail_to_start(engine, plan())
+    assert "(tried: /opt/python)" in error.message
+    assert _ImageMemory.read(image.id) == _ImageMemory()
+
+
+# --- how a kernel ended ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dead(engine: FakeEngine, plan: Plan) -> KernelContainer:
+    engine.add_image(IMAGE)
+    return KernelContainer(engine, replace(plan(memory=64 * 1024**2)), print)
+
+
+def test_a_kernel_that_was_killed_for_memory_says_which_limit(dead: KernelContainer) -> None:
+    error = dead.death(KernelState(phase="exited", exit_code=137, out_of_memory=True), "It died")
+    assert error.message == "It died: killed for memory, its limit is 64 MiB (--memory)."
+    assert error.out_of_memory
+
+
+def test_a_kernel_that_a_signal_ended_says_which(dead: KernelContainer) -> None:
+    error = dead.death(KernelState(phase="exited", exit_code=139), "It died")
+    assert error.message.startswith("It died (exit code 139")
+    assert "SIGSEGV" in error.message
+
+
+def test_a_container_that_is_gone_is_told(dead: KernelContainer) -> None:
+    assert "its container is gone" in dead.death(KernelState(phase="gone"), "It died").message
+
+
+# --- whose containers -----------------------------------------------------------------------------
+
+
+def test_only_containers_of_this_user_are_ours(engine: FakeEngine, plan: Plan) -> None:
+    engine.add_image(IMAGE)
+    container = KernelContainer(engine, plan(), print)
+    container._runtime = folders.runtime_root()
+    spec = container._spec("python")
+    mine = engine.create(spec)
+    engine.create(replace(spec, name="other", labels={**spec.labels, labels.USER: "99999"}))
+    engine.create(replace(spec, name="foreign", labels={}))
+    assert [found.id for found in our_containers(engine)] == [mine]
+    shown = str(table_of_containers(engine))
+    assert mine[:12] in shown
+    assert len(shown.splitlines()) == 2
+    assert spec.labels[labels.USER] == str(os.getuid())
+
+
+def test_an_engine_is_connected_once_per_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers.engines, "connect", lambda name: FakeEngine())
+    first = engine_for(RunOptions())
+    assert engine_for(RunOptions(memory=5)) is first
+    assert engine_for(RunOptions(engine="unix:///other.sock")) is not first
+    monkeypatch.setenv("DOCKER_HOST", "unix:///another.sock")
+    assert engine_for(RunOptions()) is not first

@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import gc
+import io
+import os
+import platform
+import socket
+import tarfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import docker
+import pytest
+
+from dockml_magic.engine import (
+    DockerEngine,
+    NotStartableError,
+    _endpoint,
+    _error_of,
+    _shares_files,
+    _unreachable,
+    connect,
+    make_archive,
+)
+from dockml_magic.errors import (
+    ContainerNameTakenError,
+    EngineError,
+    EngineTooOldError,
+    EngineUnreachableError,
+    GpuUnavailableError,
+    ImageUnavailableError,
+    PortTakenError,
+)
+
+REAL_INIT = docker.APIClient.__init__
+SOCKET = "unix:///var/run/docker.sock"
+RUNC = (
+    "failed to create shim task: OCI runtime create failed: runc create failed: "
+    "unable to start container process: "
+)
+CONNECTIVITY = "driver failed programming external connectivity on endpoint x (0123): "
+
+
+# --- what the engine says, and what we say --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (RUNC + 'exec: "python": executable file not found in $PATH: unknown', NotStartableError),
+        (
+            RUNC + 'exec: "/opt/conda/bin/python": stat /opt/conda/bin/python: '
+            "no such file or directory: unknown",
+            NotStartableError,
+        ),
+        (RUNC + 'exec: "/etc/passwd": permission denied: unknown', NotStartableError),
+        (
+            "crun: executable file `python` not found in $PATH: No such file or directory: "
+            "OCI runtime attempted to invoke a command that was not found",
+            NotStartableError,
+        ),
+        ("No such image: a/b:1", ImageUnavailableError),
+        ("manifest for a/b:1 not found: manifest unknown: manifest unknown", ImageUnavailableError),
+        (
+            "pull access denied for a/b, repository does not exist or may require 'docker login': "
+            "denied: requested access to the resource is denied",
+            ImageUnavailableError,
+        ),
+        ("unauthorized: authentication required", ImageUnavailableError),
+        (
+            'Get "https://registry-1.docker.io/v2/": dial tcp: lookup registry-1.docker.io: '
+            "no such host",
+            ImageUnavailableError,
+        ),
+        (
+            'Get "https://registry-1.docker.io/v2/": net/http: request canceled while waiting for '
+            "connection (Client.Timeout exceeded while awaiting headers)",
+            ImageUnavailableError,
+        ),
+        (
+            'could not select device driver "" with capabilities: [[gpu]]',
+            GpuUnavailableError,
+        ),
+        ("failed to discover GPU vendor from CDI: no known GPU vendor found", GpuUnavailableError),
+        (
+            "OCI runtime create failed: nvidia-container-cli: requirement error: "
+            "unsatisfied condition: cuda>=12.4",
+            GpuUnavailableError,
+        ),
+        ("network nosuch not found", EngineError),
+        ("unable to find user nobody2: no matching entries in passwd file", EngineError),
+        (
+            "error while creating mount source path '/x': mkdir /x: permission denied",
+            EngineError,
+        ),
+        ("Minimum memory limit allowed is 6MB", EngineError),
+        ("something new", EngineError),
+    ],
+)
+def test_what_the_engine_says_becomes_an_error_of_ours(said: str, error: type[EngineError]) -> None:
+    found = _error_of(said, "a/b:1", "mine")
+    assert type(found) is error
+    assert len(found.message.splitlines()) == 1
+    assert "?" not in found.message
+
+
+@pytest.mark.parametrize(
+    ("said", "port"),
+    [
+        (CONNECTIVITY + "Bind for 127.0.0.1:8501 failed: port is already allocated", "127.0.0.1:8501"),
+        (
+            CONNECTIVITY + "Error starting userland proxy: listen tcp4 127.0.0.1:8501: bind: "
+            "address already in use",
+            "127.0.0.1:8501",
+        ),
+        (
+            "failed to set up container networking: " + CONNECTIVITY
+            + "failed to bind host port for 127.0.0.1:8501:172.17.0.2:80/tcp: address already in use",
+            "127.0.0.1:8501",
+        ),
+        ("failed to bind host port 0.0.0.0:53/tcp: address already in use", "0.0.0.0:53"),
+        ("cannot listen on the TCP port: listen tcp4 :8080: bind: address already in use", ":8080"),
+        ("Bind for [::1]:8080 failed: port is already allocated", "[::1]:8080"),
+    ],
+)  # fmt: skip
+def test_a_port_that_is_taken_is_named(said: str, port: str) -> None:
+    error = _error_of(said, "a/b:1", "mine")
+    assert type(error) is PortTakenError
+    assert error.message == f"The host port {port} is in use already."
+    assert "-p" in error.hint
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'Conflict. The container name "/mine" is already in use by container "0123". You have to '
+        "remove (or rename) that container to be able to reuse that name.",
+        'creating container storage: the container name "mine" is already in use by 0123. You have '
+        "to remove that container to be able to reuse that name: that name is already in use",
+    ],
+)
+def test_a_name_that_is_taken_is_named(said: str) -> None:
+    error = _error_of(said, "a/b:1", "mine")
+    assert type(error) is ContainerNameTakenError
+    assert error.message == "Another container is called 'mine' already."
+    assert "docker rm -f mine" in error.hint
+
+
+def test_what_we_do_not_know_is_said_in_the_engines_words_on_one_line() -> None:
+    error = _error_of("something\n  new", "", "")
+    assert error.message == "The Docker engine refused: something new."
+
+
+def test_an_unknown_network_says_how_to_see_them() -> None:
+    error = _error_of("network nosuch not found", "a/b:1", "mine")
+    assert "docker network ls" in error.hint
+
+
+# --- no engine ------------------------------------------------------------------------------------
+
+
+def test_no_permission_says_which_group_and_that_a_new_login_is_needed() -> None:
+    error = _unreachable(SOCKET, PermissionError(13, "Permission denied"))
+    assert error.message == (
+        "You may not use the Docker engine: no permission for /var/run/docker.sock."
+    )
+    assert "usermod -aG docker $USER" in error.hint
+    assert "new login" in error.hint
+
+
+def test_no_socket_says_how_to_install_and_start_one(tmp_path: Path) -> None:
+    path = tmp_path / "docker.sock"
+    error = _unreachable(f"unix://{path}", FileNotFoundError(2, "No such file or directory"))
+    assert error.message == f"No Docker engine here: {path} does not exist."
+    assert "install" in error.hint
+    assert "systemctl start docker" in error.hint
+
+
+def test_a_socket_nobody_listens_on_says_how_to_start_the_engine(tmp_path: Path) -> None:
+    path = tmp_path / "docker.sock"
+    path.touch()
+    error = _unreachable(f"unix://{path}", ConnectionRefusedError(111, "Connection refused"))
+    assert error.message == f"The Docker engine is not running: unix://{path} refuses connections."
+    assert "systemctl start docker" in error.hint
+
+
+def test_anything_else_is_told_with_the_endpoint() -> None:
+    error = _unreachable("tcp://host:2375", OSError("no route"))
+    assert error.message == "The Docker engine does not answer at tcp://host:2375: no route."
+
+
+# --- where the engine is --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def docker_config() -> Path:
+    """The file in which Docker's command line keeps its settings."""
+    path = Path(os.environ["DOCKER_CONFIG"]) / "config.json"
+    path.parent.mkdir()
+    path.write_text("{}")
+    return path
+
+
+@pytest.fixture
+def context(docker_config: Path) -> str:
+    """A Docker context called work, which is not the current one."""
+    docker.ContextAPI.create_context("work", host="unix:///run/work.sock")
+    assert (docker_config.parent / "contexts").is_dir()
+    return "work"
+
+
+def test_an_endpoint_is_taken_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///run/other.sock")
+    assert _endpoint("tcp://127.0.0.1:2375") == "tcp://127.0.0.1:2375"
+
+
+def test_the_environment_names_the_engine(
+    monkeypatch: pytest.MonkeyPatch, context: str, docker_config: Path
+) -> None:
+    assert _endpoint(None) == SOCKET
+    docker_config.write_text('{"currentContext": "work"}')
+    assert _endpoint(None) == "unix:///run/work.sock"
+    docker_config.write_text("{}")
+    monkeypatch.setenv("DOCKER_CONTEXT", context)
+    assert _endpoint(None) == "unix:///run/work.sock"
+    monkeypatch.setenv("DOCKER_HOST", "unix:///run/other.sock")
+    assert _endpoint(None) == "unix:///run/other.sock"
+
+
+def test_a_context_is_its_endpoint(context: str) -> None:
+    assert _endpoint(context) == "unix:///run/work.sock"
+    assert _endpoint("default") == SOCKET
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK's open()
+def test_an_unknown_context_comes_with_the_known_ones(context: str) -> None:
+    with pytest.raises(EngineUnreachableError, match="no Docker context called 'wrok'") as caught:
+        _endpoint("wrok")
+    assert "'default'" in caught.value.hint
+    assert "'work'" in caught.value.hint
+
+
+def test_an_unknown_context_of_the_environment_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_CONTEXT", "wrok")
+    with pytest.raises(EngineUnreachableError, match="no Docker context called 'wrok'"):
+        _endpoint(None)
+
+
+def test_an_unknown_current_context_is_told(docker_config: Path) -> None:
+    docker_config.write_text('{"currentContext": "wrok"}')
+    with pytest.raises(EngineUnreachableError, match="no Docker context called 'wrok'"):
+        _endpoint(None)
+
+
+HERE = {"OperatingSystem": "Debian", "KernelVersion": platform.release(), "Name": platform.node()}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "info", "shares"),
+    [
+        (SOCKET, HERE, True),
+        (SOCKET, HERE | {"Name": socket.gethostname()}, True),
+        (SOCKET, {"Name": platform.node()}, True),
+        ("tcp://127.0.0.1:2375", HERE, False),
+        (SOCKET, HERE | {"OperatingSystem": "Docker Desktop"}, False),
+        (SOCKET, HERE | {"KernelVersion": "1.0-linuxkit"}, False),
+        (SOCKET, HERE | {"Name": "another-machine"}, False),
+    ],
+)
+def test_files_are_shared_with_an_engine_on_this_very_system(
+    endpoint: str, info: dict[str, Any], *, shares: bool
+) -> None:
+    assert _shares_files(endpoint, info) is shares
+
+
+# --- connecting -----------------------------------------------------------------------------------
+
+
+class Client:
+    """A client of an engine that says what it is told to."""
+
+    api_version = "1.41"
+    options: tuple[str, ...] = ()
+
+    def __init__(self, **keywords: Any) -> None:
+        self.base_url = keywords["base_url"]
+
+    def version(self) -> dict[str, str]:
+        return {"Version": "20.10.24", "ApiVersion": self.api_version}
+
+    def info(self) -> dict[str, Any]:
+        return HERE | {"SecurityOptions": list(self.options)}
+
+
+def test_who_answers_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docker, "DockerClient", Client)
+    monkeypatch.setattr(Client, "options", ("name=seccomp,profile=default", "name=rootless"))
+    facts = DockerEngine("unix:///run/user/1000/docker.sock").facts
+    assert (facts.version, facts.api, facts.endpoint) == (
+        "20.10.24",
+        "1.41",
+        "unix:///run/user/1000/docker.sock",
+    )
+    assert facts.shares_files
+    assert facts.rootless
+
+
+@pytest.mark.parametrize("api_version", ["1.40", "1.9"])
+def test_an_engine_that_is_too_old_is_refused(
+    monkeypatch: pytest.MonkeyPatch, api_version: str
+) -> None:
+    monkeypatch.setattr(docker, "DockerClient", Client)
+    monkeypatch.setattr(Client, "api_version", api_version)
+    with pytest.raises(EngineTooOldError, match=f"its API is {api_version}, and 1.41"):
+        connect()
+
+
+def test_an_engine_on_another_machine_is_refused() -> None:
+    with pytest.raises(EngineUnreachableError, match=r"another machine \(ssh://me@gpu1\)"):
+        connect("ssh://me@gpu1")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its open socket
+def test_an_engine_that_is_not_there_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(docker.APIClient, "__init__", REAL_INIT)
+    with pytest.raises(EngineUnreachableError, match="No Docker engine here") as caught:
+        connect(f"unix://{tmp_path}/docker.sock")
+    assert caught.value.__cause__ is not None
+    del caught
+    gc.collect()
+
+
+def test_a_unit_test_cannot_reach_docker() -> None:
+    with pytest.raises(pytest.fail.Exception, match="a unit test reached for Docker"):
+        connect()
+
+
+# --- archives -------------------------------------------------------------------------------------
+
+
+def test_an_archive_has_the_files_folders_and_owner_it_was_given() -> None:
+    files = {PurePosixPath("/run/x"): None, PurePosixPath("/run/x/file"): b"content"}
+    with tarfile.open(fileobj=io.BytesIO(make_archive(files, uid=5, gid=6))) as archive:
+        folder, file = archive.getmembers()
+        assert (folder.name, folder.isdir(), folder.mode) == ("run/x", True, 0o755)
+        assert (file.name, file.mode, file.uid, file.gid) == ("run/x/file", 0o644, 5, 6)
+        content = archive.extractfile(file)
+        assert content is not None
+        assert content.read() == b"content"
+
+
+def test_an_archive_of_nothing_is_one() -> None:
+    with tarfile.open(fileobj=io.BytesIO(make_archive({}))) as archive:
+        assert archive.getmembers() == []

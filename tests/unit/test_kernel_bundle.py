@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dockml_magic.errors import KernelMissingError
+from dockml_magic.kernel_bundle import (
+    _least,
+    _open_for_reading,
+    _platforms,
+    _unpack,
+    bundle_name,
+    closure,
+    ensure_bundle,
+)
+from tests.unit.fake_engine import FakeEngine
+
+PYTHONS = ("2.7", *(f"3.{minor}" for minor in range(5, 15)))
+REPORT: dict[str, Any] = {
+    "python": "3.11.2",
+    "executable": "/usr/bin/python3",
+    "machine": "x86_64",
+    "libc": "glibc",
+    "libc_version": "2.36",
+}
+
+
+def write_wheel(
+    folder: Path, name: str, version: str, files: dict[str, str], *requires: str
+) -> None:
+    metadata = [f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {r}" for r in requires)]
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        for path, text in files.items():
+            wheel.writestr(path, text)
+        wheel.writestr(f"{name}-{version}.dist-info/METADATA", "\n".join(metadata))
+
+
+def test_a_bundle_is_named_after_python_libc_and_machine() -> None:
+    assert bundle_name(REPORT) == "cp311-glibc2.36-x86_64"
+    assert bundle_name(REPORT | {"python": "2.7.18"}) == "cp27-glibc2.36-x86_64"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_python_has_a_set_of_packages_with_all_that_a_kernel_needs(python: str) -> None:
+    pins = closure(python)
+    names = {name.lower().replace("-", "_") for name in pins}
+    assert names >= {"ipykernel", "ipython", "jupyter_client", "jupyter_core", "pyzmq", "tornado"}
+    assert names >= {"traitlets", "pygments"}
+    assert all(version[0].isdigit() for version, _ in pins.values())
+
+
+def test_an_unknown_python_has_no_set() -> None:
+    assert closure("3.4") == closure("3.99") == {}
+
+
+def test_platforms_are_those_that_a_c_library_can_load() -> None:
+    platforms = _platforms(REPORT | {"libc_version": "2.17"})
+    assert platforms[:3] == [
+        "manylinux_2_17_x86_64",
+        "manylinux2014_x86_64",
+        "manylinux_2_16_x86_64",
+    ]
+    assert platforms[-2:] == ["manylinux_2_5_x86_64", "manylinux1_x86_64"]
+    assert "manylinux2010_x86_64" in platforms
+    assert _platforms(REPORT)[0] == "manylinux_2_36_x86_64"
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"), [("python", "3.4.10"), ("libc", "musl"), ("machine", "riscv64")]
+)
+def test_a_python_that_no_kernel_is_known_for_is_told(
+    fact: str, value: str, tmp_path: Path, engine: FakeEngine
+) -> None:
+    with pytest.raises(KernelMissingError, match=f"No kernel is known .*{value}"):
+        ensure_bundle(REPORT | {fact: value}, tmp_path, engine, "me/mine:1", print)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_that_is_there_is_used(tmp_path: Path, engine: FakeEngine) -> None:
+    folder = tmp_path / bundle_name(REPORT)
+    folder.mkdir()
+    (folder / "bundle.json").touch()
+    told: list[str] = []
+    assert ensure_bundle(REPORT, tmp_path, engine, "me/mine:1", told.append) == folder
+    assert told == []
+    assert engine.specs == []
+
+
+@pytest.fixture
+def wheels(tmp_path: Path) -> Path:
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    folder = tmp_path / "built"
+    folder.mkdir()
+    return folder
+
+
+def test_each_distribution_is_unpacked_into_a_folder_of_its_own(wheels: Path, built: Path) -> None:
+    write_wheel(wheels, "one", "1.0", {"one/__init__.py": "1"}, "Two.Parts>=0.9")
+    write_wheel(wheels, "two_parts", "2.0", {"two.py": "2"})
+    assert _unpack(wheels, built) == [
+        {"name": "one", "version": "1.0", "folder": "one", "at_least": "0"},
+        {"name": "two_parts", "version": "2.0", "folder": "two_parts", "at_least": "0.9"},
+    ]
+    assert (built / "one" / "one" / "__init__.py").read_text() == "1"
+    assert (built / "two_parts" / "two.py").read_text() == "2"
+
+
+def test_data_folders_of_a_wheel_go_where_an_installer_puts_them(wheels: Path, built: Path) -> None:
+    files = {
+        "one/__init__.py": "",
+        "one-1.0.data/purelib/one/pure.py": "pure",
+        "one-1.0.data/platlib/one/plat.py": "plat",
+        "one-1.0.data/scripts/one": "#!python",
+    }
+    write_wheel(wheels, "one", "1.0", files)
+    _unpack(wheels, built)
+    package = built / "one" / "one"
+    assert sorted(path.name for path in package.iterdir()) == ["__init__.py", "plat.py", "pure.py"]
+    assert not (built / "one" / "one-1.0.data").exists()
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".zip"])
+def test_an_old_source_distribution_gives_its_python_files(
+    wheels: Path, built: Path, tmp_path: Path, suffix: str
+) -> None:
+    source = tmp_path / "backports_abc-0.5"
+    for path in ("package/__init__.py", "tests/__init__.py", "docs/x.txt", "module.py", "setup.py"):
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        (source / path).touch()
+    archive = wheels / f"backports_abc-0.5{suffix}"
+    if suffix == ".zip":
+        with zipfile.ZipFile(archive, "w") as zipped:
+            for path_ in source.rglob("*"):
+                zipped.write(path_, path_.relative_to(tmp_path))
+    else:
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.add(source, source.name)
+    (row,) = _unpack(wheels, built)
+    assert (row["name"], row["version"]) == ("backports_abc", "0.5")
+    found = sorted(path.name for path in (built / "backports_abc").iterdir())
+    assert found == ["module.py", "package"]
+
+
+@pytest.mark.parametrize(
+    ("requirements", "least"),
+    [
+        ([], "0"),
+        (["tornado"], "0"),
+        (["tornado>=4.0", "tornado>=4.2,<7", "other>=9"], "4.2"),
+        (["Tornado (>=6.1)"], "6.1"),
+        (["tornado~=5.1", "tornado!=6"], "5.1"),
+        (["tornado==5.*"], "5"),
+        (["tornado>=9 ; extra == 'test'"], "0"),
+        (["not a requirement at all", "tornado>=1"], "1"),
+    ],
+)
+def test_the_least_version_is_what_the_others_ask_for(requirements: list[str], least: str) -> None:
+    assert _least("tornado", requirements) == least
+
+
+def test_any_user_of_a_container_may_read_a_bundle(built: Path) -> None:
+    (built / "package").mkdir(mode=0o700)
+    (built / "package" / "module.py").touch(mode=0o600)
+    _open_for_reading(built)
+    assert (built / "package").stat().st_mode & 0o777 == 0o755
+    assert (built / "package" / "module.py").stat().st_mode & 0o777 == 0o644

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+import dockml_magic
+from dockml_magic import container
+from dockml_magic.errors import ConfigError, UnknownEnvironmentError, UnknownNameError
+from tests.unit.fake_engine import FakeEngine
+
+Magic = Callable[[str], Any]
+
+
+@pytest.fixture(scope="module")
+def ipython() -> Iterator[InteractiveShell]:
+    """A shell, as `ipython` in a terminal has one; its history is off."""
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance()
+    shell.history_manager.enabled = False
+    yield shell
+    atexit.unregister(shell.atexit_operations)
+    shell.atexit_operations()
+    InteractiveShell.clear_instance()
+
+
+@pytest.fixture
+def shell(ipython: InteractiveShell, workspace: Path) -> Iterator[InteractiveShell]:
+    """The shell with the extension loaded."""
+    dockml_magic.load_ipython_extension(ipython)
+    yield ipython
+    dockml_magic.unload_ipython_extension(ipython)
+
+
+@pytest.fixture
+def magic(shell: InteractiveShell) -> Magic:
+    """Give a function that runs a line magic: ``magic("docker_ps -a")``."""
+
+    def run(line: str) -> Any:
+        name, _, rest = line.partition(" ")
+        return shell.run_line_magic(name, rest)
+
+    return run
+
+
+def state(shell: InteractiveShell) -> list[Any]:
+    """Return what the extension may change."""
+    return [
+        {kind: dict(found) for kind, found in shell.magics_manager.magics.items()},
+        dict(shell.magics_manager.registry),
+        list(shell.input_transformers_cleanup),
+        sorted(vars(shell)),
+    ]
+
+
+def test_unloading_gives_everything_back(ipython: InteractiveShell) -> None:
+    before = state(ipython)
+    dockml_magic.load_ipython_extension(ipython)
+    assert state(ipython) != before
+    dockml_magic.unload_ipython_extension(ipython)
+    assert state(ipython) == before
+
+
+def test_loading_and_unloading_twice_does_nothing(ipython: InteractiveShell) -> None:
+    before = state(ipython)
+    for change in (dockml_magic.load_ipython_extension, dockml_magic.unload_ipython_extension):
+        change(ipython)
+        once = state(ipython)
+        change(ipython)
+        assert state(ipython) == once
+    assert state(ipython) == before
+
+
+def test_without_a_name_it_is_said_where_cells_run(
+    magic: Magic, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = magic("docker_env")
+    assert "own kernel" in capsys.readouterr().out
+    assert str(table) == "No environment runs. Start one with: %docker_env NAME"
+    assert str(magic("docker_ps")) == str(table)
+
+
+def test_going_back_is_always_possible(magic: Magic, capsys: pytest.CaptureFixture[str]) -> None:
+    magic("docker_env local")
+    assert capsys.readouterr().out == "Cells run in the notebook's own kernel.\n"
+
+
+@pytest.mark.parametrize("name", ["env", "ps", "stop", "restart"])
+def test_every_magic_has_help(magic: Magic, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert magic(f"docker_{name} -h") is None
+    assert capsys.readouterr().out.startswith(f"usage: %docker_{name}")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("docker_env tf1.10 --memroy 4g", "unrecognized arguments: --memroy 4g"),
+        ("docker_env tf1.10 'x", "No closing quotation"),
+        ("docker_stop", "no environment is active"),
+        ("docker_restart", "no environment is active"),
+    ],
+)
+def test_a_mistake_is_told(magic: Magic, line: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        magic(line)
+
+
+@pytest.mark.parametrize("name", ["docker_stop", "docker_restart"])
+def test_what_does_not_run_cannot_be_stopped(magic: Magic, name: str) -> None:
+    with pytest.raises(
+        UnknownEnvironmentError, match=r"'x' runs in this notebook \(running: none\)"
+    ):
+        magic(f"{name} x")
+
+
+def test_a_cell_needs_an_environment(shell: InteractiveShell) -> None:
+    with pytest.raises(ConfigError, match="%%docker_cell needs a NAME"):
+        shell.run_cell_magic("docker_cell", "", "1")
+
+
+def test_a_local_cell_runs_here(shell: InteractiveShell) -> None:
+    shell.run_cell_magic("docker_cell", "local", "answer = 6 * 7")
+    assert shell.user_ns["answer"] == 42
+
+
+def test_an_unknown_name_leaves_cells_where_they_were(
+    magic: Magic, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container.engines, "connect", lambda name: engine)
+    with pytest.raises(UnknownNameError, match=r"'tf1\.100' is not a known name"):
+        magic("docker_env tf1.100")
+    assert "No environment runs" in str(magic("docker_env"))
+    assert engine.specs == []
+
+
+@pytest.mark.parametrize("cell", ["x = 1\n", "%%time\npass\n", "!ls\n", "%docker_ps\n"])
+def test_a_cell_is_left_alone_while_no_environment_is_active(
+    shell: InteractiveShell, cell: str
+) -> None:
+    before = shell.transform_cell(cell)
+    dockml_magic.unload_ipython_extension(shell)
+    assert shell.transform_cell(cell) == before
+
+
+def test_an_open_block_is_not_complete(shell: InteractiveShell) -> None:
+    assert shell.check_complete("for i in range(3):")[0] == "incomplete"
+    assert shell.check_complete("1 + 1")[0] == "complete"
+
+
+def test_a_cell_with_our_line_is_cut_into_calls(shell: InteractiveShell) -> None:
+    one, two, three = shell.transform_cell("a = 1\n%docker_ps -a\nprint 'x'\n").splitlines()
+    assert "a = 1" in one
+    assert two == "get_ipython().run_line_magic('docker_ps', '-a')"
+    assert "print 'x'" in three
+    assert compile("\n".join([one, two, three]), "cell", "exec")

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
+
+from dockml_magic.errors import KernelError
+from dockml_magic.provisioner import PROVISIONER_NAME, DockerProvisioner, _given_env
+
+
+@pytest.fixture
+def provisioner() -> DockerProvisioner:
+    """One that has started nothing."""
+    return DockerProvisioner(kernel_id="k", kernel_spec=KernelSpec(), name="tf1.10", options={})
+
+
+def test_variables_that_the_host_has_too_are_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OF_THE_HOST", "1")
+    env = {**os.environ, "GIVEN": "2"}
+    assert _given_env(env) == {"GIVEN": "2"}
+    assert _given_env(env | {"OF_THE_HOST": "changed"}) == {"GIVEN": "2", "OF_THE_HOST": "changed"}
+
+
+@pytest.mark.parametrize("name", ["PATH", "HOME", "PYTHONPATH", "JPY_PARENT_PID", "VIRTUAL_ENV"])
+def test_variables_that_lead_to_a_place_on_the_host_are_not_given(name: str) -> None:
+    assert _given_env({name: "/somewhere/else"}) == {}
+
+
+def test_nothing_given_is_nothing() -> None:
+    assert _given_env({}) == {}
+
+
+def test_jupyter_finds_the_provisioner_by_its_name() -> None:
+    (found,) = entry_points(group="jupyter_client.kernel_provisioners", name=PROVISIONER_NAME)
+    assert found.load() is DockerProvisioner
+    factory = KernelProvisionerFactory.instance()
+    config = {"provisioner_name": PROVISIONER_NAME, "config": {}}
+    spec = KernelSpec(metadata={"kernel_provisioner": config}, argv=[sys.executable])
+    assert factory.is_provisioner_available(spec)
+
+
+def test_before_a_start_there_is_no_process(provisioner: DockerProvisioner) -> None:
+    async def ask() -> None:
+        assert not provisioner.has_process
+        assert await provisioner.poll() == 0
+        assert await provisioner.wait() == 0
+        await provisioner.send_signal(2)
+        await provisioner.kill()
+        await provisioner.terminate()
+        await provisioner.shutdown_requested()
+        await provisioner.cleanup()
+
+    asyncio.run(ask())
+
+
+def test_a_kernel_without_a_container_cannot_be_adopted(provisioner: DockerProvisioner) -> None:
+    info = {
+        "kernel_id": "k",
+        "connection_info": {"key": "x"},
+        "name": "tf1.10",
+        "options": {},
+        "workspace": "/",
+        "container": None,
+    }
+    with pytest.raises(KernelError, match="no container"):
+        asyncio.run(provisioner.load_provisioner_info(info))

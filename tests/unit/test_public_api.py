@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import dockml_magic
+from dockml_magic.magics import DockerMagics
+
+MAGICS = {
+    "line": {"docker_env", "docker_ps", "docker_restart", "docker_stop"},
+    "cell": {"docker_cell"},
+}
+DOCKYTERS = {
+    "docker",
+    "docker_status",
+    "docker_backend",
+    "docker_profile",
+    "docker_on",
+    "docker_off",
+}
+"""What the extension dockyter owns; both can be loaded in one notebook."""
+
+
+def test_these_names_are_public() -> None:
+    assert sorted(dockml_magic.__all__) == [
+        "Environment",
+        "__version__",
+        "load_ipython_extension",
+        "start",
+        "unload_ipython_extension",
+    ]
+
+
+def test_every_public_name_is_there() -> None:
+    for name in dockml_magic.__all__:
+        assert getattr(dockml_magic, name) is not None
+
+
+def test_any_other_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'stop'"):
+        dockml_magic.stop  # noqa: B018
+
+
+def test_the_version_is_one() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", dockml_magic.__version__)
+
+
+def test_these_magics_are_ours() -> None:
+    assert {kind: set(names) for kind, names in DockerMagics.magics.items()} == MAGICS
+
+
+def test_magics_of_other_extensions_are_left_alone() -> None:
+    ours = set().union(*DockerMagics.magics.values())
+    assert ours.isdisjoint(DOCKYTERS)
+    assert all(name.startswith("docker_") for name in ours)
+
+
+@pytest.mark.parametrize("name", sorted(set().union(*MAGICS.values())))
+def test_a_magic_says_what_it_does(name: str) -> None:
+    text = getattr(DockerMagics, name).__doc__
+    assert text
+    assert text.splitlines()[0].endswith((".", ":"))
+
+
+def imported_by(statement: str) -> set[str]:
+    """Return the top-level names of the modules that a statement imports in a fresh Python."""
+    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    return set(done.stdout.split())
+
+
+HEAVY = {
+    "IPython",
+    "asyncio",
+    "docker",
+    "ipywidgets",
+    "jupyter_client",
+    "pynvml",
+    "requests",
+    "zmq",
+}
+
+
+def test_importing_the_package_is_cheap() -> None:
+    assert imported_by("import dockml_magic").isdisjoint(HEAVY)
+
+
+def test_the_floors_below_the_engine_need_no_docker_and_no_jupyter() -> None:
+    modules = "catalogue, errors, names, options, project, spec, host_settings, engine, container"
+    found = imported_by(f"from dockml_magic import {modules}")
+    assert found.isdisjoint(HEAVY - {"asyncio"})

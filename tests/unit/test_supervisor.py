@@ -1,0 +1,764 @@
+"""`resources/launch.py` as a real process of this machine, on every Python that is here.
+
+What an image has is a folder on PYTHONPATH; its kernel is `stand_in_kernel.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from dockml_magic import kernel_bundle
+from dockml_magic.control import ControlChannel, KernelState
+from dockml_magic.errors import KernelError
+from tests.unit.waiting import wait_until
+
+LAUNCHER = Path(kernel_bundle.__file__).parent / "resources" / "launch.py"
+STAND_IN = Path(__file__).with_name("stand_in_kernel.py")
+VERSIONS = ("2.7", "3.6", "3.9", "3.11", "3.13")
+EXTREMES = (VERSIONS[0], VERSIONS[-1])
+KEY = "the key"
+TIMEOUT = 20.0
+
+HIDE_SITE_PACKAGES = """
+import sys
+sys.path[:] = [folder for folder in sys.path if not folder.endswith("-packages")]
+"""
+AS_SUBREAPER = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(36, 1); os.execv(sys.argv[1], sys.argv[1:])"
+)
+"""Orphans go to a container's first process; prctl(PR_SET_CHILD_SUBREAPER) makes it so here too."""
+WITH_CHANGE = """
+import sys
+sys.path.insert(0, {folder!r})
+import launch
+{change}
+launch.Supervisor({config!r}).run()
+"""
+
+
+@functools.cache
+def find_python(version: str) -> str | None:
+    """Return a Python of this version: one on PATH that runs, or one of pyenv's."""
+    candidates = [shutil.which(f"python{version}")]
+    with contextlib.suppress(OSError):
+        done = subprocess.run(["pyenv", "root"], capture_output=True, text=True, check=False)
+        versions = Path(done.stdout.strip() or "/nonexistent") / "versions"
+        candidates += map(str, sorted(versions.glob(f"{version}.*/bin/python{version}")))
+    code = "import sys; sys.stdout.write(sys.executable or '')"
+    for candidate in filter(None, candidates):
+        done = subprocess.run([candidate, "-c", code], capture_output=True, text=True, check=False)
+        if done.returncode == 0 and done.stdout:
+            return done.stdout
+    return None
+
+
+def the_python(version: str) -> str:
+    if (python := find_python(version)) is None:
+        pytest.skip(f"needs a Python {version}, on PATH or of pyenv")
+    return python
+
+
+class Machine:
+    """Stands for a container: an interpreter, what the image has, and the runtime folder."""
+
+    def __init__(self, python: str, folder: Path) -> None:
+        self.python = python
+        self.folder = folder
+        self.image = folder / "image"
+        self.programs = folder / "bin"
+        self.bundles = folder / "bundles"
+        self.runtime = folder / "run"
+        for part in (self.image, self.programs, self.bundles, self.runtime, folder / "lib"):
+            part.mkdir()
+        (folder / "lib" / "sitecustomize.py").write_text(HIDE_SITE_PACKAGES)
+        self._events = folder / "events"
+        self._events.touch()
+        self.process: subprocess.Popen[bytes] | None = None
+        self._channels: list[ControlChannel] = []
+        self.config: dict[str, Any] = {
+            "key": KEY,
+            "control": str(self.runtime / "control"),
+            "connection": {
+                "transport": "ipc",
+                "ip": str(self.runtime / "kernel"),
+                **{f"{name}_port": i + 1 for i, name in enumerate(_SOCKETS)},
+            },
+            "connection_file": str(self.runtime / "connection.json"),
+            "extra_arguments": [],
+            "bundles": str(self.bundles),
+            "grace": 30.0,
+            "interpreter": "",
+            "kernel": "",
+            "user": None,
+        }
+
+    # --- the image --------------------------------------------------------------------------------
+
+    def install(self, name: str, version: str = "1.0", *, into: Path | None = None) -> Path:
+        """Put a distribution into the image (or elsewhere) and return its package's folder."""
+        site = into or self.image
+        package = site / name
+        package.mkdir(parents=True)
+        (site / f"{name}-{version}.dist-info").mkdir()
+        (package / "__init__.py").write_text(f"__version__ = {version!r}\n")
+        if name == "ipykernel":
+            shutil.copy(STAND_IN, package / "kernelapp.py")
+        return package
+
+    def give_image_a_kernel(self) -> None:
+        self.install("ipykernel", "4.10.1")
+        self.install("zmq", "17.0")
+
+    def build_bundle(self, report: dict[str, Any], **at_least: str) -> Path:
+        """Make a bundle of ipykernel 9.0, zmq 9.0 and what else is named; return its folder."""
+        bundle = self.bundles / kernel_bundle.bundle_name(report)
+        rows = []
+        for name in ("ipykernel", "zmq", *at_least):
+            self.install(name, "9.0", into=bundle / name)
+            least = at_least.get(name, "0")
+            rows.append({"name": name, "version": "9.0", "folder": name, "at_least": least})
+        (bundle / "bundle.json").write_text(json.dumps({"distributions": rows}))
+        return bundle
+
+    def add_program(self, name: str, script: str) -> None:
+        """Put a program on the image's PATH."""
+        path = self.programs / name
+        path.write_text("#!/bin/sh\n" + script)
+        path.chmod(0o755)
+
+    # --- the supervisor ---------------------------------------------------------------------------
+
+    def write_config(self, **changes: Any) -> None:
+        self.config.update(changes)
+        self.config_path.write_text(json.dumps(self.config))
+        connection = json.dumps(self.config["connection"])
+        (self.runtime / "connection.json").write_text(connection)
+
+    def start(self, *words: str, **changes: Any) -> None:
+        """Start the supervisor; `words` go to the stand-in, `changes` to its configuration."""
+        self.write_config(extra_arguments=list(words), **changes)
+        self.run([self.python, str(LAUNCHER), "supervise", str(self.config_path)])
+
+    @property
+    def config_path(self) -> Path:
+        return self.runtime / "config.json"
+
+    def start_with(self, change: str) -> None:
+        """Start it with something in the script changed."""
+        self.write_config()
+        values = {"folder": str(LAUNCHER.parent), "config": str(self.config_path)}
+        self.run([self.python, "-c", WITH_CHANGE.format(change=change, **values)])
+
+    def run(self, command: list[str]) -> None:
+        env = {
+            "PATH": str(self.programs),
+            "HOME": os.environ["HOME"],
+            "PYTHONPATH": f"{self.folder / 'lib'}{os.pathsep}{self.image}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "STAND_IN_EVENTS": str(self._events),
+        }
+        with (self.folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                command, env=env, cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+
+    def connect(self, key: str = KEY) -> ControlChannel:
+        """Open a control channel as the host does, and wait for the first state."""
+        control = self.config["control"]
+        address = Path(control) if isinstance(control, str) else ("127.0.0.1", control)
+        before = len(self._channels)
+
+        def is_connected() -> bool:
+            assert self.is_running, f"the supervisor ended: {self.log}"
+            with contextlib.suppress(OSError):
+                self._channels.append(ControlChannel(address, key))
+            return len(self._channels) > before
+
+        wait_until(is_connected)
+        channel = self._channels[-1]
+        channel.wait(lambda state: state.generation > 0, TIMEOUT)
+        return channel
+
+    def connect_raw(self, *lines: bytes) -> socket.socket:
+        """Connect and say these lines."""
+        wait_until(lambda: Path(self.config["control"]).exists())
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(TIMEOUT)
+        connection.connect(self.config["control"])
+        connection.sendall(b"".join(line + b"\n" for line in lines))
+        return connection
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def wait(self) -> int:
+        """Wait for the supervisor's end and return its exit code."""
+        assert self.process is not None
+        return self.process.wait(TIMEOUT)
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """Return what the stand-in has noted."""
+        rows = [json.loads(line) for line in self._events.read_text().splitlines()]
+        return [row for row in rows if row["event"] == event]
+
+    @property
+    def kernel_pid(self) -> int:
+        return int(self.events("started")[-1]["pid"])
+
+    def close(self) -> None:
+        """End all of it, whatever state it is in."""
+        for channel in self._channels:
+            channel.close()
+        if self.process is None:
+            return
+        if self.is_running:
+            self.process.terminate()
+        try:
+            self.wait()
+        finally:
+            if self.is_running:
+                self.process.kill()
+                self.process.wait()
+            for event in self.events("started"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(event["pid"], signal.SIGKILL)
+
+
+_SOCKETS = ("shell", "iopub", "stdin", "control", "hb")
+
+
+@pytest.fixture(params=VERSIONS)
+def machine(request: pytest.FixtureRequest, short_folder: Path) -> Iterator[Machine]:
+    """A machine with each Python in turn, and nothing installed."""
+    machine = Machine(the_python(request.param), short_folder)
+    yield machine
+    machine.close()
+
+
+extremes = pytest.mark.parametrize("machine", EXTREMES, indirect=True)
+newest = pytest.mark.parametrize("machine", EXTREMES[-1:], indirect=True)
+
+
+def wait_for(channel: ControlChannel, phase: str, generation: int = 0) -> KernelState:
+    state = channel.wait(lambda s: s.phase == phase and s.generation >= generation, TIMEOUT)
+    assert state is not None, f"still {channel.state}"
+    assert state.phase == phase, f"{state.phase} while waiting for {phase}"
+    return state
+
+
+def is_process(pid: int) -> bool:
+    """Tell whether this process runs; one that is dead and not yet collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# --- a kernel from the image ----------------------------------------------------------------------
+
+
+def test_the_images_own_kernel_is_bound_and_reported(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start()
+    state = wait_for(machine.connect(), "bound")
+    assert state.generation == 1
+    assert state.exit_code is None
+    assert state.report["kernel"] == "image"
+    assert state.report["ipykernel"] == "4.10.1"
+    assert Path(state.report["executable"]).resolve() == Path(machine.python).resolve()
+    version = subprocess.run(
+        [machine.python, "-c", "import platform; print(platform.python_version())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    assert state.report["python"] == version
+    names = [Path(f"{machine.runtime}/kernel-{port}") for port in range(1, 6)]
+    assert all(path.stat().st_mode & 0o777 == 0o666 for path in names)
+
+
+@extremes
+def test_a_signal_reaches_the_kernel_which_goes_on(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start()
+    channel = machine.connect()
+    wait_for(channel, "bound")
+    channel.signal(signal.SIGINT)
+    wait_until(lambda: machine.events("interrupted"))
+    assert channel.state.phase == "bound"
+    assert is_process(machine.kernel_pid)
+
+
+def test_a_restart_is_in_place_with_the_env_and_folder_that_are_given(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start()
+    channel = machine.connect()
+    wait_for(channel, "bound")
+    channel.signal(signal.SIGKILL)
+    assert wait_for(channel, "exited").exit_code == 128 + signal.SIGKILL
+    assert machine.is_running
+    channel.start({"STAND_IN_GIVEN": "yes"}, str(machine.image))
+    state = wait_for(channel, "bound", generation=2)
+    assert state.generation == 2
+    assert state.exit_code is None
+    first, second = machine.events("started")
+    assert first["pid"] != second["pid"]
+    assert str(LAUNCHER.parent) not in first["path"]
+    assert (first["given"], second["given"]) == (None, "yes")
+    assert (first["cwd"], second["cwd"]) == (str(machine.folder), str(machine.image))
+
+
+@newest
+def test_a_third_kernel_keeps_the_env_of_the_second(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start()
+    channel = machine.connect()
+    for generation, env in enumerate([{"STAND_IN_GIVEN": "yes"}, {}], 2):
+        wait_for(channel, "bound", generation - 1)
+        channel.signal(signal.SIGKILL)
+        wait_for(channel, "exited")
+        channel.start(env, None)
+    wait_for(channel, "bound", 3)
+    assert [event["given"] for event in machine.events("started")] == [None, "yes", "yes"]
+
+
+@newest
+def test_the_exit_code_of_a_kernel_is_told(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start()
+    channel = machine.connect()
+    wait_for(channel, "bound")
+    channel.signal(signal.SIGUSR1)
+    state = wait_for(channel, "exited")
+    assert (state.exit_code, state.out_of_memory) == (7, False)
+
+
+@extremes
+def test_a_kernel_that_dies_at_start_has_exited(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start("dies")
+    state = wait_for(machine.connect(), "exited")
+    assert state.exit_code == 3
+    assert state.report["kernel"] == "image"
+
+
+@newest
+def test_a_start_while_a_kernel_runs_changes_nothing(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start()
+    channel = machine.connect()
+    wait_for(channel, "bound")
+    channel.start({}, None)
+    channel.signal(signal.SIGINT)
+    wait_until(lambda: machine.events("interrupted"))
+    assert channel.state.generation == 1
+    assert len(machine.events("started")) == 1
+
+
+# --- the control channel --------------------------------------------------------------------------
+
+
+@extremes
+def test_a_wrong_key_is_refused_without_a_word(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start()
+    with machine.connect_raw(b'{"key": "wrong"}', b'{"op": "stop"}') as stranger:
+        assert stranger.recv(1) == b""
+    assert wait_for(machine.connect(), "bound").generation == 1
+
+
+@extremes
+def test_who_does_not_begin_with_the_key_is_refused(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start()
+    for line in (b"GET / HTTP/1.1", b"\xff\xfe\x00", b"3", b"[]", b"null", b'{"op": "stop"}'):
+        with machine.connect_raw(line) as stranger:
+            assert stranger.recv(1) == b"", line
+    assert machine.is_running
+
+
+@extremes
+def test_a_line_that_is_not_understood_ends_the_connection_only(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start()
+    channel = machine.connect()
+    wait_for(channel, "bound")
+    key = json.dumps({"key": KEY}).encode()
+    for signum in (b"", b'"x"', b"null", b"100000000000000000000"):
+        with machine.connect_raw(key, b'{"op": "signal", "signum": %s}' % signum) as other:
+            while other.recv(65536):
+                pass
+    channel.signal(signal.SIGINT)
+    wait_until(lambda: machine.events("interrupted"))
+
+
+@newest
+def test_a_signal_that_does_not_exist_is_ignored(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start()
+    channel = machine.connect()
+    wait_for(channel, "bound")
+    channel.signal(999)
+    channel.signal(signal.SIGINT)
+    wait_until(lambda: machine.events("interrupted"))
+    assert channel.state.phase == "bound"
+
+
+@newest
+def test_a_line_may_come_in_pieces(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start()
+    with machine.connect_raw() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        for piece in (b'{"ke', b'y": "the', b' key"}\n'):
+            connection.sendall(piece)
+        assert b"generation" in connection.recv(65536)
+
+
+@newest
+def test_all_connections_are_told(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start()
+    one, two = machine.connect(), machine.connect()
+    wait_for(one, "bound")
+    wait_for(two, "bound")
+    one.signal(signal.SIGUSR1)
+    assert wait_for(one, "exited").exit_code == wait_for(two, "exited").exit_code == 7
+
+
+# --- the lease ------------------------------------------------------------------------------------
+
+
+def test_the_container_ends_when_the_last_connection_is_gone(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start(grace=0.01)
+    one, two = machine.connect(), machine.connect()
+    wait_for(one, "bound")
+    one.close()
+    two.signal(signal.SIGINT)
+    wait_until(lambda: machine.events("interrupted"))
+    assert machine.is_running
+    two.close()
+    assert machine.wait() == 0
+    assert not is_process(machine.kernel_pid)
+
+
+@newest
+def test_who_comes_back_within_the_grace_time_finds_the_kernel(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start()
+    channel = machine.connect()
+    wait_for(channel, "bound")
+    channel.close()
+    assert wait_for(machine.connect(), "bound").generation == 1
+    assert len(machine.events("started")) == 1
+
+
+@extremes
+def test_a_stranger_does_not_hold_the_lease(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start(grace=0.01)
+    channel = machine.connect()
+    with machine.connect_raw() as stranger:
+        channel.close()
+        assert machine.wait() == 0
+        assert stranger.recv(1) == b""
+
+
+@extremes
+def test_a_container_that_is_kept_outlives_its_connections(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start(grace=0.0, keep=True)
+    channel = machine.connect()
+    wait_for(channel, "bound")
+    channel.close()
+    with machine.connect_raw(json.dumps({"key": KEY}).encode()) as connection:
+        assert json.loads(connection.recv(65536))["phase"] == "bound"
+        connection.sendall(b'{"op": "keep", "keep": false}\n')
+    assert machine.wait() == 0
+
+
+@newest
+def test_a_container_can_be_kept_later(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start(grace=0.0)
+    with machine.connect_raw(json.dumps({"key": KEY}).encode()) as connection:
+        while b'"bound"' not in connection.recv(65536):
+            pass
+        connection.sendall(b'{"op": "keep", "keep": true}\n')
+    assert wait_for(machine.connect(), "bound").generation == 1
+
+
+@extremes
+def test_nobody_ever_connects(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start_with("launch.FIRST_CONTACT = 0.05")
+    assert machine.wait() == 0
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+@extremes
+def test_stop_ends_kernel_and_container(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start()
+    channel = machine.connect()
+    wait_for(channel, "bound")
+    channel.stop()
+    assert machine.wait() == 0
+    wait_for(channel, "gone")
+    assert not is_process(machine.kernel_pid)
+    assert list(machine.runtime.iterdir()) == []
+    with pytest.raises(KernelError, match="The container is gone"):
+        channel.signal(signal.SIGINT)
+
+
+@newest
+def test_a_kernel_that_does_not_end_when_asked_is_killed(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start("stubborn")
+    channel = machine.connect()
+    wait_for(channel, "bound")
+    channel.stop()
+    assert machine.wait() == 0
+    wait_until(lambda: not is_process(machine.kernel_pid))
+
+
+@extremes
+def test_sigterm_ends_kernel_and_container(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start()
+    wait_for(machine.connect(), "bound")
+    assert machine.process is not None
+    machine.process.send_signal(signal.SIGTERM)
+    assert machine.wait() == 0
+    assert not is_process(machine.kernel_pid)
+
+
+@extremes
+def test_sigint_of_the_container_interrupts_the_kernel(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start()
+    channel = machine.connect()
+    wait_for(channel, "bound")
+    assert machine.process is not None
+    machine.process.send_signal(signal.SIGINT)
+    wait_until(lambda: machine.events("interrupted"))
+    assert channel.state.phase == "bound"
+
+
+@extremes
+def test_orphans_are_collected(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    gate = machine.folder / "events.wait"
+    gate.touch()
+    machine.write_config(extra_arguments=["orphan"])
+    program = [machine.python, str(LAUNCHER), "supervise", str(machine.config_path)]
+    machine.run([machine.python, "-c", AS_SUBREAPER, *program])
+    channel = machine.connect()
+    wait_for(channel, "bound")
+    assert machine.process is not None
+    children = Path(f"/proc/{machine.process.pid}/task/{machine.process.pid}/children")
+    wait_until(lambda: len(children.read_text().split()) == 2)
+    gate.unlink()
+    wait_until(lambda: len(children.read_text().split()) == 1)
+    assert channel.state.phase == "bound"
+
+
+# --- the kernel bundle, and other interpreters ----------------------------------------------------
+
+
+@extremes
+def test_an_image_without_ipykernel_needs_the_bundle_and_runs_it(machine: Machine) -> None:
+    machine.start()
+    channel = machine.connect()
+    state = wait_for(channel, "need_bundle")
+    assert "No module named" in state.report["problem"]
+    machine.build_bundle(dict(state.report))
+    channel.start({}, None)
+    state = wait_for(channel, "bound", generation=2)
+    assert (state.report["kernel"], state.report["ipykernel"]) == ("bundle", "9.0")
+
+
+@extremes
+def test_an_own_ipykernel_that_is_broken_is_passed_over_for_the_bundle(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    (machine.image / "ipykernel" / "kernelapp.py").write_text("raise ImportError('broken')")
+    machine.start()
+    channel = machine.connect()
+    state = wait_for(channel, "need_bundle")
+    assert state.report["problem"] == "ImportError: broken"
+    bundle = machine.build_bundle(dict(state.report))
+    channel.start({}, None)
+    assert wait_for(channel, "bound", generation=2).report["ipykernel"] == "9.0"
+    (started,) = machine.events("started")
+    assert started["origin"]["ipykernel"].startswith(str(bundle))
+    assert started["origin"]["zmq"].startswith(str(machine.image))
+
+
+def test_what_the_image_lacks_goes_last_and_what_it_has_too_old_goes_first(
+    machine: Machine,
+) -> None:
+    for name, version in (("tornado", "4.10"), ("decorator", "5.0"), ("jedi", "0.19.dev1")):
+        machine.install(name, version)
+    machine.start()
+    channel = machine.connect()
+    state = wait_for(channel, "need_bundle")
+    bundle = machine.build_bundle(
+        dict(state.report), tornado="4.11", decorator="4.9", jedi="0.19", wcwidth="0"
+    )
+    channel.start({}, None)
+    wait_for(channel, "bound", generation=2)
+    (started,) = machine.events("started")
+    ours = [path for path in started["path"] if path.startswith(str(bundle))]
+    first, *rest = (Path(path).name for path in ours)
+    assert first == "tornado"
+    assert started["path"][0] == ours[0]
+    assert rest == ["ipykernel", "zmq", "wcwidth"]
+    assert started["path"][-3:] == ours[1:]
+
+
+@newest
+def test_a_bundle_that_is_there_is_used_at_the_first_start(machine: Machine) -> None:
+    machine.start()
+    report = dict(wait_for(machine.connect(), "need_bundle").report)
+    machine.close()
+    machine.build_bundle(report)
+    machine.start()
+    state = wait_for(machine.connect(), "bound")
+    assert (state.generation, state.report["kernel"]) == (1, "bundle")
+
+
+@newest
+def test_a_bundle_that_does_not_run_is_told(machine: Machine) -> None:
+    machine.start()
+    channel = machine.connect()
+    report = dict(wait_for(channel, "need_bundle").report)
+    bundle = machine.build_bundle(report)
+    (bundle / "zmq" / "zmq" / "__init__.py").write_text("raise ImportError('libzmq.so')")
+    channel.start({}, None)
+    state = wait_for(channel, "failed", generation=2)
+    assert state.report["problem"] == "ImportError: libzmq.so"
+
+
+@newest
+def test_another_python_of_the_image_that_has_a_kernel_is_used(machine: Machine) -> None:
+    other = machine.folder / "other"
+    for name in ("ipykernel", "zmq"):
+        machine.install(name, "6.0", into=other)
+    find = f"PYTHONPATH={machine.folder}/lib:{other}"
+    machine.add_program("python3", f'{find} exec {machine.python} "$@"\n')
+    machine.start()
+    state = wait_for(machine.connect(), "bound")
+    assert (state.report["kernel"], state.report["ipykernel"]) == ("image", "6.0")
+
+
+@newest
+def test_what_is_remembered_of_an_image_is_the_only_thing_tried(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.start(interpreter=str(machine.folder / "no-python"), kernel="image")
+    assert wait_for(machine.connect(), "failed").generation == 1
+    assert machine.events("started") == []
+
+
+@newest
+def test_a_user_who_may_run_no_python_is_told(machine: Machine) -> None:
+    machine.start_with("launch.find_program = lambda name: None")
+    state = wait_for(machine.connect(), "failed")
+    assert f"user {os.getuid()} may run no Python here" in state.report["problem"]
+    assert machine.python in state.report["problem"]
+
+
+# --- TCP ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def free_ports() -> list[int]:
+    with contextlib.ExitStack() as stack:
+        servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(6)]
+        for server in servers:
+            stack.enter_context(server)
+        return [server.getsockname()[1] for server in servers]
+
+
+@extremes
+def test_over_tcp_a_kernel_is_bound_when_its_five_ports_listen(
+    machine: Machine, free_ports: list[int]
+) -> None:
+    control, *ports = free_ports
+    connection = dict(zip((f"{name}_port" for name in _SOCKETS), ports, strict=True))
+    machine.give_image_a_kernel()
+    machine.start(
+        control=control, control_ip="127.0.0.1", connection={"transport": "tcp", **connection}
+    )
+    channel = machine.connect()
+    wait_for(channel, "bound")
+    for port in ports:
+        socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT).close()
+    channel.signal(signal.SIGKILL)
+    wait_for(channel, "exited")
+    channel.start({}, None)
+    wait_for(channel, "bound", generation=2)
+
+
+# --- its pure parts, which the host's side must agree with ----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def launcher() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("launch_script", LAUNCHER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_both_sides_look_for_a_bundle_in_the_same_folder(launcher: ModuleType) -> None:
+    report = launcher.facts()
+    index = Path(launcher.bundle_index({"bundles": "/bundles"}, report))
+    assert index == Path("/bundles") / kernel_bundle.bundle_name(report) / "bundle.json"
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [("4.9", "4.10"), ("1", "1.1"), ("2.0rc1", "2.1"), ("", "0"), ("7.34.0", "8.0.0.dev0")],
+)
+def test_versions_are_compared_by_their_numbers(
+    launcher: ModuleType, older: str, newer: str
+) -> None:
+    assert launcher.version_tuple(older) < launcher.version_tuple(newer)
+
+
+def test_distributions_are_found_by_the_names_of_their_metadata(
+    launcher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("prompt_toolkit-3.0.1.dist-info", "Jupyter.Core-4.6.egg-info", "six-1.16-py2.7.egg")
+    for name in (*names, "readme.txt", "bare.dist-info"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr("sys.path", [str(tmp_path), str(tmp_path / "missing")])
+    assert launcher.installed_distributions() == {
+        "prompt_toolkit": "3.0.1",
+        "jupyter_core": "4.6",
+        "six": "1.16",
+    }
