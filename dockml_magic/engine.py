@@ -537,16 +537,18 @@ def _unreachable(endpoint: str, error: Exception) -> EngineUnreachableError:
 def _endpoint(name: str | None) -> str:
     """Return where the engine is: an endpoint as given, a context's, or the environment's."""
     from docker import ContextAPI
+    from docker.context.config import get_current_context_name
 
     if name and "://" in name:
         return name
     if name is None and (host := os.environ.get("DOCKER_HOST")):
         return host
-    context = ContextAPI.get_context(name) if name else ContextAPI.get_current_context()
+    wanted = name or os.environ.get("DOCKER_CONTEXT") or get_current_context_name()
+    context = ContextAPI.get_context(wanted)
     if context is None:
         known = ", ".join(f"'{c.name}'" for c in ContextAPI.contexts())
         raise EngineUnreachableError(
-            f"There is no Docker context called '{name}'.", hint=f"Known: {known}."
+            f"There is no Docker context called '{wanted}'.", hint=f"Known: {known}."
         )
     return str(context.Host or "unix:///var/run/docker.sock").replace("http+unix://", "unix://")
 

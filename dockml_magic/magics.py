@@ -90,8 +90,7 @@ class DockerMagics(Magics):
             tell("Cells run in the notebook's own kernel.")
         else:
             self._switch_to(parsed.what, options_from(parsed), fresh=parsed.fresh)
-        if rest := self.router.rest_of_cell(line):
-            self.router.run_piece(rest)
+        self.router.run_rest_of_cell(line)
         return None
 
     def _where_cells_run(self) -> Table:

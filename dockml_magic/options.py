@@ -81,8 +81,11 @@ class RunOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Return what was asked for as plain JSON, as a kernelspec keeps it."""
+        default = RunOptions()
         return {
-            key: value for key, value in asdict(self).items() if value != getattr(RunOptions(), key)
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+            if value != getattr(default, key)
         }
 
     @classmethod

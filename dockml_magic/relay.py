@@ -25,6 +25,7 @@ from dockml_magic.errors import KernelDiedError, KernelStartTimeoutError
 
 READY_TIMEOUT = 30.0
 _PROBE_INTERVAL = 0.05
+_ASK_INTERVAL = 1.0
 _LOOK_INTERVAL = 0.1
 """Seconds between two looks whether the kernel still lives, while a cell runs."""
 
@@ -97,24 +98,28 @@ class Relay:
         KernelDiedError, KernelStartTimeoutError
         """
         deadline = time.monotonic() + READY_TIMEOUT
+        ask_at = time.monotonic()
         answered = heard = False
         while not (answered and heard):
             self._raise_if_dead()
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > deadline:
                 raise KernelStartTimeoutError(
                     f"The kernel did not answer within {READY_TIMEOUT:.0f} s.",
                     hint="Start it again.",
                 )
-            self.session.send(self._shell, "kernel_info_request", {})
-            again = time.monotonic() + _PROBE_INTERVAL
-            while not (answered and heard) and time.monotonic() < again:
-                for socket, _ in self._poller.poll(round(_PROBE_INTERVAL * 1000)):
-                    if socket is self._shell:
-                        self.kernel_info = self._receive(self._shell)["content"]
-                        answered = True
-                    elif socket is self._iopub:
-                        self._iopub.recv_multipart()
-                        heard = True
+            if now >= ask_at:
+                self.session.send(self._shell, "kernel_info_request", {})
+                # A kernel that is not up yet would answer them all, and only then run the first cell.
+                ask_at = now + (_PROBE_INTERVAL if answered else _ASK_INTERVAL)
+            for socket, _ in self._poller.poll(round(_PROBE_INTERVAL * 1000)):
+                if socket is self._shell:
+                    self.kernel_info = self._receive(self._shell)["content"]
+                    answered = True
+                    ask_at = time.monotonic() + _PROBE_INTERVAL
+                elif socket is self._iopub:
+                    self._iopub.recv_multipart()
+                    heard = True
 
     def execute(
         self,

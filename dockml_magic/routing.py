@@ -207,6 +207,9 @@ class Router:
         self._cell_target = cell_target
         self.kernel: Any = getattr(shell, "kernel", None)
         self._taken: list[str] = []
+        self._streams: list[Any] = []
+        self._sleep = getattr(self.kernel, "_execute_sleep", 0.0)
+        self._is_remote = False
         self._splits_this_cell = False
 
     # --- taking over and giving back ----------------------------------------------------------
@@ -221,6 +224,11 @@ class Router:
             original = getattr(self.kernel, name)
             setattr(self.kernel, name, getattr(self, f"_{name}")(original))
             self._taken.append(name)
+        streams: tuple[Any, ...] = (sys.stdout, sys.stderr)
+        for stream in streams:
+            if hasattr(stream, "_flush_pending"):
+                stream.flush = self._flush(stream, stream.flush)
+                self._streams.append(stream)
 
     def uninstall(self) -> None:
         """Give everything back as it was."""
@@ -230,8 +238,32 @@ class Router:
         for name in self._taken:
             delattr(self.kernel, name)
         self._taken.clear()
+        for stream in self._streams:
+            del stream.flush
+        self._streams.clear()
+        if self.kernel is not None:
+            self._set_remote(is_remote=False)
 
     # --- a notebook's kernel ------------------------------------------------------------------
+
+    def _set_remote(self, *, is_remote: bool) -> None:
+        """Note whether the whole cell runs elsewhere: its reply need not wait for output of ours."""
+        self._is_remote = is_remote
+        self.kernel._execute_sleep = 0.0 if is_remote else self._sleep
+
+    def _flush(self, stream: Any, original: Callable[[], None]) -> Callable[[], None]:
+        """Return a stream's `flush` that has nothing to wait for where nothing was written.
+
+        ipykernel calls it four times per cell, and each waits for the publishing thread. What we
+        publish goes through that thread too, so the order is kept.
+        """
+
+        def flush() -> None:
+            pending = stream._flush_pending or stream._subprocess_flush_pending
+            if pending or not self._is_remote:
+                original()
+
+        return flush
 
     def _do_execute(self, original: Callable[..., Awaitable[dict[str, Any]]]) -> Callable[..., Any]:
         async def do_execute(
@@ -243,7 +275,9 @@ class Router:
             **more: Any,
         ) -> dict[str, Any]:
             pieces = split_cell(code)
-            if self.environments.active is None and not self._must_split(pieces):
+            is_remote = self.environments.active is not None
+            self._set_remote(is_remote=is_remote and not any(piece.is_ours for piece in pieces))
+            if not is_remote and not self._must_split(pieces):
                 with self._splitting():
                     return await original(
                         code, silent, store_history, user_expressions, allow_stdin, **more
@@ -252,6 +286,9 @@ class Router:
             # IPython 9 counts a cell before it runs, and older ones after; a piece must show `count`.
             ahead = count - self.shell.displayhook.prompt_count
             reply: dict[str, Any] = {"status": "ok", "user_expressions": {}, "payload": []}
+            stores = store_history and not silent
+            if stores and self.shell.history_manager is not None:
+                self.shell.history_manager.store_inputs(count, code, code)
             for i, piece in enumerate(pieces):
                 is_last = i == len(pieces) - 1
                 content = {
@@ -285,10 +322,7 @@ class Router:
                         self.shell.execution_count = count
                 if reply["status"] != "ok":
                     break
-            if store_history and not silent:
-                history = self.shell.history_manager
-                if history is not None:
-                    history.store_inputs(count, code, code)
+            if stores:
                 self.shell.execution_count = count + 1
             reply["execution_count"] = count
             return reply
@@ -411,12 +445,17 @@ class Router:
 
     # --- one cell, by a magic -----------------------------------------------------------------
 
-    def run_cell(self, environment: Environment, code: str) -> dict[str, Any]:
-        """Run code as (a part of) the cell that runs now; return its reply's content."""
+    def run_cell(
+        self, environment: Environment, code: str, *, is_last: bool = True
+    ) -> dict[str, Any]:
+        """Run code as (a part of) the cell that runs now; return its reply's content.
+
+        Only the last part is kept in the history over there, which has one entry for a count.
+        """
         content = {
             "code": code,
             "silent": False,
-            "store_history": True,
+            "store_history": is_last,
             "user_expressions": {},
             "allow_stdin": True,
             "stop_on_error": True,
@@ -442,7 +481,7 @@ class Router:
             self._act_on(reply.get("payload", []))
         return reply
 
-    def run_piece(self, code: str) -> None:
+    def run_piece(self, code: str, *, is_last: bool) -> None:
         """Run code where cells go at this moment, as (a part of) the cell that runs now.
 
         Raises
@@ -454,7 +493,7 @@ class Router:
         if environment is None:
             self.run_locally(code)
         else:
-            raise_remote_error(self.run_cell(environment, code))
+            raise_remote_error(self.run_cell(environment, code, is_last=is_last))
 
     def run_locally(self, code: str) -> None:
         """Run code in the notebook's own kernel, inside of the cell that runs now; raise its error."""
@@ -464,24 +503,26 @@ class Router:
             error._render_traceback_ = list  # it has been shown
             raise error
 
-    def rest_of_cell(self, line: str) -> str:
-        """Return what stands after one of our lines, in a cell that was not split.
+    def run_rest_of_cell(self, line: str) -> None:
+        """Run what stands after one of our lines, in a cell that was not split.
 
         That is the case where `%load_ext dockml_magic` stands in the same cell: it began before we
-        were there. The lines returned do not run here any more.
+        were there. The lines that this runs do not run here any more.
         """
         running = self.shell.displayhook.exec_result
         if self._splits_this_cell or running is None:
-            return ""
+            return
         pieces = split_cell(running.info.raw_cell)
         for i, piece in enumerate(pieces):
             words = piece.code.replace("\\\n", " ").split()
             if piece.is_ours and words == [PREFIX + "env", *line.split()]:
-                rest = "".join(p.code + ("\n" if p.is_ours else "") for p in pieces[i + 1 :])
-                if rest.strip():
-                    self._skip_the_rest_here()
-                return rest
-        return ""
+                for later in pieces[i + 1 :]:
+                    if later.is_ours:
+                        self.run_locally(later.code)
+                    else:
+                        self.run_piece(later.code, is_last=later is pieces[-1])
+                self._skip_the_rest_here()
+                return
 
     def _skip_the_rest_here(self) -> None:
         """Let IPython run no further statement of the current cell."""
@@ -508,8 +549,9 @@ class Router:
             return lines
         if len(pieces) == 1 and pieces[0].is_ours:
             return lines
+        call = f"get_ipython().{_RUN_PIECE}({{!r}}, is_last={{}})\n"
         return [
-            piece.code + "\n" if piece.is_ours else f"get_ipython().{_RUN_PIECE}({piece.code!r})\n"
+            piece.code + "\n" if piece.is_ours else call.format(piece.code, piece is pieces[-1])
             for piece in pieces
         ]
 

@@ -491,8 +491,9 @@ class Supervisor(object):
 def libc_name():
     """Return this interpreter's C library as wheels name it: ("glibc", "2.31") or ("musl", "")."""
     try:
-        name, _, version = os.confstr("CS_GNU_LIBC_VERSION").partition(" ")
-        return name, version
+        # 2 is _CS_GNU_LIBC_VERSION in glibc's confstr.h; Python 2.7 does not know it by name.
+        name, _, version = (os.confstr(2) or "").partition(" ")
+        return (name, version) if name == "glibc" else ("musl", "")
     except (AttributeError, ValueError, OSError):
         return "musl", ""
 
@@ -563,7 +564,7 @@ def add_bundle(config):
     installed = installed_distributions()
     too_old, missing = [], []
     for entry in read_json(index)["distributions"]:
-        folder = os.path.join(os.path.dirname(index), entry["folder"])
+        folder = str(os.path.join(os.path.dirname(index), entry["folder"]))  # 2.7 wants no unicode
         version = installed.get(entry["name"])
         if version is None or entry["name"] == "ipykernel":
             missing.append(folder)

@@ -21,6 +21,11 @@ IPYTHON = [sys.executable, "-m", "IPython", "--no-banner", "--no-confirm-exit", 
 _ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[a-zA-Z]|\][^\x07]*\x07)")
 
 
+def plain(shown: str) -> str:
+    """Return what a terminal shows, without colours and cursor movements."""
+    return _ESCAPES.sub("", shown).replace("\r\n", "\n")
+
+
 class Terminal:
     """IPython at a terminal: lines go in, text up to the next prompt comes out."""
 
@@ -39,7 +44,7 @@ class Terminal:
     def until_prompt(self) -> str:
         """Return what is shown up to the next prompt, without colours."""
         self.process.expect(r"(In \[\d+\]|   \.\.\.+): ")
-        return _ESCAPES.sub("", self.process.before or "").replace("\r\n", "\n")
+        return plain(self.process.before or "")
 
     def run(self, *lines: str) -> str:
         """Type lines and return what the last one gave."""
