@@ -374,7 +374,9 @@ class DockerEngine:
         with self._translated():
             try:
                 text: bytes = self._client.api.logs(container_id, tail=tail)
-            except self._errors.NotFound:
+            except self._errors.APIError as error:
+                if error.status_code not in (404, 409):  # gone already, or on its way out by --rm
+                    raise
                 return ""
         return text.decode(errors="replace")
 

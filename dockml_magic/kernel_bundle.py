@@ -25,6 +25,7 @@ from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dockml_magic import labels
 from dockml_magic.engine import Engine
 from dockml_magic.errors import KernelBundleError, KernelMissingError
 from dockml_magic.spec import BUNDLES, ContainerSpec, Mount
@@ -252,7 +253,7 @@ def _compile(engine: Engine, image: str, executable: str, built: Path) -> None:
             entrypoint=(executable, "-m", "compileall", "-q", str(BUNDLES)),
             user=f"{os.getuid()}:{os.getgid()}",
             workdir=PurePosixPath("/"),
-            labels={},
+            labels={labels.USER: str(os.getuid())},
             env={},
             mounts=(Mount(target=BUNDLES, host_path=built),),
             network="none",

@@ -43,8 +43,8 @@ class RunOptions:
         As `docker run --user`, `--network`, `--name`.
     image : str or None
         Reference to use instead of the one NAME stands for.
-    pull : str
-        "missing", "always" or "never".
+    pull : str or None
+        "missing", "always" or "never"; None is "missing".
     transport : str or None
         "ipc" or "tcp"; None chooses by the engine.
     engine : str or None
@@ -63,7 +63,7 @@ class RunOptions:
     network: str | None = None
     name: str | None = None
     image: str | None = None
-    pull: str = "missing"
+    pull: str | None = None
     transport: str | None = None
     engine: str | None = None
 
@@ -271,7 +271,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--network", "--net", metavar="NETWORK", help="network to join: bridge, none, host, a name")
     add("--name", metavar="NAME", help="name of the environment and its container")
     add("--image", metavar="REFERENCE", help="use this image for NAME")
-    add("--pull", choices=PULL_POLICIES, default="missing", help="when to pull the image")
+    add("--pull", choices=PULL_POLICIES, help="when to pull the image (missing)")
     add("--transport", choices=TRANSPORTS, help="how to reach the kernel (chosen by the engine)")
     add("--engine", metavar="CONTEXT|URL", help="Docker context or endpoint to use")
 

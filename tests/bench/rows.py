@@ -109,7 +109,7 @@ def start(bench: Bench) -> Iterator[Row]:
             finally:
                 floor.stop()
 
-        samples = in_turns(ours, by_hand, bench.repetitions(15))
+        samples = in_turns(ours, by_hand, bench.repetitions(9))
         yield ratio(f"start {image}", "the same by hand", *samples, at_most=1.25)
 
 
@@ -224,8 +224,8 @@ def memory(bench: Bench) -> Iterator[Row]:
     for _ in range(1 if bench.quick else 3):
         with bench.notebook() as notebook:
             pid = int(run_cell(notebook, "import os; print(os.getpid())").stdout)
-            run_cell(notebook, "%load_ext dockml_magic")
             sizes = [_resident(pid)]
+            run_cell(notebook, "%load_ext dockml_magic")
             for name in ("one", "two", "three"):
                 run_cell(notebook, f"%docker_env {PYTHON311} --name {bench.workspace.name}-{name}")
                 run_cell(notebook, "1+1")
@@ -233,7 +233,7 @@ def memory(bench: Bench) -> Iterator[Row]:
                 sizes.append(_resident(pid))
         firsts.append(sizes[1] - sizes[0])
         others.append((sizes[3] - sizes[1]) / 2)
-    for figure, samples in (("the first", firsts), ("each further", others)):
+    for figure, samples in (("the extension and the first", firsts), ("each further", others)):
         yield Row(
             figure=f"memory of {figure} idle environment in the host kernel",
             reference="-",

@@ -79,12 +79,15 @@ def ratio(
     throughput_at_least: float | None = None,
 ) -> Row:
     """Return a row of times: ours over theirs, or for a throughput theirs over ours."""
+    goal: str = ""
+    met: bool | None = None
     if throughput_at_least is not None:
         value = median(theirs) / median(ours)
         goal, met = f">= {throughput_at_least:.2f}x", value >= throughput_at_least
     else:
         value = median(ours) / median(theirs)
-        goal, met = ("", None) if at_most is None else (f"<= {at_most:.2f}x", value <= at_most)
+        if at_most is not None:
+            goal, met = f"<= {at_most:.2f}x", value <= at_most
     return Row(
         figure=figure,
         reference=reference,

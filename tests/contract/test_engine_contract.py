@@ -8,9 +8,11 @@ from __future__ import annotations
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+import docker
 import pytest
 
 from dockml_magic import labels
@@ -100,13 +102,15 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def real_engine() -> DockerEngine:
+def real_engine() -> Iterator[DockerEngine]:
     """The engine that the environment names. None is a failure: it was asked for."""
     from tests.images.build import build
 
+    with closing(docker.from_env()) as client:
+        build([IMAGE], client)
     engine = connect()
-    build([IMAGE])
-    return engine
+    yield engine
+    engine._client.close()
 
 
 @pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.docker)])

@@ -133,8 +133,13 @@ def ours(engine: DockerEngine, tmp_path: Path) -> Callable[[], list[ContainerSta
     """Give a function that lists this test's containers: those whose workspace is below `tmp_path`."""
 
     def find() -> list[ContainerState]:
-        listed = engine.list({labels.SESSION: ""})
-        return [c for c in listed if c.labels[labels.WORKSPACE].startswith(f"{tmp_path}/")]
+        return [
+            found
+            for found in engine.list({labels.SESSION: ""})
+            if found.labels[labels.WORKSPACE].startswith(f"{tmp_path}/")
+            and found.status
+            != "removing"  # the engine's own work by now, long where files were many
+        ]
 
     return find
 

@@ -95,11 +95,9 @@ def test_the_last_of_two_connections_holds_the_lease(
         request.getfixturevalue("far_engine")
     kernel = start(image("dockml/ipykernel:7"))
     container = kernel.manager.provisioner.container
-    second = (
-        ControlChannel(container._control._socket.getpeername(), container.plan.key)
-        if is_far
-        else ControlChannel(container._runtime / "control", container.plan.key)
-    )
+    far_address = container._control._socket.getpeername()
+    address = far_address if is_far else container._runtime / "control"
+    second = ControlChannel(address, container.plan.key)
     container._control.close()
     assert kernel.ok("import time; time.sleep(3); 1 + 1").result == "2"  # the grace is 2 s
     second.close()

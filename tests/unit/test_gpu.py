@@ -26,7 +26,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch, names: list[Any], **changes: Any) -> l
         "nvmlSystemGetDriverVersion": lambda: "550.54",
         **changes,
     }
-    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(**functions))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(**functions))
     return ended
 
 
