@@ -71,6 +71,9 @@ STOP_TIMEOUT = 3.0
 
 LOG_LINES = 20
 
+_NEVER_STARTED_AGE = 120.0
+"""Seconds after which a container that was created and not started is nobody's any more."""
+
 _ENTRIES = ("python", "python3", "/opt/conda/bin/python", "/usr/local/bin/python3", "python2")
 """Programs that can be the supervisor's interpreter, in the order they are tried."""
 
@@ -120,7 +123,18 @@ def engine_for(options: RunOptions) -> Engine:
     )
     if key not in _engines:
         _engines[key] = engines.connect(options.engine)
+        _remove_never_started(_engines[key])
     return _engines[key]
+
+
+def _remove_never_started(engine: Engine) -> None:
+    """Remove what a process left that was killed between creating a container and starting it.
+
+    Every other container of ours ends itself; one that never ran cannot.
+    """
+    for found in our_containers(engine):
+        if found.status == "created" and time.time() - found.created_at > _NEVER_STARTED_AGE:
+            engine.remove(found.id)
 
 
 def choose_here(
@@ -385,7 +399,9 @@ class KernelContainer:
         for name, content in files.items():
             path = self._runtime / name
             path.write_bytes(content)
-            path.chmod(0o644)  # for the kernel's user, who may be another than ours; whatever our umask is
+            path.chmod(
+                0o644
+            )  # for the kernel's user, who may be another than ours; whatever our umask is
         if self.container_id and not self._shares_files:
             self.engine.copy_in(self.container_id, self._archive())
 

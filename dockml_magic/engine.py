@@ -88,6 +88,8 @@ class ContainerState:
     ----------
     status : str
         Docker's word: created, running, paused, exited, dead.
+    created_at : float
+        Seconds since 1970; 0.0 where `inspect` was asked and not `list`.
     exit_code : int
         0 while it runs.
     host_ports : mapping of int to int
@@ -102,6 +104,7 @@ class ContainerState:
     exit_code: int = 0
     out_of_memory: bool = False
     started_at: str = ""
+    created_at: float = 0.0
     host_ports: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -422,6 +425,7 @@ class DockerEngine:
                 image=row["Image"],
                 labels=row.get("Labels") or {},
                 started_at=row.get("Status", ""),
+                created_at=float(row.get("Created") or 0.0),
             )
             for row in found
         ]
@@ -500,7 +504,9 @@ def _error_of(text: str, reference: str, name: str) -> EngineError:
             reference, f"the registry does not answer: {said}", hint=_PULL_HINT
         )
     if "unable to find user" in lower or "unable to find group" in lower:
-        return EngineError(said, hint="Use numbers, or a name that is in the image: --user 1000:1000.")
+        return EngineError(
+            said, hint="Use numbers, or a name that is in the image: --user 1000:1000."
+        )
     if "invalid container name" in lower:
         return EngineError(said, hint="Choose another --name: letters, digits and _ . - only.")
     return EngineError(

@@ -60,7 +60,9 @@ def test_a_notebook_run_again_says_the_same(name: str) -> None:
     assert _said(demo.execute(path)) == _said(nbformat.read(path, as_version=4))
 
 
-@pytest.mark.parametrize("path", sorted(Path(demo.HERE).glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(Path(demo.HERE).glob("*.ipynb")), ids=lambda path: path.stem
+)
 def test_every_notebook_is_committed_executed_and_is_part_of_the_demo(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
