@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from dockml_magic import container as containers
 from dockml_magic.control import ControlChannel
 from dockml_magic.engine import DockerEngine
+from dockml_magic.options import RunOptions
 from tests.integration.conftest import Image, StartKernel
 from tests.integration.kernels import write_kernelspec
 from tests.integration.waiting import wait_until
@@ -122,3 +124,32 @@ def test_docker_stop_ends_it_at_once(
     engine._client.api.kill(container_id, signal="SIGTERM")
     wait_until(lambda: is_gone(engine, container_id), LIMIT)
     wait_until(lambda: not kernel.manager.is_alive())
+
+
+def test_a_container_that_was_never_started_is_removed_by_the_next_process(
+    engine: DockerEngine, image: Image, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = containers.make_plan(
+        image("bare:3.11"), RunOptions(), workspace, engine=engine, tell=print
+    )
+    created: list[str] = []
+
+    def killed(container_id: str) -> None:
+        created.append(container_id)
+        raise _Killed
+
+    monkeypatch.setattr(engine, "start", killed)
+    monkeypatch.setattr(engine, "remove", lambda container_id: None)
+    with pytest.raises(_Killed):
+        containers.KernelContainer(engine, plan, print).start()
+    monkeypatch.undo()
+    monkeypatch.setattr(containers, "_engines", {})
+    monkeypatch.setattr(containers, "_NEVER_STARTED_AGE", -1.0)
+    next_engine = containers.engine_for(RunOptions())
+    assert isinstance(next_engine, DockerEngine)
+    next_engine._client.close()
+    assert is_gone(engine, created[0])
+
+
+class _Killed(BaseException):
+    """Stands for the end of the process."""
