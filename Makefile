@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLD := .venv-ipykernel6
 PIP_FLAGS := --quiet --disable-pip-version-check
-ROWS ?= all
+ROWS ?=
 
 .DEFAULT_GOAL := help
 
@@ -31,8 +31,8 @@ test: $(VENV)/.ready $(OLD)/.ready engine browser  ## All suites: checks, unit, 
 	$(BIN)/python -m pytest --run-docker
 
 bench: $(VENV)/.ready engine  ## Measure, beside the floor: make bench [ROWS=start,pass]
-	$(BIN)/python -m tests.images.build
-	$(BIN)/python -m tests.bench --rows $(ROWS) --out build/bench
+	$(BIN)/python -m tests.images.build bare:3.11 ipykernel:7 tensorflow:1.10.0
+	$(BIN)/python -m tests.bench $(if $(ROWS),--rows $(ROWS)) --out build/bench
 
 notebooks: $(VENV)/.ready  ## Execute the notebooks anew and keep their outputs
 	$(BIN)/python -m notebooks.demo --in-place

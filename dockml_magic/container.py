@@ -283,7 +283,10 @@ class KernelContainer:
 
     def _start(self) -> None:
         memory = _ImageMemory.read(self.plan.image.id)
-        self._settings = read_host_settings() if self._shares_files else HostSettings()
+        if self._shares_files:
+            self._settings = read_host_settings()
+        else:
+            self._tell("this engine does not share our files: the workspace is not mounted")
         self._runtime = folders.runtime_root() / self.session
         self._runtime.mkdir(mode=0o777)
         self._runtime.chmod(0o777)  # the root folder above it is ours alone
@@ -399,9 +402,8 @@ class KernelContainer:
         for name, content in files.items():
             path = self._runtime / name
             path.write_bytes(content)
-            path.chmod(
-                0o644
-            )  # for the kernel's user, who may be another than ours; whatever our umask is
+            # Whatever our umask is: the kernel's user may be another than ours.
+            path.chmod(0o644)
         if self.container_id and not self._shares_files:
             self.engine.copy_in(self.container_id, self._archive())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 NEEDS_DOCKER = "needs --run-docker"
-DOCKER_SUITES = {"integration", "browser", "notebooks"}
+DOCKER_SUITES = {"integration", "browser", "notebooks", "bench"}
 HERE = Path(__file__).resolve().parent
 
 
