@@ -201,6 +201,7 @@ class Environment:
         sink: Sink,
         *,
         count: int | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
         """Run a cell under a front end's request header; return the content of its reply.
 
@@ -213,6 +214,8 @@ class Environment:
         count : int, optional
             The execution count the user sees. The kernel's own counter is set to it, so that
             `Out[7]`, history and tracebacks over there name the cell as the notebook does.
+        meanwhile : callable, optional
+            Called once the request is on its way: work that the cell need not wait for.
 
         Raises
         ------
@@ -228,7 +231,7 @@ class Environment:
         stores = content.get("store_history", True) and not content.get("silent")
         if count is not None and stores and count != self._next_count and self._is_ipython:
             self._set_count(relay, count, sink)
-        reply = relay.execute(header, content, sink, count=count)
+        reply = relay.execute(header, content, sink, count=count, meanwhile=meanwhile)
         if stores:
             self._next_count = reply.get("execution_count", 0) + 1
         return reply

@@ -128,6 +128,7 @@ class Relay:
         sink: Sink,
         *,
         count: int | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
         """Run a cell and return the content of its execute_reply.
 
@@ -144,6 +145,8 @@ class Relay:
             Gets the output.
         count : int, optional
             The execution count the user sees, where it is not the kernel's own.
+        meanwhile : callable, optional
+            Called once the request is on its way.
 
         Raises
         ------
@@ -161,6 +164,8 @@ class Relay:
         msg_id = header["msg_id"]
         with self._lock, self._interrupts_passed_on():
             self.session.send(self._shell, message)
+            if meanwhile is not None:
+                meanwhile()
             reply: dict[str, Any] | None = None
             idle = False
             while reply is None or not idle:

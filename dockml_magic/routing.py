@@ -287,8 +287,13 @@ class Router:
             ahead = count - self.shell.displayhook.prompt_count
             reply: dict[str, Any] = {"status": "ok", "user_expressions": {}, "payload": []}
             stores = store_history and not silent
-            if stores and self.shell.history_manager is not None:
-                self.shell.history_manager.store_inputs(count, code, code)
+            history = self.shell.history_manager
+            unstored = [code] if stores else []
+
+            def store() -> None:
+                if history is not None and unstored:
+                    history.store_inputs(count, code, unstored.pop())
+
             for i, piece in enumerate(pieces):
                 is_last = i == len(pieces) - 1
                 content = {
@@ -305,7 +310,7 @@ class Router:
                     reply = self._error_reply(error)
                     break
                 if environment is not None:
-                    reply = self._execute_remotely(environment, content, count)
+                    reply = self._execute_remotely(environment, content, count, store)
                 elif content["code"]:
                     self.shell.execution_count = count + ahead
                     try:
@@ -322,6 +327,7 @@ class Router:
                         self.shell.execution_count = count
                 if reply["status"] != "ok":
                     break
+            store()
             if stores:
                 self.shell.execution_count = count + 1
             reply["execution_count"] = count
@@ -359,7 +365,11 @@ class Router:
             self._splits_this_cell = False
 
     def _execute_remotely(
-        self, environment: Environment, content: Mapping[str, Any], count: int
+        self,
+        environment: Environment,
+        content: Mapping[str, Any],
+        count: int,
+        meanwhile: Callable[[], None],
     ) -> dict[str, Any]:
         """Run code there; an error of ours becomes the cell's error, as one of the code would."""
         for stream in (sys.stdout, sys.stderr):
@@ -367,7 +377,9 @@ class Router:
         self.kernel._allow_stdin = content["allow_stdin"]
         header = self.kernel.get_parent("shell")["header"]
         try:
-            return environment.execute(header, content, self._sink(environment), count=count)
+            return environment.execute(
+                header, content, self._sink(environment), count=count, meanwhile=meanwhile
+            )
         except (DockmlError, KeyboardInterrupt) as error:
             return self._error_reply(error)
 

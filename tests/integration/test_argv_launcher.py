@@ -101,7 +101,14 @@ def launch(workspace: Path, bare: str) -> Iterator[Launch]:
     def start(*before: str) -> Launched:
         file.write_text(json.dumps({**connection, **ports, "key": f"key {len(running)}"}))
         argv = argv_for(bare, file)
+        older = set(containers_of(workspace))
         process = subprocess.Popen([*before, json.dumps(argv)] if before else argv, text=True)
+        # A killed one serves the ports, with another key, until its container has ended.
+        wait_until(
+            lambda: older.isdisjoint(containers_of(workspace)),
+            timeout=PATIENCE,
+            what="the older one to be gone",
+        )
         client = BlockingKernelClient(connection_file=str(file))
         client.load_connection_file()
         client.start_channels()
