@@ -178,6 +178,8 @@ def _start(root: list[str]) -> None:
 
 def _start_daemon(root: list[str]) -> subprocess.Popen[bytes]:
     STATE.mkdir(parents=True, exist_ok=True)
+    if _running() is None:  # left by one that was killed; its number may be another's by now
+        PID.unlink(missing_ok=True)
     say(f"starting dockerd, log in {LOG}")
     path = f"PATH={os.environ['PATH']}:/usr/sbin:/sbin"  # a user's PATH may lack these
     with LOG.open("wb") as output:
@@ -191,15 +193,21 @@ def _start_daemon(root: list[str]) -> subprocess.Popen[bytes]:
         )
 
 
-def stop() -> None:
-    """Stop the dockerd that `ensure` started; containers and images stay on the disk."""
+def _running() -> int | None:
+    """Return the process number of the dockerd that `ensure` started, None where it is gone."""
     try:
         pid = int(PID.read_text())
         # The process may be gone and its number given to another.
         ours = Path(f"/proc/{pid}/comm").read_text().strip() == "dockerd"
     except (FileNotFoundError, ValueError):
-        ours = False
-    if not ours:
+        return None
+    return pid if ours else None
+
+
+def stop() -> None:
+    """Stop the dockerd that `ensure` started; containers and images stay on the disk."""
+    pid = _running()
+    if pid is None:
         say("no Docker engine of ours is running: nothing to do")
         return
     subprocess.run([*(privilege() or []), "kill", f"-{signal.SIGTERM.value}", str(pid)], check=True)
