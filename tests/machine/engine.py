@@ -136,7 +136,12 @@ def ensure() -> None:
     if ask(address) is Answer.YES:  # some systems start what they install
         say(f"a Docker engine answers at {address}")
         return
-    _start(root)
+    try:
+        _start(root)
+    except RuntimeError as error:
+        # What a killed engine leaves (its containerd's pid file) is cleared by the first try.
+        say(f"{error}\ntrying once more")
+        _start(root)
 
 
 def _user() -> str:
@@ -197,8 +202,8 @@ def _running() -> int | None:
     """Return the process number of the dockerd that `ensure` started, None where it is gone."""
     try:
         pid = int(PID.read_text())
-        # The process may be gone and its number given to another.
-        ours = Path(f"/proc/{pid}/comm").read_text().strip() == "dockerd"
+        # The process may be gone and its number given to another; a dead one has no command line.
+        ours = b"dockerd" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ValueError):
         return None
     return pid if ours else None
