@@ -171,7 +171,10 @@ class Supervisor(object):
     def run(self):
         if self.config.get("user") and os.getuid() == 0:
             become(self.config["user"])
-        signal.signal(signal.SIGCHLD, self._wake)
+        # Written to by the C handler itself: a signal that comes just before select sleeps would
+        # otherwise have to wait, with its Python handler, for the next event.
+        signal.set_wakeup_fd(self.wake_write)
+        signal.signal(signal.SIGCHLD, lambda signum, frame: None)
         signal.signal(signal.SIGTERM, self._on_sigterm)
         signal.signal(signal.SIGINT, self._on_sigint)
         server = self.listen()
@@ -221,15 +224,8 @@ class Supervisor(object):
 
     # --- signals ------------------------------------------------------------------------------
 
-    def _wake(self, signum, frame):
-        try:
-            os.write(self.wake_write, b"x")
-        except OSError:  # full: it wakes up anyway
-            pass
-
     def _on_sigterm(self, signum, frame):
         self.stopping = True
-        self._wake(signum, frame)
 
     def _on_sigint(self, signum, frame):
         self.signal_kernel(signal.SIGINT)
