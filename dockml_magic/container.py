@@ -519,7 +519,7 @@ class KernelContainer:
             if state.phase == "need_bundle":
                 self._give_bundle(state)
                 deadline = time.monotonic() + START_TIMEOUT
-            elif not tried_other_ways and self._ways_left(state):
+            elif not tried_other_ways and self._prepare_another_way(state):
                 tried_other_ways = True
             else:
                 self._raise_not_started(state)
@@ -541,7 +541,7 @@ class KernelContainer:
                 files[inside] = None if path.is_dir() else path.read_bytes()
             self.engine.copy_in(self.container_id, make_archive(files))
 
-    def _ways_left(self, state: KernelState) -> bool:
+    def _prepare_another_way(self, state: KernelState) -> bool:
         """Prepare another try where what we remembered, or the image's own kernel, did not come up."""
         if state.phase == "gone" or state.out_of_memory:
             return False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -32,7 +31,7 @@ from dockml_magic.errors import (
 )
 from dockml_magic.options import RunOptions, parse_words
 from dockml_magic.provisioner import PROVISIONER_NAME, DockerProvisioner, TellingManager
-from dockml_magic.relay import Relay, Sink
+from dockml_magic.relay import Relay, Sink, content_of
 
 T = TypeVar("T")
 
@@ -119,7 +118,7 @@ class Environment:
             If it does not come up; nothing is left then, also after an interrupt.
         """
         try:
-            _run(self._manager.start_kernel(cwd=str(self._folder), env=dict(os.environ)))
+            _run(self._manager.start_kernel(cwd=str(self._folder)))
             self._connect()
         except BaseException:
             self.stop()
@@ -431,8 +430,7 @@ class _Collector:
         self._text = ""
 
     def publish(self, msg_type: str, topic: bytes, parts: Sequence[zmq.Frame | bytes]) -> None:
-        part = parts[3]
-        content = json.loads(part if isinstance(part, bytes) else part.bytes)
+        content = content_of(parts)
         if msg_type == "stream":
             self._streams[content["name"]].append(content["text"])
         elif msg_type in ("display_data", "execute_result"):

@@ -84,23 +84,23 @@ class DockerMagics(Magics):
         if (parsed := _parse(parser, line)) is None:
             return None
         if parsed.what is None:
-            return self._where_cells_run()
+            self._tell_where_cells_run()
+            return self._table_of_environments()
         if parsed.what == LOCAL:
             self.environments.active = None
-            tell("Cells run in the notebook's own kernel.")
+            self._tell_where_cells_run()
         else:
             self._switch_to(parsed.what, options_from(parsed), fresh=parsed.fresh)
         self.router.run_rest_of_cell(line)
         return None
 
-    def _where_cells_run(self) -> Table:
+    def _tell_where_cells_run(self) -> None:
         active = self.environments.active
         tell(
             f"Cells run in {active.name!r}."
             if active
             else "Cells run in the notebook's own kernel."
         )
-        return self._table_of_environments()
 
     def _switch_to(self, name: str, options: RunOptions, *, fresh: bool) -> None:
         known = options.name or name
@@ -113,7 +113,7 @@ class DockerMagics(Magics):
                         hint="Start it anew with --fresh, or a second one with another --name.",
                     )
                 self.environments.active = environment
-                tell(f"Cells run in {known!r}.")
+                self._tell_where_cells_run()
                 return
             self.environments.stop(known)
         self.environments.active = self._start(name, options)

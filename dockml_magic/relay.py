@@ -288,11 +288,11 @@ class Relay:
         def pass_on(signum: int, frame: FrameType | None) -> None:
             self._interrupt()
 
-        self._saved_handler = signal.signal(signal.SIGINT, pass_on)
+        saved = signal.signal(signal.SIGINT, pass_on)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, self._saved_handler)
+            signal.signal(signal.SIGINT, saved)
 
     @contextmanager
     def _interrupts_raised(self) -> Iterator[None]:
@@ -310,6 +310,13 @@ class Relay:
 def _plain(header: Mapping[str, Any]) -> dict[str, Any]:
     """Return a header without the subshell, which the notebook's own kernel may have and another not."""
     return {key: value for key, value in header.items() if key != "subshell_id"}
+
+
+def content_of(parts: Sequence[zmq.Frame | bytes]) -> dict[str, Any]:
+    """Return the decoded content of a message that a `Sink` was given."""
+    part = parts[3]
+    content: dict[str, Any] = json.loads(part if isinstance(part, bytes) else part.bytes)
+    return content
 
 
 def _split(frames: Sequence[zmq.Frame]) -> tuple[bytes, list[zmq.Frame]]:

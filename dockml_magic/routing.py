@@ -13,7 +13,6 @@ stands before and after them goes where cells go at that moment.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from jupyter_client.session import DELIM, Session
 from dockml_magic.environment import Environment, Environments, raise_remote_error
 from dockml_magic.errors import DockmlError
 from dockml_magic.names import LOCAL
-from dockml_magic.relay import Relay, Sink
+from dockml_magic.relay import Relay, Sink, content_of
 
 PREFIX = "%docker_"
 CELL_MAGIC = "%%docker_cell"
@@ -125,7 +124,7 @@ class KernelSink:
         if msg_type == "error" and not self._errors:
             return
         if msg_type in ("comm_open", "comm_close"):
-            self._note_comm(msg_type, _content(parts))
+            self._note_comm(msg_type, content_of(parts))
         signature = self._session.sign(
             [part if isinstance(part, bytes) else part.buffer for part in parts[:4]]
         )
@@ -153,7 +152,7 @@ class TerminalSink:
 
     def publish(self, msg_type: str, topic: bytes, parts: Sequence[zmq.Frame | bytes]) -> None:
         """Print it; errors are shown by whoever gets the reply."""
-        content = _content(parts)
+        content = content_of(parts)
         if msg_type == "stream":
             stream = sys.stdout if content["name"] == "stdout" else sys.stderr
             stream.write(content["text"])
@@ -174,12 +173,6 @@ class TerminalSink:
 
             return getpass.getpass(prompt)
         return input(prompt)
-
-
-def _content(parts: Sequence[zmq.Frame | bytes]) -> dict[str, Any]:
-    part = parts[3]
-    content: dict[str, Any] = json.loads(part if isinstance(part, bytes) else part.bytes)
-    return content
 
 
 class Router:

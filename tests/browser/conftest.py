@@ -7,7 +7,6 @@ from tests.integration.conftest import (
     nothing_is_left,
     ours,
     own_folders,
-    workspace,
 )
 
 __all__ = [
@@ -17,5 +16,4 @@ __all__ = [
     "nothing_is_left",
     "ours",
     "own_folders",
-    "workspace",
 ]

@@ -114,15 +114,6 @@ def far_engine(monkeypatch: pytest.MonkeyPatch) -> DockerEngine:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The notebook's folder, and the current one."""
-    folder = tmp_path / "workspace"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture
 def inspect(engine: DockerEngine) -> Inspect:
     """Give a function that returns all that the engine knows of a kernel's container."""
     return lambda kernel: engine._client.api.inspect_container(kernel.container_id)
