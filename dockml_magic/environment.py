@@ -12,13 +12,12 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-import zmq
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 
 from dockml_magic.container import KernelContainer, engine_for, make_plan
@@ -29,9 +28,10 @@ from dockml_magic.errors import (
     RemoteCellError,
     UnknownEnvironmentError,
 )
+from dockml_magic.messages import Message
 from dockml_magic.options import RunOptions, parse_words
 from dockml_magic.provisioner import PROVISIONER_NAME, DockerProvisioner, TellingManager
-from dockml_magic.relay import Relay, Sink, content_of
+from dockml_magic.relay import Relay, Sink
 
 T = TypeVar("T")
 
@@ -89,7 +89,6 @@ class Environment:
         plan = make_plan(name, options, folder, engine=self.engine, tell=tell)
         self.name = plan.choice.name
         self.reference = plan.choice.reference
-        self._next_count: int | None = None
         self._relay: Relay | None = None
         self._opened: Callable[[Environment, Relay], Callable[[], None]] | None = None
         self._on_close: Callable[[], None] | None = None
@@ -131,7 +130,6 @@ class Environment:
             container.connection_info, lambda: container.signal(signal.SIGINT), self._death
         )
         self._relay.make_ready()
-        self._next_count = 1
         if self._opened is not None:
             self._on_close = self._opened(self, self._relay)
 
@@ -200,7 +198,6 @@ class Environment:
         sink: Sink,
         *,
         count: int | None = None,
-        meanwhile: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
         """Run a cell under a front end's request header; return the content of its reply.
 
@@ -213,8 +210,6 @@ class Environment:
         count : int, optional
             The execution count the user sees. The kernel's own counter is set to it, so that
             `Out[7]`, history and tracebacks over there name the cell as the notebook does.
-        meanwhile : callable, optional
-            Called once the request is on its way: work that the cell need not wait for.
 
         Raises
         ------
@@ -228,32 +223,12 @@ class Environment:
                 hint=f"Start it again: %docker_env {self.name}   Or go back: %docker_env local",
             ) from (error if relay else None)
         stores = content.get("store_history", True) and not content.get("silent")
-        if count is not None and stores and count != self._next_count and self._is_ipython:
-            self._set_count(relay, count, sink)
-        reply = relay.execute(header, content, sink, count=count, meanwhile=meanwhile)
+        if count is not None and stores and count != relay.next_count and relay.is_ipython:
+            relay.set_count(count)
+        reply = relay.execute(header, content, sink, count=count)
         if stores:
-            self._next_count = reply.get("execution_count", 0) + 1
+            relay.next_count = reply.get("execution_count", 0) + 1
         return reply
-
-    @property
-    def _is_ipython(self) -> bool:
-        return (
-            self._relay is not None and self._relay.kernel_info.get("implementation") == "ipython"
-        )
-
-    def _set_count(self, relay: Relay, count: int, sink: Sink) -> None:
-        # The sink also gets what a thread of an earlier cell prints meanwhile.
-        relay.execute(
-            relay.session.msg_header("execute_request"),
-            {
-                "code": f"__import__('IPython').get_ipython().execution_count = {count}",
-                "silent": True,
-                "store_history": False,
-                "user_expressions": {},
-                "allow_stdin": False,
-            },
-            sink,
-        )
 
     def run(self, code: str) -> CellResult:
         """Run code and return what it gave.
@@ -429,8 +404,8 @@ class _Collector:
         self._data: list[dict[str, Any]] = []
         self._text = ""
 
-    def publish(self, msg_type: str, topic: bytes, parts: Sequence[zmq.Frame | bytes]) -> None:
-        content = content_of(parts)
+    def publish(self, message: Message) -> None:
+        msg_type, content = message.type, message.content
         if msg_type == "stream":
             self._streams[content["name"]].append(content["text"])
         elif msg_type in ("display_data", "execute_result"):

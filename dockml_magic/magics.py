@@ -23,7 +23,8 @@ from dockml_magic.options import (
     options_from,
     split_line,
 )
-from dockml_magic.routing import CELL_MAGIC, Router
+from dockml_magic.pieces import CELL_MAGIC
+from dockml_magic.routing import Router
 
 _LOADED = "_dockml_magics"
 

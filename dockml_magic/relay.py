@@ -1,27 +1,26 @@
-"""Messages to and from one kernel in a container, passed on as they are.
+"""The sockets to one kernel in a container, and what can be asked of it in a thread that waits.
 
-The relay speaks the Jupyter messaging protocol on raw sockets. An execute request goes out under the
-header of the front end's own request, so whatever the kernel publishes, now or after the cell
-has ended, already carries the right parent, and only needs a new signature. Message contents are not
-decoded on the way, except where we must look: replies, input requests, results whose count changes.
+An execute request goes out under the header of the front end's own request, so whatever the kernel
+publishes, now or after the cell has ended, already carries the right parent. In a notebook whole cells do
+not wait here: `forwarding` passes them on, and gives way while something here holds the sockets.
 """
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from types import FrameType
 from typing import Any, Protocol
 
 import zmq
-from jupyter_client.session import DELIM, Session
+from jupyter_client.session import Session
 
-from dockml_magic.errors import KernelDiedError, KernelStartTimeoutError
+from dockml_magic.errors import KernelDiedError, KernelError, KernelStartTimeoutError
+from dockml_magic.messages import MalformedMessageError, Message
 
 READY_TIMEOUT = 30.0
 _PROBE_INTERVAL = 0.05
@@ -29,15 +28,15 @@ _ASK_INTERVAL = 1.0
 _LOOK_INTERVAL = 0.1
 """Seconds between two looks whether the kernel still lives, while a cell runs."""
 
-_OURS = frozenset({"status", "execute_input", "iopub_welcome"})
-"""What the notebook's own kernel says itself, for a routed cell."""
+NOT_PASSED_ON = frozenset({"status", "execute_input", "iopub_welcome", "shutdown_reply"})
+"""What a notebook says itself, for the cells that it runs a part of."""
 
 
 class Sink(Protocol):
     """Where a cell's output goes, and where its questions are asked."""
 
-    def publish(self, msg_type: str, topic: bytes, parts: Sequence[zmq.Frame | bytes]) -> None:
-        """Take a message: header, parent header, metadata, content, buffers, all as received."""
+    def publish(self, message: Message) -> None:
+        """Take a message."""
 
     def ask(self, prompt: str, *, password: bool) -> str:
         """Return what the user answers to `input()` in the cell. May raise KeyboardInterrupt."""
@@ -54,6 +53,20 @@ class Relay:
         Sends SIGINT to the kernel.
     death : callable
         Returns an error when the kernel has died, None while it lives.
+
+    Attributes
+    ----------
+    session : Session
+        Signs with the kernel's key.
+    shell, stdin, iopub : zmq.Socket
+    shell_lock, iopub_lock : RLock
+        To be held while the first two, or the last, are used.
+    let_go : callable
+        Called when a lock was held here: whoever else reads the sockets has to look anew.
+    kernel_info : dict
+        The content of the kernel_info_reply.
+    next_count : int
+        The execution count of the kernel's next cell.
     """
 
     def __init__(
@@ -62,20 +75,23 @@ class Relay:
         interrupt: Callable[[], None],
         death: Callable[[], KernelDiedError | None],
     ) -> None:
-        self._interrupt = interrupt
-        self._death = death
-        self._lock = threading.RLock()
+        self.interrupt = interrupt
+        self.death = death
+        self.shell_lock = threading.RLock()
+        self.iopub_lock = threading.RLock()
+        self.let_go: Callable[[], None] = lambda: None
         self._context = zmq.Context(io_threads=1)
         self.session = Session(
             key=connection_info["key"], signature_scheme=connection_info["signature_scheme"]
         )
-        self._shell = self._open(zmq.DEALER, connection_info, "shell_port")
-        self._stdin = self._open(zmq.DEALER, connection_info, "stdin_port")
-        self._iopub = self._open(zmq.SUB, connection_info, "iopub_port")
+        self.shell = self._open(zmq.DEALER, connection_info, "shell_port")
+        self.stdin = self._open(zmq.DEALER, connection_info, "stdin_port")
+        self.iopub = self._open(zmq.SUB, connection_info, "iopub_port")
         self._poller = zmq.Poller()
-        for socket in (self._shell, self._stdin, self._iopub):
+        for socket in (self.shell, self.stdin, self.iopub):
             self._poller.register(socket, zmq.POLLIN)
         self.kernel_info: dict[str, Any] = {}
+        self.next_count = 1
 
     def _open(self, kind: int, info: Mapping[str, Any], port_name: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
@@ -109,16 +125,16 @@ class Relay:
                     hint="Start it again.",
                 )
             if now >= ask_at:
-                self.session.send(self._shell, "kernel_info_request", {})
+                self.session.send(self.shell, "kernel_info_request", {})
                 # A kernel that is not up yet would answer them all, and only then run the first cell.
                 ask_at = now + (_PROBE_INTERVAL if answered else _ASK_INTERVAL)
             for socket, _ in self._poller.poll(round(_PROBE_INTERVAL * 1000)):
-                if socket is self._shell:
-                    self.kernel_info = self._receive(self._shell)["content"]
+                if socket is self.shell:
+                    self.kernel_info = self._receive(self.shell)["content"]
                     answered = True
                     ask_at = time.monotonic() + _PROBE_INTERVAL
-                elif socket is self._iopub:
-                    self._iopub.recv_multipart()
+                elif socket is self.iopub:
+                    self.iopub.recv_multipart()
                     heard = True
 
     def execute(
@@ -128,7 +144,6 @@ class Relay:
         sink: Sink,
         *,
         count: int | None = None,
-        meanwhile: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
         """Run a cell and return the content of its execute_reply.
 
@@ -145,39 +160,27 @@ class Relay:
             Gets the output.
         count : int, optional
             The execution count the user sees, where it is not the kernel's own.
-        meanwhile : callable, optional
-            Called once the request is on its way.
 
         Raises
         ------
         KernelDiedError
             If the kernel dies under the cell.
         """
-        message = {
-            # A date of its own, so that two equal pieces of one cell have different signatures.
-            "header": _plain(header)
-            | {"msg_type": "execute_request", "date": datetime.now(timezone.utc)},
-            "parent_header": {},
-            "metadata": {},
-            "content": content,
-        }
         msg_id = header["msg_id"]
-        with self._lock, self._interrupts_passed_on():
-            self.session.send(self._shell, message)
-            if meanwhile is not None:
-                meanwhile()
+        with self._held(), self._interrupts_passed_on():
+            self.session.send(self.shell, _request(header, content))
             reply: dict[str, Any] | None = None
             idle = False
             while reply is None or not idle:
                 events = dict(self._poller.poll(round(_LOOK_INTERVAL * 1000)))
                 if not events:
                     self._raise_if_dead()
-                if self._iopub in events:
+                if self.iopub in events:
                     idle |= self._pass_on(sink, msg_id, count)
-                if self._stdin in events:
+                if self.stdin in events:
                     self._answer(sink)
-                if self._shell in events:
-                    received = self._receive(self._shell)
+                if self.shell in events:
+                    received = self._receive(self.shell)
                     if received["parent_header"].get("msg_id") == msg_id:
                         reply = received["content"]
             # The poll may have swallowed the signal of something that came right behind.
@@ -186,11 +189,32 @@ class Relay:
             reply["execution_count"] = count
         return reply
 
+    def send_count(self, count: int) -> None:
+        """Have an IPython count its next cell as `count`: an execute request before that cell's own.
+
+        `Out[7]`, history and tracebacks over there then name the cell as the notebook does. The caller
+        holds `shell_lock`; the reply has a parent that nobody waits for.
+        """
+        header = self.session.msg_header("execute_request")
+        code = f"__import__('IPython').get_ipython().execution_count = {count}"
+        content = {"code": code, "silent": True, "store_history": False, "user_expressions": {}}
+        self.session.send(self.shell, _request(header, {**content, "allow_stdin": False}))
+
+    def set_count(self, count: int) -> None:
+        """Have an IPython count its next cell as `count`."""
+        with self._held():
+            self.send_count(count)
+
+    @property
+    def is_ipython(self) -> bool:
+        """Whether the kernel is IPython, whose count can be set."""
+        return self.kernel_info.get("implementation") == "ipython"
+
     def forward(self, message: Mapping[str, Any]) -> None:
         """Send a front end's message to the kernel as it is; what comes of it arrives on its own."""
-        with self._lock:
+        with self._held_shell():
             self.session.send(
-                self._shell,
+                self.shell,
                 {
                     "header": _plain(message["header"]),
                     "parent_header": message["parent_header"],
@@ -205,76 +229,85 @@ class Relay:
     ) -> dict[str, Any] | None:
         """Send any other shell request and return its reply's content, None if none comes in time."""
         deadline = time.monotonic() + timeout
-        with self._lock:
-            sent: Any = self.session.send(self._shell, msg_type, dict(content))
+        with self._held_shell():
+            sent: Any = self.session.send(self.shell, msg_type, dict(content))
             while (left := deadline - time.monotonic()) > 0:
-                if self._shell.poll(round(left * 1000)):
-                    received = self._receive(self._shell)
+                if self.shell.poll(round(left * 1000)):
+                    received = self._receive(self.shell)
                     if received["parent_header"].get("msg_id") == sent["header"]["msg_id"]:
                         answer: dict[str, Any] = received["content"]
                         return answer
         return None
 
-    @property
-    def fileno(self) -> int:
-        """A file descriptor that becomes readable when output may have arrived."""
-        return int(self._iopub.getsockopt(zmq.FD))
-
-    def drain(self, sink: Sink) -> None:
-        """Pass on what arrived while no cell ran: output of threads and callbacks."""
-        with self._lock:
-            self._pass_on(sink, "", None)
-
     def close(self) -> None:
         """Close the sockets."""
-        with self._lock:
-            for socket in (self._shell, self._stdin, self._iopub):
+        with self.shell_lock, self.iopub_lock:
+            for socket in (self.shell, self.stdin, self.iopub):
                 socket.close()
             self._context.term()
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Hold all sockets, and let those go on who pass messages on between the cells."""
+        try:
+            with self.shell_lock, self.iopub_lock:
+                yield
+        finally:
+            self.let_go()
+
+    @contextmanager
+    def _held_shell(self) -> Iterator[None]:
+        try:
+            with self.shell_lock:
+                yield
+        finally:
+            self.let_go()
 
     def _pass_on(self, sink: Sink, msg_id: str, count: int | None) -> bool:
         """Pass on all that has arrived; return whether the kernel is idle again."""
         idle = False
         while True:
             try:
-                frames = self._iopub.recv_multipart(zmq.NOBLOCK, copy=False)
+                frames = self.iopub.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return idle
-            topic, parts = _split(frames)
-            header = json.loads(parts[0].bytes)
-            msg_type = header["msg_type"]
-            if msg_type == "status":
-                if json.loads(parts[3].bytes)["execution_state"] == "idle":
-                    idle |= json.loads(parts[1].bytes).get("msg_id") == msg_id
-            elif msg_type not in _OURS:
-                passed: list[zmq.Frame | bytes] = list(parts)
-                if msg_type == "execute_result" and count is not None:
-                    content = json.loads(parts[3].bytes)
-                    if content.get("execution_count") != count:
-                        passed[3] = json.dumps({**content, "execution_count": count}).encode()
-                sink.publish(msg_type, topic, passed)
+            try:
+                message = Message(frames)
+                message.verify(self.session)
+            except MalformedMessageError as error:
+                raise nonsense(error) from error
+            if message.type == "status":
+                if message.content["execution_state"] == "idle":
+                    idle |= message.parent_id == msg_id
+            elif message.type not in NOT_PASSED_ON:
+                if count is not None:
+                    show_count(message, count)
+                sink.publish(message)
 
     def _answer(self, sink: Sink) -> None:
-        question = self._receive(self._stdin)
+        question = self._receive(self.stdin)
         content = question["content"]
         try:
             with self._interrupts_raised():
                 value = sink.ask(content["prompt"], password=content["password"])
         except KeyboardInterrupt:
-            self._interrupt()
+            self.interrupt()
             return
         except EOFError:
             value = "\x04"
-        self.session.send(self._stdin, "input_reply", {"value": value}, parent=question)
+        self.session.send(self.stdin, "input_reply", {"value": value}, parent=question)
 
     def _receive(self, socket: zmq.Socket[bytes]) -> dict[str, Any]:
         """Return the message that a poll has announced."""
-        _, message = self.session.recv(socket)
+        try:
+            _, message = self.session.recv(socket)
+        except (ValueError, TypeError) as error:
+            raise nonsense(error) from error
         assert message is not None
         return message
 
     def _raise_if_dead(self) -> None:
-        error = self._death()
+        error = self.death()
         if error is not None:
             raise error
 
@@ -286,7 +319,7 @@ class Relay:
             return
 
         def pass_on(signum: int, frame: FrameType | None) -> None:
-            self._interrupt()
+            self.interrupt()
 
         saved = signal.signal(signal.SIGINT, pass_on)
         try:
@@ -307,21 +340,34 @@ class Relay:
             signal.signal(signal.SIGINT, passing)
 
 
+def show_count(message: Message, count: int) -> None:
+    """Let a message that names an execution count name this one."""
+    if (
+        message.type in ("execute_input", "execute_result", "execute_reply")
+        and message.content.get("execution_count", count) != count
+    ):
+        message.replace_content({**message.content, "execution_count": count})
+
+
+def nonsense(error: Exception) -> KernelError:
+    """Return what to raise when a kernel's message cannot be read."""
+    return KernelError(
+        f"The kernel in the container sent a message that cannot be used: {error}.",
+        hint="Start it again with --fresh, or go back with: %docker_env local",
+    )
+
+
+def _request(header: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    # A date of its own, so that two equal pieces of one cell have different signatures.
+    fresh = {"msg_type": "execute_request", "date": datetime.now(timezone.utc)}
+    return {
+        "header": _plain(header) | fresh,
+        "parent_header": {},
+        "metadata": {},
+        "content": content,
+    }
+
+
 def _plain(header: Mapping[str, Any]) -> dict[str, Any]:
     """Return a header without the subshell, which the notebook's own kernel may have and another not."""
     return {key: value for key, value in header.items() if key != "subshell_id"}
-
-
-def content_of(parts: Sequence[zmq.Frame | bytes]) -> dict[str, Any]:
-    """Return the decoded content of a message that a `Sink` was given."""
-    part = parts[3]
-    content: dict[str, Any] = json.loads(part if isinstance(part, bytes) else part.bytes)
-    return content
-
-
-def _split(frames: Sequence[zmq.Frame]) -> tuple[bytes, list[zmq.Frame]]:
-    """Return the topic and the parts after the signature."""
-    for i, frame in enumerate(frames):
-        if len(frame) == len(DELIM) and frame.bytes == DELIM:
-            return frames[0].bytes if i else b"", list(frames[i + 2 :])
-    raise ValueError("not a Jupyter message")

@@ -1,11 +1,11 @@
 """Where a cell goes: to the notebook's own kernel, or to the active environment.
 
-In a notebook (ipykernel 6 and 7) the host kernel's `do_execute`, `do_complete`, `do_inspect` and
-`do_is_complete` are taken over as instance attributes; deleting them gives everything back. Below
-these, ipykernel does what it always does: busy and idle, execution counts, aborting queued cells. A
-comm that a container's kernel opens (a widget) gets a stand-in in the host's list of comms, which
-sends its messages on. In a terminal there is no kernel object; an input transformer turns a routed
-cell into calls of `Router.run_piece`.
+In a notebook (ipykernel 6 and 7) a `forwarding.ShellChannel` asks `Router.target` of each message which
+kernel it belongs to; whole cells do not pass through here. A cell that has lines of ours runs in
+the notebook's own kernel: its `do_execute` is taken over, as an instance attribute, and runs the cell piece
+by piece. A comm that a container's kernel opens (a widget) gets a stand-in in the host's list of comms.
+In a terminal there is no kernel object; an input transformer turns a routed cell into calls of
+`Router.run_piece`.
 
 A cell is never parsed as host Python. Lines that begin with `%docker_` are ours and run here; whatever
 stands before and after them goes where cells go at that moment.
@@ -13,76 +13,31 @@ stands before and after them goes where cells go at that moment.
 
 from __future__ import annotations
 
-import re
+import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timezone
+from types import FrameType
 from typing import Any
 
-import zmq
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.page import page
-from jupyter_client.session import DELIM, Session
+from jupyter_client.session import Session
 
 from dockml_magic.environment import Environment, Environments, raise_remote_error
 from dockml_magic.errors import DockmlError
+from dockml_magic.forwarding import COMM_TYPES, UNDECIDED_TYPES, ShellChannel
+from dockml_magic.messages import Message
 from dockml_magic.names import LOCAL
-from dockml_magic.relay import Relay, Sink, content_of
+from dockml_magic.pieces import CELL_MAGIC, PREFIX, Piece, has_own_line, split_cell
+from dockml_magic.relay import Relay, Sink
 
-PREFIX = "%docker_"
-CELL_MAGIC = "%%docker_cell"
-_OURS = re.compile(r"%docker_|%(?:un|re)?load_ext\s+dockml_magic\b")
 _COMPLETE_TIMEOUT = 5.0
 
 _RUN_PIECE = "_dockml_run_piece"
 """The shell's attribute by which a transformed cell of a terminal calls `Router.run_piece`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """A part of a cell: one of our own lines, or code between them."""
-
-    code: str
-    is_ours: bool
-
-
-def split_cell(code: str) -> list[Piece]:
-    """Return a cell as its pieces, in order.
-
-    Our own lines are those that begin with `%docker_` (or load and unload us) at the left margin,
-    outside a triple-quoted string; a backslash at their end continues them. A cell that begins with
-    `%%docker_` is ours as a whole; another cell magic keeps its body.
-    """
-    if code.lstrip().startswith("%" + PREFIX):
-        return [Piece(code=code, is_ours=True)]
-    pieces: list[Piece] = []
-    block: list[str] = []
-    quotes = {"'''": 0, '"""': 0}
-    in_cell_magic = False
-
-    def end_block() -> None:
-        if "".join(block).strip():
-            pieces.append(Piece(code="".join(block), is_ours=False))
-        block.clear()
-
-    for line in code.splitlines(keepends=True):
-        if pieces and pieces[-1].is_ours and not block and pieces[-1].code.endswith("\\"):
-            pieces[-1] = Piece(code=f"{pieces[-1].code}\n{line.rstrip()}", is_ours=True)
-            continue
-        in_string = any(count % 2 for count in quotes.values())
-        if not in_string and not in_cell_magic and _OURS.match(line):
-            end_block()
-            pieces.append(Piece(code=line.rstrip("\n"), is_ours=True))
-            continue
-        if not "".join(block).strip() and line.startswith("%%"):
-            in_cell_magic = True
-        for quote in quotes:
-            quotes[quote] += line.count(quote)
-        block.append(line)
-    end_block()
-    return pieces
 
 
 class RemoteComm:
@@ -119,29 +74,28 @@ class KernelSink:
         self._errors = errors
         self._session: Session = kernel.session
 
-    def publish(self, msg_type: str, topic: bytes, parts: Sequence[zmq.Frame | bytes]) -> None:
+    def publish(self, message: Message) -> None:
         """Sign and send; contents are passed on as they are, without a copy where they are large."""
-        if msg_type == "error" and not self._errors:
+        if message.type == "error" and not self._errors:
             return
-        if msg_type in ("comm_open", "comm_close"):
-            self._note_comm(msg_type, content_of(parts))
-        signature = self._session.sign(
-            [part if isinstance(part, bytes) else part.buffer for part in parts[:4]]
-        )
-        self._kernel.iopub_socket.send_multipart([topic, DELIM, signature, *parts], copy=False)
-
-    def _note_comm(self, msg_type: str, content: Mapping[str, Any]) -> None:
-        """Keep the notebook's list of comms, by which it sends a widget's messages to its owner."""
-        comms = self._kernel.comm_manager.comms
-        if msg_type == "comm_open":
-            comms[content["comm_id"]] = RemoteComm(content, self._environment)
-        else:
-            comms.pop(content["comm_id"], None)
+        if message.type in ("comm_open", "comm_close"):
+            note_comm(self._kernel, self._environment, message)
+        self._kernel.iopub_socket.send_multipart(message.signed_by(self._session), copy=False)
 
     def ask(self, prompt: str, *, password: bool) -> str:
         """Ask the front end."""
         answer: str = self._kernel.getpass(prompt) if password else self._kernel.raw_input(prompt)
         return answer
+
+
+def note_comm(kernel: Any, environment: Environment, message: Message) -> None:
+    """Keep a notebook's list of comms, which says whose each one is."""
+    comms = kernel.comm_manager.comms
+    comm_id = message.content.get("comm_id", "")
+    if message.type == "comm_open":
+        comms[comm_id] = RemoteComm(message.content, environment)
+    else:
+        comms.pop(comm_id, None)
 
 
 class TerminalSink:
@@ -150,9 +104,9 @@ class TerminalSink:
     def __init__(self, shell: InteractiveShell) -> None:
         self._shell = shell
 
-    def publish(self, msg_type: str, topic: bytes, parts: Sequence[zmq.Frame | bytes]) -> None:
+    def publish(self, message: Message) -> None:
         """Print it; errors are shown by whoever gets the reply."""
-        content = content_of(parts)
+        msg_type, content = message.type, message.content
         if msg_type == "stream":
             stream = sys.stdout if content["name"] == "stdout" else sys.stderr
             stream.write(content["text"])
@@ -200,9 +154,7 @@ class Router:
         self._cell_target = cell_target
         self.kernel: Any = getattr(shell, "kernel", None)
         self._taken: list[str] = []
-        self._streams: list[Any] = []
-        self._sleep = getattr(self.kernel, "_execute_sleep", 0.0)
-        self._is_remote = False
+        self._channel: ShellChannel | None = None
         self._splits_this_cell = False
 
     # --- taking over and giving back ----------------------------------------------------------
@@ -213,15 +165,14 @@ class Router:
             self.shell.input_transformers_cleanup.insert(0, self._transform)
             setattr(self.shell, _RUN_PIECE, self.run_piece)
             return
-        for name in ("do_execute", "do_complete", "do_inspect", "do_is_complete"):
+        for name in ("do_execute", "do_complete"):
             original = getattr(self.kernel, name)
             setattr(self.kernel, name, getattr(self, f"_{name}")(original))
             self._taken.append(name)
-        streams: tuple[Any, ...] = (sys.stdout, sys.stderr)
-        for stream in streams:
-            if hasattr(stream, "_flush_pending"):
-                stream.flush = self._flush(stream, stream.flush)
-                self._streams.append(stream)
+        if getattr(self.kernel, "shell_stream", None) is not None:
+            self._channel = ShellChannel(self.kernel, self.target, self._note_comm)
+            self._channel.install()
+            self._own_sigint = self._when_interrupted_idle(self._interrupt)
 
     def uninstall(self) -> None:
         """Give everything back as it was."""
@@ -231,32 +182,47 @@ class Router:
         for name in self._taken:
             delattr(self.kernel, name)
         self._taken.clear()
-        for stream in self._streams:
-            del stream.flush
-        self._streams.clear()
-        if self.kernel is not None:
-            self._set_remote(is_remote=False)
+        if self._channel is not None:
+            self._channel.uninstall()
+            self._channel = None
+            self._when_interrupted_idle(self._own_sigint)
 
     # --- a notebook's kernel ------------------------------------------------------------------
 
-    def _set_remote(self, *, is_remote: bool) -> None:
-        """Note whether the whole cell runs elsewhere: its reply need not wait for output of ours."""
-        self._is_remote = is_remote
-        self.kernel._execute_sleep = 0.0 if is_remote else self._sleep
+    def target(self, message: Message) -> Environment | None:
+        """Return whose a front end's message is, None for the notebook's own kernel."""
+        if message.type in COMM_TYPES:
+            comm = self.kernel.comm_manager.comms.get(message.content.get("comm_id"))
+            return comm.environment if isinstance(comm, RemoteComm) else None
+        environment = self.environments.active
+        if message.type not in UNDECIDED_TYPES or environment is None or not environment.is_alive:
+            return None
+        code = str(message.content.get("code", ""))
+        if message.type == "complete_request":
+            is_ours = _completes_ours(code, message.content.get("cursor_pos", len(code)))
+        elif message.type == "inspect_request":
+            is_ours = code.lstrip("%").startswith("docker_")
+        else:
+            is_ours = has_own_line(code)
+        return None if is_ours else environment
 
-    def _flush(self, stream: Any, original: Callable[[], None]) -> Callable[[], None]:
-        """Return a stream's `flush` that has nothing to wait for where nothing was written.
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        """Pass SIGINT on to the container that works while this process has nothing to do."""
+        if self._channel is not None:
+            self._channel.interrupt()
 
-        ipykernel calls it four times per cell, and each waits for the publishing thread. What we
-        publish goes through that thread too, so the order is kept.
-        """
+    def _when_interrupted_idle(self, handler: Any) -> Any:
+        """Set what SIGINT does between this kernel's cells; return what it did."""
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in a cell
+            was = self.kernel.saved_sigint_handler
+            self.kernel.saved_sigint_handler = handler
+            return was
+        if threading.current_thread() is threading.main_thread():
+            return signal.signal(signal.SIGINT, handler)
+        return signal.getsignal(signal.SIGINT)
 
-        def flush() -> None:
-            pending = stream._flush_pending or stream._subprocess_flush_pending
-            if pending or not self._is_remote:
-                original()
-
-        return flush
+    def _note_comm(self, environment: Environment, message: Message) -> None:
+        note_comm(self.kernel, environment, message)
 
     def _do_execute(self, original: Callable[..., Awaitable[dict[str, Any]]]) -> Callable[..., Any]:
         async def do_execute(
@@ -268,25 +234,18 @@ class Router:
             **more: Any,
         ) -> dict[str, Any]:
             pieces = split_cell(code)
-            is_remote = self.environments.active is not None
-            self._set_remote(is_remote=is_remote and not any(piece.is_ours for piece in pieces))
-            if not is_remote and not self._must_split(pieces):
+            if self.environments.active is None and not self._must_split(pieces):
                 with self._splitting():
-                    return await original(
-                        code, silent, store_history, user_expressions, allow_stdin, **more
+                    return self._seen(
+                        await original(
+                            code, silent, store_history, user_expressions, allow_stdin, **more
+                        )
                     )
             count = self.shell.execution_count
             # IPython 9 counts a cell before it runs, and older ones after; a piece must show `count`.
             ahead = count - self.shell.displayhook.prompt_count
             reply: dict[str, Any] = {"status": "ok", "user_expressions": {}, "payload": []}
             stores = store_history and not silent
-            history = self.shell.history_manager
-            unstored = [code] if stores else []
-
-            def store() -> None:
-                if history is not None and unstored:
-                    history.store_inputs(count, code, unstored.pop())
-
             for i, piece in enumerate(pieces):
                 is_last = i == len(pieces) - 1
                 content = {
@@ -303,7 +262,7 @@ class Router:
                     reply = self._error_reply(error)
                     break
                 if environment is not None:
-                    reply = self._execute_remotely(environment, content, count, store)
+                    reply = self._execute_remotely(environment, content, count)
                 elif content["code"]:
                     self.shell.execution_count = count + ahead
                     try:
@@ -320,13 +279,20 @@ class Router:
                         self.shell.execution_count = count
                 if reply["status"] != "ok":
                     break
-            store()
             if stores:
+                if self.shell.history_manager is not None:
+                    self.shell.history_manager.store_inputs(count, code)
                 self.shell.execution_count = count + 1
             reply["execution_count"] = count
-            return reply
+            return self._seen(reply)
 
         return do_execute
+
+    def _seen(self, reply: dict[str, Any]) -> dict[str, Any]:
+        """Return the reply to a cell that ran here; where it failed, those behind it are aborted."""
+        if reply["status"] == "error" and self._channel is not None:
+            self._channel.own_cell_failed()
+        return reply
 
     @staticmethod
     def _must_split(pieces: Sequence[Piece]) -> bool:
@@ -362,7 +328,6 @@ class Router:
         environment: Environment,
         content: Mapping[str, Any],
         count: int,
-        meanwhile: Callable[[], None],
     ) -> dict[str, Any]:
         """Run code there; an error of ours becomes the cell's error, as one of the code would."""
         for stream in (sys.stdout, sys.stderr):
@@ -370,9 +335,7 @@ class Router:
         self.kernel._allow_stdin = content["allow_stdin"]
         header = self.kernel.get_parent("shell")["header"]
         try:
-            return environment.execute(
-                header, content, self._sink(environment), count=count, meanwhile=meanwhile
-            )
+            return environment.execute(header, content, self._sink(environment), count=count)
         except (DockmlError, KeyboardInterrupt) as error:
             return self._error_reply(error)
 
@@ -395,15 +358,14 @@ class Router:
     # --- between the cells --------------------------------------------------------------------
 
     def watch(self, environment: Environment, relay: Relay) -> Callable[[], None]:
-        """Pass on what an environment says while no cell runs; return how to stop that."""
-        if self.kernel is None:  # a terminal shows it with the next cell
+        """Let an environment's messages pass; return how to stop that."""
+        channel = self._channel
+        if channel is None:  # a terminal shows them with the next cell
             return lambda: None
-        loop = self.kernel.io_loop.asyncio_loop
-        descriptor = relay.fileno
-        loop.add_reader(descriptor, relay.drain, self._sink(environment))
+        channel.open(environment, relay)
 
         def stop() -> None:
-            loop.remove_reader(descriptor)
+            channel.close(environment)
             comms = self.kernel.comm_manager.comms
             for comm_id, comm in list(comms.items()):
                 if isinstance(comm, RemoteComm) and comm.environment is environment:
@@ -415,38 +377,16 @@ class Router:
 
     def _do_complete(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def do_complete(code: str, cursor_pos: int) -> Any:
-            line = code[code.rfind("\n", 0, cursor_pos) + 1 : cursor_pos]
-            if line.startswith(("%docker", "%%docker")):
-                return original(code, cursor_pos)
+            """Complete our own lines, among the magics of the active environment."""
+            own = original(code, cursor_pos)
+            environment = self.environments.active
+            if environment is None or not environment.is_alive:
+                return own
             content = {"code": code, "cursor_pos": cursor_pos}
-            return self._ask_or("complete_request", content, lambda: original(code, cursor_pos))
+            theirs = environment.request("complete_request", content, _COMPLETE_TIMEOUT)
+            return own if theirs is None else _merged(own, theirs)
 
         return do_complete
-
-    def _do_inspect(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def do_inspect(code: str, cursor_pos: int, detail_level: int = 0, *more: Any) -> Any:
-            content = {"code": code, "cursor_pos": cursor_pos, "detail_level": detail_level}
-            if code.lstrip("%").startswith("docker_"):
-                return original(code, cursor_pos, detail_level, *more)
-            return self._ask_or(
-                "inspect_request", content, lambda: original(code, cursor_pos, detail_level, *more)
-            )
-
-        return do_inspect
-
-    def _do_is_complete(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def do_is_complete(code: str) -> Any:
-            return self._ask_or("is_complete_request", {"code": code}, lambda: original(code))
-
-        return do_is_complete
-
-    def _ask_or(self, msg_type: str, content: Mapping[str, Any], local: Callable[[], Any]) -> Any:
-        """Ask the active environment, or the notebook's own kernel where none is active."""
-        environment = self.environments.active
-        if environment is None or not environment.is_alive:
-            return local()
-        reply = environment.request(msg_type, content, _COMPLETE_TIMEOUT)
-        return reply if reply is not None else local()
 
     # --- one cell, by a magic -----------------------------------------------------------------
 
@@ -573,3 +513,26 @@ class Router:
     # IPython asks transformers without side effects whether a cell is complete; this one would
     # call every cell complete.
     _transform.has_side_effects = True  # type: ignore[attr-defined]
+
+
+def _completes_ours(code: str, cursor: int) -> bool:
+    """Tell whether what is being typed may become one of our lines."""
+    line = code[code.rfind("\n", 0, cursor) + 1 : cursor]
+    name = line.removeprefix("%%").removeprefix("%")
+    return line.startswith("%") and (name.startswith("docker_") or "docker_".startswith(name))
+
+
+def _merged(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an environment's completions with ours among them, which this kernel has found."""
+    ours = [match for match in own["matches"] if match.lstrip("%").startswith("docker_")]
+    if own.get("cursor_start") != theirs.get("cursor_start"):
+        return dict(own if ours else theirs)
+    matches = sorted({*theirs["matches"], *ours})
+    types = theirs.get("metadata", {}).get("_jupyter_types_experimental", [])
+    added = [
+        item
+        for item in own.get("metadata", {}).get("_jupyter_types_experimental", [])
+        if item["text"] in ours
+    ]
+    metadata = {"_jupyter_types_experimental": [*types, *added]} if types else {}
+    return {**theirs, "matches": matches, "metadata": metadata}

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from dockml_magic.routing import Piece, split_cell
+from dockml_magic.pieces import Piece, has_own_line, split_cell
 
 
 def ours(code: str) -> Piece:

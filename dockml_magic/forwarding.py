@@ -1,0 +1,657 @@
+"""Whole cells on their way between a notebook's front end and kernels in containers, in raw messages.
+
+While the extension is loaded, `ShellChannel` stands before the notebook's own kernel and takes each message
+of the front end's shell channel as it arrives, in the thread where ipykernel reads them. What belongs to
+an environment goes to that kernel as it came, signed anew; what it answers and publishes goes to the
+front end in the same way: its replies from that thread, its output from ipykernel's IOPub thread. The
+notebook's main thread has no part in it, and nothing is decoded but what we must know.
+
+Order is as with one kernel: a message waits while those before it run elsewhere. Requests for one
+environment are passed on at once, so that it is that kernel which aborts what stands behind an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import zmq
+
+from dockml_magic.environment import Environment
+from dockml_magic.errors import DockmlError, KernelError
+from dockml_magic.messages import MalformedMessageError, Message
+from dockml_magic.relay import NOT_PASSED_ON, Relay, nonsense, show_count
+
+log = logging.getLogger(__name__)
+
+COMM_TYPES = frozenset({"comm_msg", "comm_close"})
+UNDECIDED_TYPES = frozenset(
+    {
+        "execute_request",
+        "complete_request",
+        "inspect_request",
+        "is_complete_request",
+        "history_request",
+    }
+)
+"""Requests that go where cells go, which the cell before them may change."""
+
+_LOOK_INTERVAL = 0.1
+"""Seconds between two looks whether a kernel still lives, while it works."""
+_REPLY_PATIENCE = 5.0
+"""Seconds after idle in which a reply must come; old kernels leave some requests unanswered."""
+_BATCH = 500
+"""Messages that are passed on before other work of the thread has its turn."""
+
+
+_MARKER = b"dockml: the end of what was there before"
+_MARKER_ID = "marker"
+
+
+class FrontEnd:
+    """The notebook kernel's own sockets to its front end.
+
+    Parameters
+    ----------
+    kernel : ipykernel.kernelbase.Kernel
+        Of version 6 or 7, with a shell stream.
+
+    Attributes
+    ----------
+    loop : asyncio event loop
+        On which the shell channel is read: the main thread's with ipykernel 6, another thread's with 7.
+    iopub_loop : asyncio event loop
+        Of the thread that publishes.
+    """
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.session = kernel.session
+        self.stream = kernel.shell_stream
+        self.loop: asyncio.AbstractEventLoop = self.stream.io_loop.asyncio_loop
+        self.shell_thread: threading.Thread = (
+            getattr(kernel, "shell_channel_thread", None) or threading.main_thread()
+        )
+        self.iopub = kernel.iopub_thread
+        self.iopub_loop: asyncio.AbstractEventLoop = self.iopub.io_loop.asyncio_loop
+        self.stdin: zmq.Socket[bytes] = kernel.stdin_socket
+
+    def reply(self, message: Message) -> None:
+        """Send a reply on; on the shell channel's loop."""
+        self.stream.socket.send_multipart(message.signed_by(self.session), copy=False)
+        self._look_again()
+
+    def answer(self, message: Message, content: Mapping[str, Any]) -> None:
+        """Answer a request ourselves; on the shell channel's loop."""
+        idents = [frame.bytes for frame in message.prefix]
+        kind = message.type.replace("_request", "_reply")
+        self.session.send(
+            self.stream.socket, kind, dict(content), parent=message.header, ident=idents
+        )
+        self._look_again()
+
+    def _look_again(self) -> None:
+        # Sending may swallow the signal that something has arrived; the stream does not know of it.
+        if _has_arrived(self.stream.socket):
+            self.loop.call_soon(self.stream.flush)
+
+    def publish(self, message: Message) -> None:
+        """Publish a container's message; in the IOPub thread."""
+        self.iopub.socket.send_multipart(message.signed_by(self.session), copy=False)
+
+    def say(self, msg_type: str, content: Mapping[str, Any], parent: Message) -> None:
+        """Publish a message of ours under a request; in any thread."""
+        self.session.send(self.kernel.iopub_socket, msg_type, dict(content), parent=parent.header)
+
+    def refuse(self, message: Message, content: Mapping[str, Any]) -> None:
+        """Answer a request that nobody ran."""
+        self.say("status", {"execution_state": "busy"}, message)
+        self.answer(message, content)
+        self.say("status", {"execution_state": "idle"}, message)
+
+    def run_in(self, thread: threading.Thread, work: Callable[[], None]) -> None:
+        """Do something on the loop of the shell channel's or of the IOPub thread, and wait for it."""
+        if threading.current_thread() is thread:
+            work()
+            return
+        if not thread.is_alive():
+            return
+        loop = self.loop if thread is self.shell_thread else self.iopub_loop
+        done = threading.Event()
+
+        def do() -> None:
+            try:
+                work()
+            finally:
+                done.set()
+
+        loop.call_soon_threadsafe(do)
+        done.wait(_REPLY_PATIENCE)
+
+
+@dataclass
+class Request:
+    """A front end's request that a kernel in a container works on."""
+
+    message: Message
+    counts: bool
+    count: int
+    replied: bool = False
+    idle_since: float | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Nothing more is to come."""
+        return self.replied and self.idle_since is not None
+
+
+@dataclass
+class Forwarder:
+    """Passes messages on between a front end and one kernel in a container.
+
+    `send` and all that has to do with replies and questions runs on the shell channel's loop; output
+    passes through the IOPub thread.
+
+    Parameters
+    ----------
+    front : FrontEnd
+    environment : Environment
+    relay : Relay
+        Its sockets; whoever holds their locks reads them instead.
+    note : callable
+        Gets each message of type comm_open or comm_close that the kernel publishes.
+    replied : callable
+        Called with a request and the content of its reply, on the shell channel's loop.
+    settled : callable
+        Called when a request is done with, in either thread.
+    """
+
+    front: FrontEnd
+    environment: Environment
+    relay: Relay
+    note: Callable[[Environment, Message], None]
+    replied: Callable[[Request, Mapping[str, Any]], None]
+    settled: Callable[[], None]
+    requests: dict[str, Request] = field(default_factory=dict)
+    _asks: bool = False
+    _looks: asyncio.TimerHandle | None = None
+
+    def open(self) -> None:
+        """Begin to read."""
+        self.relay.let_go = self._resume
+        self._resume()
+
+    def close(self, error: DockmlError) -> None:
+        """Read no more; what was under way ends with an error. The relay may be closed then."""
+        self.relay.let_go = lambda: None
+        self.front.run_in(self.front.iopub.thread, self._stop_reading_output)
+        self.front.run_in(self.front.shell_thread, partial(self._stop_reading_replies, error))
+
+    def _stop_reading_output(self) -> None:
+        self.front.iopub_loop.remove_reader(self.relay.iopub.FD)
+
+    def _stop_reading_replies(self, error: DockmlError) -> None:
+        for socket in (self.relay.shell, self.relay.stdin):
+            self.front.loop.remove_reader(socket.FD)
+        self.fail(error)
+
+    def _resume(self) -> None:
+        """Read again, after another had the sockets; in any thread."""
+        self.front.loop.call_soon_threadsafe(self._resume_replies)
+        # Through the queue in which a notebook's own output waits, so that the order is kept.
+        self.front.iopub.schedule(self._resume_output)
+
+    def _resume_replies(self) -> None:
+        if self.relay.let_go == self._resume:
+            self.front.loop.add_reader(self.relay.shell.FD, self._read_replies)
+            self.front.loop.add_reader(self.relay.stdin.FD, self._read_questions)
+            self._read_replies()
+            self._read_questions()
+
+    def _resume_output(self) -> None:
+        if self.relay.let_go == self._resume:
+            self.front.iopub_loop.add_reader(self.relay.iopub.FD, self._read_output)
+            self._read_output()
+
+    # --- to the kernel ------------------------------------------------------------------------
+
+    def send(self, message: Message, *, shown_count: int) -> None:
+        """Pass a request on.
+
+        Parameters
+        ----------
+        message : Message
+            Of the shell channel.
+        shown_count : int
+            The notebook's execution count, for a cell that is not behind another one of this kernel.
+        """
+        counts = False
+        if message.type == "execute_request":
+            silent = message.content.get("silent", False)
+            counts = not silent and message.content.get("store_history", True)
+        ahead = sum(r.counts and not r.replied for r in self.requests.values())
+        with self.relay.shell_lock:
+            if (
+                counts
+                and not ahead
+                and self.relay.next_count != shown_count
+                and self.relay.is_ipython
+            ):
+                self.relay.send_count(shown_count)
+                self.relay.next_count = shown_count
+            request = Request(message=message, counts=counts, count=shown_count + ahead)
+            if message.type in COMM_TYPES:
+                request.replied = True
+            self.requests[message.id] = request
+            self.relay.shell.send_multipart(message.signed_by(self.relay.session), copy=False)
+            if _has_arrived(self.relay.shell):
+                self.front.loop.call_soon(self._read_replies)
+        if self._looks is None:
+            self._looks = self.front.loop.call_later(_LOOK_INTERVAL, self._look)
+
+    def _look(self) -> None:
+        """See whether the kernel lives, as long as it has something to do."""
+        self._looks = None
+        if not self.requests:
+            return
+        try:
+            error: DockmlError | None = self.relay.death()
+        except DockmlError as gone:
+            error = gone
+        if error is not None:
+            self._read_replies()
+            self.front.run_in(self.front.iopub.thread, self._read_output)
+            self.fail(error)
+            return
+        late = time.monotonic() - _REPLY_PATIENCE
+        for request in list(self.requests.values()):
+            if request.idle_since is not None and request.idle_since < late:
+                request.replied = True
+                self._settle(request)
+        self._looks = self.front.loop.call_later(_LOOK_INTERVAL, self._look)
+
+    def fail(self, error: DockmlError) -> None:
+        """End what is under way with an error."""
+        told = {
+            "ename": type(error).__name__,
+            "evalue": error.message,
+            "traceback": error._render_traceback_(),
+        }
+        for request in list(self.requests.values()):
+            if not request.replied:
+                if request.message.type == "execute_request":
+                    self.front.say("error", told, request.message)
+                content = {"status": "error", "execution_count": request.count, **told}
+                self.front.answer(request.message, content)
+                request.replied = True
+                self.replied(request, content)
+            if request.idle_since is None:
+                self.front.say("status", {"execution_state": "idle"}, request.message)
+                request.idle_since = time.monotonic()
+            self._settle(request)
+
+    def _settle(self, request: Request) -> None:
+        if request.is_settled:
+            self.requests.pop(request.message.id, None)
+            self.settled()
+
+    # --- its replies --------------------------------------------------------------------------
+
+    def _read_replies(self) -> None:
+        if not self.relay.shell_lock.acquire(blocking=False):
+            self.front.loop.remove_reader(self.relay.shell.FD)  # until `_resume`
+            return
+        try:
+            while not self.relay.shell.closed:
+                try:
+                    frames = self.relay.shell.recv_multipart(zmq.NOBLOCK, copy=False)
+                except zmq.Again:
+                    return
+                self._reply(frames)
+        finally:
+            self.relay.shell_lock.release()
+
+    def _reply(self, frames: list[zmq.Frame]) -> None:
+        try:
+            message = Message(frames)
+            message.verify(self.relay.session)
+            request = self.requests.get(message.parent_id)
+            if request is None or request.replied:
+                return  # to one of our own requests
+            if self._asks:
+                self._asks = False
+                self.front.loop.remove_reader(self.front.stdin.FD)
+            content: dict[str, Any] = {}
+            if message.type == "execute_reply":
+                content = message.content
+                if request.counts and "execution_count" in content:
+                    self.relay.next_count = int(content["execution_count"]) + 1
+                    show_count(message, request.count)
+        except (MalformedMessageError, ValueError, TypeError) as error:
+            self.fail(nonsense(error))
+            return
+        request.replied = True
+        if content.get("status") == "error":  # abort what waits now, not what answers this
+            self.replied(request, message.content)
+            self.front.reply(message)
+        else:
+            self.front.reply(message)
+            self.replied(request, message.content if content else {})
+        self._settle(request)
+
+    # --- its questions ------------------------------------------------------------------------
+
+    def _read_questions(self) -> None:
+        if not self.relay.shell_lock.acquire(blocking=False):
+            self.front.loop.remove_reader(self.relay.stdin.FD)  # until `_resume`
+            return
+        try:
+            while not self.relay.stdin.closed:
+                try:
+                    frames = self.relay.stdin.recv_multipart(zmq.NOBLOCK, copy=False)
+                except zmq.Again:
+                    return
+                self._ask(frames)
+        finally:
+            self.relay.shell_lock.release()
+
+    def _ask(self, frames: list[zmq.Frame]) -> None:
+        """Pass an input request on to the front end, and wait for what it answers."""
+        try:
+            message = Message(frames)
+            message.verify(self.relay.session)
+        except MalformedMessageError as error:
+            self.fail(nonsense(error))
+            return
+        if message.parent_id not in self.requests:
+            return
+        while _has_arrived(self.front.stdin):
+            self.front.stdin.recv_multipart()  # answers to questions that were interrupted
+        self.front.stdin.send_multipart(message.signed_by(self.front.session), copy=False)
+        self._asks = True
+        self.front.loop.add_reader(self.front.stdin.FD, self._read_answer)
+        self._read_answer()
+
+    def _read_answer(self) -> None:
+        if not _has_arrived(self.front.stdin):
+            return
+        frames = self.front.stdin.recv_multipart(copy=False)
+        try:
+            message = Message(frames)
+            message.verify(self.front.session)
+        except MalformedMessageError as error:
+            log.warning("an input reply that cannot be used: %s", error)
+            return
+        self._asks = False
+        self.front.loop.remove_reader(self.front.stdin.FD)
+        with self.relay.shell_lock:
+            self.relay.stdin.send_multipart(message.signed_by(self.relay.session), copy=False)
+        self._read_questions()
+
+    # --- its output, in the IOPub thread ------------------------------------------------------
+
+    def _read_output(self) -> None:
+        if not self.relay.iopub_lock.acquire(blocking=False):
+            self.front.iopub_loop.remove_reader(self.relay.iopub.FD)  # until `_resume`
+            return
+        try:
+            for _ in range(_BATCH):
+                if self.relay.iopub.closed:
+                    return
+                try:
+                    frames = self.relay.iopub.recv_multipart(zmq.NOBLOCK, copy=False)
+                except zmq.Again:
+                    return
+                self._pass_on(frames)
+        finally:
+            self.relay.iopub_lock.release()
+        self.front.iopub_loop.call_soon(self._read_output)
+
+    def _pass_on(self, frames: list[zmq.Frame]) -> None:
+        try:
+            message = Message(frames)
+            message.verify(self.relay.session)
+            request = self.requests.get(message.parent_id)
+            if request is None and message.type in NOT_PASSED_ON:
+                return
+            if request is not None and not self.relay.is_ipython:
+                show_count(message, request.count)
+            is_idle = message.type == "status" and message.content.get("execution_state") == "idle"
+            if message.type in ("comm_open", "comm_close"):
+                self.note(self.environment, message)
+        except MalformedMessageError as error:
+            self.front.loop.call_soon_threadsafe(self.fail, nonsense(error))
+            return
+        self.front.publish(message)
+        if is_idle and request is not None:
+            request.idle_since = time.monotonic()
+            self._settle(request)
+
+
+class ShellChannel:
+    """Stands before a notebook's own kernel and gives each message to the kernel it belongs to.
+
+    Parameters
+    ----------
+    kernel : ipykernel.kernelbase.Kernel
+        The notebook's own.
+    target : callable
+        Says which environment a message belongs to, None for the notebook's own kernel.
+    note : callable
+        See `Forwarder`.
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        target: Callable[[Message], Environment | None],
+        note: Callable[[Environment, Message], None],
+    ) -> None:
+        self._kernel = kernel
+        self._target = target
+        self._note = note
+        self._front = FrontEnd(kernel)
+        self._forwarders: dict[Environment, Forwarder] = {}
+        self._waiting: deque[Message] = deque()
+        self._local: set[str] = set()
+        self._is_aborting = False
+        self._pass_to_kernel: Callable[[Any], Any] = _drop
+        self._handing: set[asyncio.Future[Any]] = set()
+
+    # --- taking over and giving back ----------------------------------------------------------
+
+    def install(self) -> None:
+        """Stand before the kernel. Undone by `uninstall`."""
+        original = self._front.stream._recv_callback  # noqa: SLF001  # only a setter is public
+        self._original = original
+        dispatch = self._kernel.dispatch_shell
+
+        async def dispatch_shell(frames: Any, *args: Any, **more: Any) -> None:
+            if len(frames) == 1 and bytes(frames[0]) == _MARKER:
+                self._end_of_queue()
+                return
+            try:
+                await dispatch(frames, *args, **more)
+            finally:
+                self._front.loop.call_soon_threadsafe(self._after_own, _id_of(frames))
+
+        self._kernel.dispatch_shell = dispatch_shell
+        # ipykernel 6 has bound its own dispatch_shell into the callback, 7 looks it up.
+        is_bound = isinstance(original, partial) and dispatch in original.args
+        self._pass_to_kernel = partial(original.func, dispatch_shell) if is_bound else original
+        self._front.run_in(self._front.shell_thread, self._take_over)
+
+    def _take_over(self) -> None:
+        """Let what the kernel has been given already come before all that arrives from now on."""
+        self._front.stream.on_recv(self._receive, copy=False)
+        self._local.add(_MARKER_ID)
+        if self._front.shell_thread is threading.main_thread():
+            self._hand_over([zmq.Frame(_MARKER)])
+        else:
+            manager = self._front.shell_thread.manager  # type: ignore[attr-defined]
+            manager.get_shell_channel_to_subshell_socket(None).send(_MARKER)
+
+    def _end_of_queue(self) -> None:
+        if self._kernel._aborting:  # noqa: SLF001
+            self._front.run_in(self._front.shell_thread, self._abort)
+        self._front.loop.call_soon_threadsafe(self._after_own, _MARKER_ID)
+
+    def uninstall(self) -> None:
+        """Give everything back as it was."""
+        self._front.run_in(self._front.shell_thread, self._give_back)
+        del self._kernel.dispatch_shell
+
+    def _give_back(self) -> None:
+        self._front.stream.on_recv(self._original, copy=False)
+        while self._waiting:
+            self._give(self._waiting.popleft())
+
+    # --- environments -------------------------------------------------------------------------
+
+    def open(self, environment: Environment, relay: Relay) -> None:
+        """Pass on what a kernel says, from now on."""
+        forwarder = Forwarder(
+            front=self._front,
+            environment=environment,
+            relay=relay,
+            note=self._note,
+            replied=self._after_reply,
+            settled=self._settled,
+        )
+        self._forwarders[environment] = forwarder
+        forwarder.open()
+
+    def close(self, environment: Environment) -> None:
+        """Pass on no more; called before the relay is closed."""
+        forwarder = self._forwarders.pop(environment)
+        forwarder.close(
+            KernelError(
+                f"'{environment.name}' was stopped while it worked.",
+                hint=f"Start it again: %docker_env {environment.name}",
+            )
+        )
+
+    def interrupt(self) -> bool:
+        """Interrupt the kernel that works now; tell whether there was one."""
+        busy = [f.environment for f in list(self._forwarders.values()) if f.requests]
+        for environment in busy:
+            environment.interrupt()
+        return bool(busy)
+
+    # --- messages of the front end, on the shell channel's loop -------------------------------
+
+    def _receive(self, frames: list[zmq.Frame]) -> None:
+        try:
+            message = Message(frames)
+            message.verify(self._front.session, up_to=1 << 62)
+        except MalformedMessageError:
+            self._hand_over(frames)  # ipykernel says what is wrong with it
+            return
+        if message.header.get("subshell_id") is not None:
+            self._hand_over(frames)
+            return
+        self._waiting.append(message)
+        self._advance()
+
+    def _advance(self) -> None:
+        """Give away what need not wait."""
+        while self._waiting and not self._is_aborting:
+            message = self._waiting[0]
+            if message.type in UNDECIDED_TYPES and self._local:
+                return
+            environment = self._target(message)
+            forwarder = self._forwarders.get(environment) if environment else None
+            others = [f for f in self._forwarders.values() if f is not forwarder and f.requests]
+            if others or (forwarder is not None and self._local):
+                return
+            self._waiting.popleft()
+            if forwarder is None:
+                self._give(message)
+            else:
+                forwarder.send(message, shown_count=self._kernel.shell.execution_count)
+
+    def _give(self, message: Message) -> None:
+        self._local.add(message.id)
+        self._hand_over(message.frames)
+
+    def _hand_over(self, frames: Any) -> None:
+        result = self._pass_to_kernel(frames)
+        if inspect.isawaitable(result):
+            future = asyncio.ensure_future(result, loop=self._front.loop)
+            self._handing.add(future)
+            future.add_done_callback(self._handing.discard)
+
+    def _after_own(self, msg_id: str) -> None:
+        """Go on when the notebook's own kernel has dealt with a message."""
+        self._local.discard(msg_id)
+        self._advance()
+
+    def own_cell_failed(self) -> None:
+        """Abort what waits behind the cell that has just failed in the notebook's own kernel.
+
+        Before its reply is sent: what a front end sends in answer to that is not to be aborted.
+        """
+        content = self._kernel.get_parent("shell").get("content", {})
+        if content.get("stop_on_error", True) and not content.get("silent", False):
+            self._front.run_in(self._front.shell_thread, self._abort)
+
+    def _after_reply(self, request: Request, content: Mapping[str, Any]) -> None:
+        if request.message.type != "execute_request":
+            return
+        if request.counts and content.get("status") != "aborted":
+            count = content.get("execution_count", request.count)
+            shell = self._kernel.shell
+            if shell.history_manager is not None:
+                shell.history_manager.store_inputs(count, request.message.content["code"])
+            shell.execution_count = count + 1
+        asked = request.message.content
+        if (
+            content.get("status") == "error"
+            and asked.get("stop_on_error", True)
+            and not asked.get("silent", False)
+        ):
+            self._abort()
+
+    def _abort(self) -> None:
+        """Abort the cells that wait, those included that the front end has sent already."""
+        self._is_aborting = True
+        try:
+            self._front.stream.flush()
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            for message in waiting:
+                if message.type == "execute_request":
+                    self._front.refuse(message, {"status": "aborted"})
+                else:
+                    self._waiting.append(message)
+        finally:
+            self._is_aborting = False
+
+    def _settled(self) -> None:
+        if self._waiting:
+            self._front.loop.call_soon_threadsafe(self._advance)
+
+
+def _drop(frames: Any) -> None:
+    pass
+
+
+def _has_arrived(socket: zmq.Socket[bytes]) -> bool:
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+
+def _id_of(frames: Any) -> str:
+    """Return a message's id, "" for frames that are none."""
+    try:
+        return Message(frames).id
+    except (MalformedMessageError, json.JSONDecodeError):
+        return ""
