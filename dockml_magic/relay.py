@@ -81,9 +81,8 @@ class Relay:
         self.iopub_lock = threading.RLock()
         self.let_go: Callable[[], None] = lambda: None
         self._context = zmq.Context(io_threads=1)
-        self.session = Session(
-            key=connection_info["key"], signature_scheme=connection_info["signature_scheme"]
-        )
+        self.session = Session(signature_scheme=connection_info["signature_scheme"])
+        self.session.key = connection_info["key"]  # here, for an empty one warns the user above
         self.shell = self._open(zmq.DEALER, connection_info, "shell_port")
         self.stdin = self._open(zmq.DEALER, connection_info, "stdin_port")
         self.iopub = self._open(zmq.SUB, connection_info, "iopub_port")
