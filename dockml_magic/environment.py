@@ -271,6 +271,22 @@ class Environment:
         """Send another shell request, such as complete_request; None if no reply comes in time."""
         return self._relay.request(msg_type, content, timeout) if self._relay else None
 
+    def debug(self, content: Mapping[str, Any], timeout: float) -> dict[str, Any] | None:
+        """Pass a front end's debug request on; None if no reply comes in time.
+
+        Raises
+        ------
+        KernelError
+            If the kernel has no debugger.
+        """
+        relay = self._relay
+        if relay is None or not relay.has_debugger:
+            raise KernelError(
+                f"The kernel of '{self.name}' has no debugger.",
+                hint="It takes Python >= 3.7, and ipykernel >= 6 with debugpy in the container.",
+            )
+        return relay.request_on_control("debug_request", content, timeout)
+
     def forward(self, message: Mapping[str, Any]) -> None:
         """Pass a front end's comm message on to the kernel."""
         if self._relay is not None:
@@ -279,6 +295,10 @@ class Environment:
     def interrupt(self) -> None:
         """Stop the running cell, as the stop button does; from another thread than the one in `run`."""
         self._container.signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End a kernel that does not react; the container stays, for a restart."""
+        self._container.signal(signal.SIGKILL)
 
     def restart(self) -> None:
         """Start a new kernel in the same container: variables go, what was installed stays."""

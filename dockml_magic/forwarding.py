@@ -34,6 +34,7 @@ from dockml_magic.relay import NOT_PASSED_ON, Relay, nonsense, show_count
 log = logging.getLogger(__name__)
 
 COMM_TYPES = frozenset({"comm_msg", "comm_close"})
+"""Messages of a comm that is open: they go where it was opened."""
 UNDECIDED_TYPES = frozenset(
     {
         "execute_request",
@@ -45,16 +46,27 @@ UNDECIDED_TYPES = frozenset(
 )
 """Requests that go where cells go, which the cell before them may change."""
 
+ABORTED = {"status": "aborted"}
+
 _LOOK_INTERVAL = 0.1
 """Seconds between two looks whether a kernel still lives, while it works."""
 _REPLY_PATIENCE = 5.0
 """Seconds after idle in which a reply must come; old kernels leave some requests unanswered."""
 _BATCH = 500
 """Messages that are passed on before other work of the thread has its turn."""
+_INTERRUPT_PATIENCE = 10.0
+"""Seconds after an interrupt in which a kernel should let go of its cell."""
+_ROOM_INTERVAL = 0.005
+_ROOM_PATIENCE = 20.0
+"""Seconds without room for a message after which a front end that does not read gets no more of them."""
 
 
 _MARKER = b"dockml: the end of what was there before"
 _MARKER_ID = "marker"
+
+
+class RefusedError(Exception):
+    """Raised for a comm that no kernel is to have: it is closed at once."""
 
 
 class FrontEnd:
@@ -84,6 +96,7 @@ class FrontEnd:
         self.iopub = kernel.iopub_thread
         self.iopub_loop: asyncio.AbstractEventLoop = self.iopub.io_loop.asyncio_loop
         self.stdin: zmq.Socket[bytes] = kernel.stdin_socket
+        self._drops = False
 
     def reply(self, message: Message) -> None:
         """Send a reply on; on the shell channel's loop."""
@@ -104,9 +117,25 @@ class FrontEnd:
         if _has_arrived(self.stream.socket):
             self.loop.call_soon(self.stream.flush)
 
-    def publish(self, message: Message) -> None:
-        """Publish a container's message; in the IOPub thread."""
-        self.iopub.socket.send_multipart(message.signed_by(self.session), copy=False)
+    def publish(self, frames: list[zmq.Frame | bytes], *, has_waited: bool = False) -> bool:
+        """Publish a container's message; in the IOPub thread.
+
+        Returns False where a front end is so far behind that it would not get it. One that stays so gets no
+        more of what it has no room for, until it has read again.
+        """
+        socket = self.iopub.socket
+        socket.setsockopt(zmq.XPUB_NODROP, 1)
+        try:
+            socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            self._drops = False
+            return True
+        except zmq.Again:
+            self._drops |= has_waited
+        finally:
+            socket.setsockopt(zmq.XPUB_NODROP, 0)
+        if self._drops:
+            socket.send_multipart(frames, copy=False)
+        return self._drops
 
     def say(self, msg_type: str, content: Mapping[str, Any], parent: Message) -> None:
         """Publish a message of ours under a request; in any thread."""
@@ -116,6 +145,12 @@ class FrontEnd:
         """Answer a request that nobody ran."""
         self.say("status", {"execution_state": "busy"}, message)
         self.answer(message, content)
+        self.say("status", {"execution_state": "idle"}, message)
+
+    def close_comm(self, message: Message) -> None:
+        """Close a comm that the front end opens."""
+        self.say("status", {"execution_state": "busy"}, message)
+        self.say("comm_close", {"comm_id": message.content.get("comm_id"), "data": {}}, message)
         self.say("status", {"execution_state": "idle"}, message)
 
     def run_in(self, thread: threading.Thread, work: Callable[[], None]) -> None:
@@ -154,6 +189,14 @@ class Request:
         return self.replied and self.idle_since is not None
 
 
+@dataclass(frozen=True)
+class Output:
+    """A message that a kernel has published, and the request that it ends, if it says idle."""
+
+    frames: list[zmq.Frame | bytes]
+    ends: Request | None
+
+
 @dataclass
 class Forwarder:
     """Passes messages on between a front end and one kernel in a container.
@@ -170,7 +213,10 @@ class Forwarder:
     note : callable
         Gets each message of type comm_open or comm_close that the kernel publishes.
     replied : callable
-        Called with a request and the content of its reply, on the shell channel's loop.
+        Called with a cell and the content of its reply, on the shell channel's loop.
+    failed : callable
+        Called with a request that failed, before its reply; returns the waiting cells that are to be
+        aborted. What a front end sends in answer to the reply is not.
     settled : callable
         Called when a request is done with, in either thread.
     """
@@ -180,10 +226,14 @@ class Forwarder:
     relay: Relay
     note: Callable[[Environment, Message], None]
     replied: Callable[[Request, Mapping[str, Any]], None]
+    failed: Callable[[Request], list[Message]]
     settled: Callable[[], None]
     requests: dict[str, Request] = field(default_factory=dict)
     _asks: bool = False
     _looks: asyncio.TimerHandle | None = None
+    _interrupted_at: float = 0.0
+    _was_told: bool = False
+    _unsent: Output | None = None
 
     def open(self) -> None:
         """Begin to read."""
@@ -197,6 +247,7 @@ class Forwarder:
         self.front.run_in(self.front.shell_thread, partial(self._stop_reading_replies, error))
 
     def _stop_reading_output(self) -> None:
+        self._unsent = None
         self.front.iopub_loop.remove_reader(self.relay.iopub.FD)
 
     def _stop_reading_replies(self, error: DockmlError) -> None:
@@ -238,6 +289,8 @@ class Forwarder:
         if message.type == "execute_request":
             silent = message.content.get("silent", False)
             counts = not silent and message.content.get("store_history", True)
+        if not self.requests:
+            self._interrupted_at, self._was_told = 0.0, False
         ahead = sum(r.counts and not r.replied for r in self.requests.values())
         with self.relay.shell_lock:
             if (
@@ -249,8 +302,8 @@ class Forwarder:
                 self.relay.send_count(shown_count)
                 self.relay.next_count = shown_count
             request = Request(message=message, counts=counts, count=shown_count + ahead)
-            if message.type in COMM_TYPES:
-                request.replied = True
+            if message.type.startswith("comm_") and not message.type.endswith("_request"):
+                request.replied = True  # these have no reply
             self.requests[message.id] = request
             self.relay.shell.send_multipart(message.signed_by(self.relay.session), copy=False)
             if _has_arrived(self.relay.shell):
@@ -272,12 +325,39 @@ class Forwarder:
             self.front.run_in(self.front.iopub.thread, self._read_output)
             self.fail(error)
             return
+        if self._interrupted_at and not self._was_told:
+            self._tell_if_it_hangs()
         late = time.monotonic() - _REPLY_PATIENCE
         for request in list(self.requests.values()):
             if request.idle_since is not None and request.idle_since < late:
                 request.replied = True
                 self._settle(request)
         self._looks = self.front.loop.call_later(_LOOK_INTERVAL, self._look)
+
+    def interrupt(self) -> None:
+        """Interrupt the kernel; in any thread. One that was told not to react is ended."""
+        if not self._was_told:
+            self._interrupted_at = self._interrupted_at or time.monotonic()
+            self.environment.interrupt()
+            return
+        self.environment.kill()
+        name = self.environment.name
+        error = KernelError(
+            f"The kernel of '{name}' did not react to the interrupts, and was ended.",
+            hint=f"Start it again: %docker_restart {name}",
+        )
+        self.front.loop.call_soon_threadsafe(self.fail, error)
+
+    def _tell_if_it_hangs(self) -> None:
+        if time.monotonic() < self._interrupted_at + _INTERRUPT_PATIENCE:
+            return
+        self._was_told = True
+        text = (
+            f"'{self.environment.name}' has not reacted to the interrupt for {_INTERRUPT_PATIENCE:.0f} s. "
+            "Wait, or interrupt once more to end its kernel: its variables are lost then.\n"
+        )
+        for request in list(self.requests.values())[:1]:
+            self.front.say("stream", {"name": "stderr", "text": text}, request.message)
 
     def fail(self, error: DockmlError) -> None:
         """End what is under way with an error."""
@@ -291,7 +371,10 @@ class Forwarder:
                 if request.message.type == "execute_request":
                     self.front.say("error", told, request.message)
                 content = {"status": "error", "execution_count": request.count, **told}
+                aborted = self.failed(request)
                 self.front.answer(request.message, content)
+                for waiting in aborted:
+                    self.front.refuse(waiting, ABORTED)
                 request.replied = True
                 self.replied(request, content)
             if request.idle_since is None:
@@ -340,12 +423,12 @@ class Forwarder:
             self.fail(nonsense(error))
             return
         request.replied = True
-        if content.get("status") == "error":  # abort what waits now, not what answers this
+        aborted = self.failed(request) if content.get("status") == "error" else []
+        self.front.reply(message)
+        for waiting in aborted:
+            self.front.refuse(waiting, ABORTED)
+        if content:
             self.replied(request, message.content)
-            self.front.reply(message)
-        else:
-            self.front.reply(message)
-            self.replied(request, message.content if content else {})
         self._settle(request)
 
     # --- its questions ------------------------------------------------------------------------
@@ -405,7 +488,7 @@ class Forwarder:
             return
         try:
             for _ in range(_BATCH):
-                if self.relay.iopub.closed:
+                if self.relay.iopub.closed or self._unsent is not None:
                     return
                 try:
                     frames = self.relay.iopub.recv_multipart(zmq.NOBLOCK, copy=False)
@@ -431,10 +514,33 @@ class Forwarder:
         except MalformedMessageError as error:
             self.front.loop.call_soon_threadsafe(self.fail, nonsense(error))
             return
-        self.front.publish(message)
-        if is_idle and request is not None:
-            request.idle_since = time.monotonic()
-            self._settle(request)
+        output = Output(
+            frames=message.signed_by(self.front.session), ends=request if is_idle else None
+        )
+        if self.front.publish(output.frames):
+            self._published(output)
+        else:
+            self._unsent = output
+            self.front.iopub_loop.remove_reader(self.relay.iopub.FD)
+            self.front.iopub_loop.call_later(_ROOM_INTERVAL, self._publish_unsent, time.monotonic())
+
+    def _publish_unsent(self, since: float) -> None:
+        """Try again, and go on reading when it has gone: so a slow reader slows down the kernel."""
+        output = self._unsent
+        if output is None:
+            return
+        has_waited = time.monotonic() > since + _ROOM_PATIENCE
+        if not self.front.publish(output.frames, has_waited=has_waited):
+            self.front.iopub_loop.call_later(_ROOM_INTERVAL, self._publish_unsent, since)
+            return
+        self._unsent = None
+        self._published(output)
+        self._resume_output()
+
+    def _published(self, output: Output) -> None:
+        if output.ends is not None:
+            output.ends.idle_since = time.monotonic()
+            self._settle(output.ends)
 
 
 class ShellChannel:
@@ -463,7 +569,8 @@ class ShellChannel:
         self._forwarders: dict[Environment, Forwarder] = {}
         self._waiting: deque[Message] = deque()
         self._local: set[str] = set()
-        self._is_aborting = False
+        self._is_taking = False
+        self._to_abort: dict[str, list[Message]] = {}
         self._pass_to_kernel: Callable[[Any], Any] = _drop
         self._handing: set[asyncio.Future[Any]] = set()
 
@@ -502,7 +609,7 @@ class ShellChannel:
 
     def _end_of_queue(self) -> None:
         if self._kernel._aborting:  # noqa: SLF001
-            self._front.run_in(self._front.shell_thread, self._abort)
+            self._abort_behind(_MARKER_ID)
         self._front.loop.call_soon_threadsafe(self._after_own, _MARKER_ID)
 
     def uninstall(self) -> None:
@@ -525,6 +632,7 @@ class ShellChannel:
             relay=relay,
             note=self._note,
             replied=self._after_reply,
+            failed=self._after_failure,
             settled=self._settled,
         )
         self._forwarders[environment] = forwarder
@@ -542,9 +650,9 @@ class ShellChannel:
 
     def interrupt(self) -> bool:
         """Interrupt the kernel that works now; tell whether there was one."""
-        busy = [f.environment for f in list(self._forwarders.values()) if f.requests]
-        for environment in busy:
-            environment.interrupt()
+        busy = [forwarder for forwarder in list(self._forwarders.values()) if forwarder.requests]
+        for forwarder in busy:
+            forwarder.interrupt()
         return bool(busy)
 
     # --- messages of the front end, on the shell channel's loop -------------------------------
@@ -564,11 +672,16 @@ class ShellChannel:
 
     def _advance(self) -> None:
         """Give away what need not wait."""
-        while self._waiting and not self._is_aborting:
+        while self._waiting and not self._is_taking:
             message = self._waiting[0]
             if message.type in UNDECIDED_TYPES and self._local:
                 return
-            environment = self._target(message)
+            try:
+                environment = self._target(message)
+            except RefusedError:
+                self._waiting.popleft()
+                self._front.close_comm(message)
+                continue
             forwarder = self._forwarders.get(environment) if environment else None
             others = [f for f in self._forwarders.values() if f is not forwarder and f.requests]
             if others or (forwarder is not None and self._local):
@@ -593,52 +706,54 @@ class ShellChannel:
     def _after_own(self, msg_id: str) -> None:
         """Go on when the notebook's own kernel has dealt with a message."""
         self._local.discard(msg_id)
+        for message in self._to_abort.pop(msg_id, []):
+            self._front.refuse(message, ABORTED)
         self._advance()
 
     def own_cell_failed(self) -> None:
-        """Abort what waits behind the cell that has just failed in the notebook's own kernel.
+        """Note what waits behind the cell that has just failed in the notebook's own kernel."""
+        parent = self._kernel.get_parent("shell")
+        if _stops_on_error(parent.get("content", {})):
+            self._abort_behind(parent["header"]["msg_id"])
 
-        Before its reply is sent: what a front end sends in answer to that is not to be aborted.
-        """
-        content = self._kernel.get_parent("shell").get("content", {})
-        if content.get("stop_on_error", True) and not content.get("silent", False):
-            self._front.run_in(self._front.shell_thread, self._abort)
+    def _abort_behind(self, msg_id: str) -> None:
+        def collect() -> None:
+            self._to_abort[msg_id] = self._take_waiting_cells()
+
+        self._front.run_in(self._front.shell_thread, collect)
 
     def _after_reply(self, request: Request, content: Mapping[str, Any]) -> None:
-        if request.message.type != "execute_request":
-            return
         if request.counts and content.get("status") != "aborted":
             count = content.get("execution_count", request.count)
             shell = self._kernel.shell
             if shell.history_manager is not None:
                 shell.history_manager.store_inputs(count, request.message.content["code"])
             shell.execution_count = count + 1
-        asked = request.message.content
-        if (
-            content.get("status") == "error"
-            and asked.get("stop_on_error", True)
-            and not asked.get("silent", False)
-        ):
-            self._abort()
 
-    def _abort(self) -> None:
-        """Abort the cells that wait, those included that the front end has sent already."""
-        self._is_aborting = True
+    def _after_failure(self, request: Request) -> list[Message]:
+        if request.message.type == "execute_request" and _stops_on_error(request.message.content):
+            return self._take_waiting_cells()
+        return []
+
+    def _take_waiting_cells(self) -> list[Message]:
+        """Take the cells out of what waits, those included that the front end has sent by now."""
+        self._is_taking = True
         try:
             self._front.stream.flush()
-            waiting = list(self._waiting)
-            self._waiting.clear()
-            for message in waiting:
-                if message.type == "execute_request":
-                    self._front.refuse(message, {"status": "aborted"})
-                else:
-                    self._waiting.append(message)
         finally:
-            self._is_aborting = False
+            self._is_taking = False
+        cells = [message for message in self._waiting if message.type == "execute_request"]
+        self._waiting = deque(m for m in self._waiting if m.type != "execute_request")
+        return cells
 
     def _settled(self) -> None:
         if self._waiting:
             self._front.loop.call_soon_threadsafe(self._advance)
+
+
+def _stops_on_error(content: Mapping[str, Any]) -> bool:
+    """Tell whether the cells behind one that fails are to be aborted."""
+    return bool(content.get("stop_on_error", True) and not content.get("silent", False))
 
 
 def _drop(frames: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from dockml_magic.container import engine_for, table_of_containers
 from dockml_magic.display import Table, tell
 from dockml_magic.environment import Environment, Environments, raise_remote_error
-from dockml_magic.errors import ConfigError
-from dockml_magic.names import LOCAL
+from dockml_magic.errors import ConfigError, DockmlError
+from dockml_magic.names import LOCAL, known_names
 from dockml_magic.options import (
     RunOptions,
     add_run_options,
@@ -24,9 +25,12 @@ from dockml_magic.options import (
     split_line,
 )
 from dockml_magic.pieces import CELL_MAGIC
+from dockml_magic.project import find_project
 from dockml_magic.routing import Router
 
 _LOADED = "_dockml_magics"
+_COMPLETED = ("docker_env", "docker_stop", "docker_restart", "%docker_cell")
+"""Magics whose names of environments are completed."""
 
 
 def load(shell: InteractiveShell) -> None:
@@ -37,6 +41,8 @@ def load(shell: InteractiveShell) -> None:
     shell.register_magics(magics)
     setattr(shell, _LOADED, magics)
     magics.router.install()
+    for magic in _COMPLETED:
+        shell.set_hook("complete_command", magics.complete, str_key=f"%{magic}")
     atexit.register(magics.environments.end)
 
 
@@ -48,6 +54,8 @@ def unload(shell: InteractiveShell) -> None:
     atexit.unregister(magics.environments.end)
     magics.environments.stop_all()
     magics.router.uninstall()
+    for magic in _COMPLETED:
+        shell.strdispatchers["complete_command"].strs.pop(f"%{magic}", None)
     for kind, names in magics.magics.items():
         for name in names:
             shell.magics_manager.magics[kind].pop(name, None)
@@ -169,6 +177,24 @@ class DockerMagics(Magics):
         environment.watch(self.router.watch)
         self.environments.add(environment)
         return environment
+
+    def complete(self, _: InteractiveShell, event: Any) -> list[str]:
+        """Return what may stand next in one of our lines; called by IPython.
+
+        `event.line` is the line so far, `event.symbol` the word that is being typed.
+        """
+        magic = event.line.split(maxsplit=1)[0].lstrip("%")
+        if event.symbol.startswith("-"):
+            parser = argparse.ArgumentParser(add_help=False)
+            add_run_options(parser)
+            return sorted(parser._option_string_actions)  # noqa: SLF001  # argparse lists them nowhere else
+        running = self.environments.names()
+        if magic in ("docker_stop", "docker_restart"):
+            return running
+        images: list[str] = []
+        with contextlib.suppress(DockmlError):
+            images = engine_for(RunOptions()).local_references()
+        return sorted({LOCAL, *running, *known_names(find_project(Path.cwd()), images)})
 
     @line_magic
     def docker_ps(self, line: str) -> Table | None:

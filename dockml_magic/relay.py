@@ -28,6 +28,9 @@ _ASK_INTERVAL = 1.0
 _LOOK_INTERVAL = 0.1
 """Seconds between two looks whether the kernel still lives, while a cell runs."""
 
+_QUEUE = 200
+"""Messages that a kernel may be ahead of us: what bounds this process's memory."""
+
 NOT_PASSED_ON = frozenset({"status", "execute_input", "iopub_welcome", "shutdown_reply"})
 """What a notebook says itself, for the cells that it runs a part of."""
 
@@ -79,6 +82,7 @@ class Relay:
         self.death = death
         self.shell_lock = threading.RLock()
         self.iopub_lock = threading.RLock()
+        self._control_lock = threading.RLock()
         self.let_go: Callable[[], None] = lambda: None
         self._context = zmq.Context(io_threads=1)
         self.session = Session(signature_scheme=connection_info["signature_scheme"])
@@ -86,6 +90,7 @@ class Relay:
         self.shell = self._open(zmq.DEALER, connection_info, "shell_port")
         self.stdin = self._open(zmq.DEALER, connection_info, "stdin_port")
         self.iopub = self._open(zmq.SUB, connection_info, "iopub_port")
+        self._control = self._open(zmq.DEALER, connection_info, "control_port")
         self._poller = zmq.Poller()
         for socket in (self.shell, self.stdin, self.iopub):
             self._poller.register(socket, zmq.POLLIN)
@@ -97,7 +102,8 @@ class Relay:
         socket.linger = 0
         if kind == zmq.SUB:
             socket.subscribe(b"")
-            socket.rcvhwm = 0  # nothing may be dropped, however much a cell prints
+            # Nothing is dropped: behind a full queue the kernel waits, as it would for a slow terminal.
+            socket.rcvhwm = _QUEUE
         else:
             # An input request is routed by the identity of the execute request.
             socket.identity = self.session.bsession
@@ -209,6 +215,12 @@ class Relay:
         """Whether the kernel is IPython, whose count can be set."""
         return self.kernel_info.get("implementation") == "ipython"
 
+    @property
+    def has_debugger(self) -> bool:
+        """Whether the kernel answers debug requests."""
+        features = self.kernel_info.get("supported_features", ())
+        return bool(self.kernel_info.get("debugger")) or "debugger" in features
+
     def forward(self, message: Mapping[str, Any]) -> None:
         """Send a front end's message to the kernel as it is; what comes of it arrives on its own."""
         with self._held_shell():
@@ -227,21 +239,39 @@ class Relay:
         self, msg_type: str, content: Mapping[str, Any], timeout: float
     ) -> dict[str, Any] | None:
         """Send any other shell request and return its reply's content, None if none comes in time."""
-        deadline = time.monotonic() + timeout
         with self._held_shell():
-            sent: Any = self.session.send(self.shell, msg_type, dict(content))
-            while (left := deadline - time.monotonic()) > 0:
-                if self.shell.poll(round(left * 1000)):
-                    received = self._receive(self.shell)
-                    if received["parent_header"].get("msg_id") == sent["header"]["msg_id"]:
-                        answer: dict[str, Any] = received["content"]
-                        return answer
+            return self._request(self.shell, msg_type, content, timeout)
+
+    def request_on_control(
+        self, msg_type: str, content: Mapping[str, Any], timeout: float
+    ) -> dict[str, Any] | None:
+        """Send a control request, which a kernel answers while it works, as `request` does."""
+        with self._control_lock:
+            return self._request(self._control, msg_type, content, timeout)
+
+    def _request(
+        self,
+        socket: zmq.Socket[bytes],
+        msg_type: str,
+        content: Mapping[str, Any],
+        timeout: float,
+    ) -> dict[str, Any] | None:
+        deadline = time.monotonic() + timeout
+        sent: Any = self.session.send(socket, msg_type, dict(content))
+        while (left := deadline - time.monotonic()) > 0:
+            if socket.poll(round(min(left, _LOOK_INTERVAL) * 1000)):
+                received = self._receive(socket)
+                if received["parent_header"].get("msg_id") == sent["header"]["msg_id"]:
+                    answer: dict[str, Any] = received["content"]
+                    return answer
+            elif self.death() is not None:
+                break
         return None
 
     def close(self) -> None:
         """Close the sockets."""
-        with self.shell_lock, self.iopub_lock:
-            for socket in (self.shell, self.stdin, self.iopub):
+        with self.shell_lock, self.iopub_lock, self._control_lock:
+            for socket in (self.shell, self.stdin, self.iopub, self._control):
                 socket.close()
             self._context.term()
 

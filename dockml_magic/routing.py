@@ -13,6 +13,7 @@ stands before and after them goes where cells go at that moment.
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
 import threading
@@ -28,13 +29,17 @@ from jupyter_client.session import Session
 
 from dockml_magic.environment import Environment, Environments, raise_remote_error
 from dockml_magic.errors import DockmlError
-from dockml_magic.forwarding import COMM_TYPES, UNDECIDED_TYPES, ShellChannel
+from dockml_magic.forwarding import COMM_TYPES, UNDECIDED_TYPES, RefusedError, ShellChannel
 from dockml_magic.messages import Message
 from dockml_magic.names import LOCAL
 from dockml_magic.pieces import CELL_MAGIC, PREFIX, Piece, has_own_line, split_cell
 from dockml_magic.relay import Relay, Sink
 
 _COMPLETE_TIMEOUT = 5.0
+_DEBUG_TIMEOUT = 20.0
+
+WIDGET_CONTROL = "jupyter.widget.control"
+"""The target of a comm by which a front end asks for widgets' states; see ipywidgets' messages.md."""
 
 _RUN_PIECE = "_dockml_run_piece"
 """The shell's attribute by which a transformed cell of a terminal calls `Router.run_piece`."""
@@ -165,7 +170,7 @@ class Router:
             self.shell.input_transformers_cleanup.insert(0, self._transform)
             setattr(self.shell, _RUN_PIECE, self.run_piece)
             return
-        for name in ("do_execute", "do_complete"):
+        for name in ("do_execute", "do_complete", "do_debug_request"):
             original = getattr(self.kernel, name)
             setattr(self.kernel, name, getattr(self, f"_{name}")(original))
             self._taken.append(name)
@@ -194,17 +199,46 @@ class Router:
         if message.type in COMM_TYPES:
             comm = self.kernel.comm_manager.comms.get(message.content.get("comm_id"))
             return comm.environment if isinstance(comm, RemoteComm) else None
+        if message.type == "comm_open":
+            return self._target_of_open(message)
         environment = self.environments.active
         if message.type not in UNDECIDED_TYPES or environment is None or not environment.is_alive:
             return None
         code = str(message.content.get("code", ""))
         if message.type == "complete_request":
-            is_ours = _completes_ours(code, message.content.get("cursor_pos", len(code)))
+            is_ours = _may_become_ours(code, message.content.get("cursor_pos", len(code)))
         elif message.type == "inspect_request":
             is_ours = code.lstrip("%").startswith("docker_")
         else:
             is_ours = has_own_line(code)
         return None if is_ours else environment
+
+    def _target_of_open(self, message: Message) -> Environment | None:
+        """Return which kernel a front end's new comm is for: this one if it has the target.
+
+        Over `jupyter.widget.control` a page that was loaded again asks for the states of all widgets at
+        once. One kernel knows its own only; where several have widgets, `ShellChannel` closes the comm, and
+        the page asks each widget.
+        """
+        active = self.environments.active
+        if message.content.get("target_name") != WIDGET_CONTROL:
+            is_own = message.content.get("target_name") in self.kernel.comm_manager.targets
+            owner = None if is_own or active is None or not active.is_alive else active
+            if owner is not None:
+                note_comm(self.kernel, owner, message)
+            return owner
+        comms = list(self.kernel.comm_manager.comms.values())
+        owners = {
+            comm.environment if isinstance(comm, RemoteComm) else None
+            for comm in comms
+            if getattr(comm, "target_name", "").startswith("jupyter.widget")
+        }
+        if len(owners) > 1:
+            raise RefusedError
+        owner = owners.pop() if owners else None
+        if owner is not None:
+            note_comm(self.kernel, owner, message)
+        return owner
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         """Pass SIGINT on to the container that works while this process has nothing to do."""
@@ -380,13 +414,34 @@ class Router:
             """Complete our own lines, among the magics of the active environment."""
             own = original(code, cursor_pos)
             environment = self.environments.active
-            if environment is None or not environment.is_alive:
+            if environment is None or not environment.is_alive or _is_ours(code, cursor_pos):
                 return own
             content = {"code": code, "cursor_pos": cursor_pos}
             theirs = environment.request("complete_request", content, _COMPLETE_TIMEOUT)
             return own if theirs is None else _merged(own, theirs)
 
         return do_complete
+
+    def _do_debug_request(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        async def do_debug_request(request: Mapping[str, Any]) -> Any:
+            """Let a front end debug what runs in the active environment; on the control channel's loop."""
+            environment = self.environments.active
+            if environment is None or not environment.is_alive:
+                return await original(request)
+            failed = {
+                "type": "response",
+                "request_seq": request.get("seq", 0),
+                "seq": 0,
+                "success": False,
+                "command": request.get("command", ""),
+            }
+            try:
+                reply = await asyncio.to_thread(environment.debug, request, _DEBUG_TIMEOUT)
+            except DockmlError as error:
+                return {**failed, "message": error.message}
+            return reply or {**failed, "message": f"'{environment.name}' does not answer."}
+
+        return do_debug_request
 
     # --- one cell, by a magic -----------------------------------------------------------------
 
@@ -515,9 +570,19 @@ class Router:
     _transform.has_side_effects = True  # type: ignore[attr-defined]
 
 
-def _completes_ours(code: str, cursor: int) -> bool:
-    """Tell whether what is being typed may become one of our lines."""
-    line = code[code.rfind("\n", 0, cursor) + 1 : cursor]
+def _line_until(code: str, cursor: int) -> str:
+    return code[code.rfind("\n", 0, cursor) + 1 : cursor]
+
+
+def _is_ours(code: str, cursor: int) -> bool:
+    """Tell whether one of our lines is being typed, past its name."""
+    line = _line_until(code, cursor)
+    return line.startswith((PREFIX, "%" + PREFIX)) and " " in line
+
+
+def _may_become_ours(code: str, cursor: int) -> bool:
+    """Tell whether what is being typed may become one of our lines, or is one."""
+    line = _line_until(code, cursor)
     name = line.removeprefix("%%").removeprefix("%")
     return line.startswith("%") and (name.startswith("docker_") or "docker_".startswith(name))
 

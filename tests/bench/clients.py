@@ -85,7 +85,8 @@ def started(manager: KernelManager, folder: Path, env: Mapping[str, str]) -> Ite
     BlockingKernelClient
 ]:  # fmt: skip
     """Start a manager's kernel, give its client, and shut it down in the end."""
-    manager.start_kernel(cwd=str(folder), env=dict(env), stderr=subprocess.DEVNULL)
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    manager.start_kernel(cwd=str(folder), env=dict(env), **silent)
     client = manager.client()
     client.start_channels(stdin=False, hb=False)
     try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import inspect
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,10 +27,13 @@ from dockml_magic.kernelspecs import build_kernel_json
 from dockml_magic.options import RunOptions
 from tests.bench.clients import Cell, connected, run_cell, started
 from tests.bench.floor import Floor
-from tests.bench.table import Row, difference, in_turns, ratio
+from tests.bench.peers import Absent, Peer, Relay
+from tests.bench.table import Row, difference, in_turns, missing, ratio
 
 PYTHON311 = "dockml/bare:3.11"
-IMAGES = (PYTHON311, "dockml/ipykernel:7", "dockml/tensorflow:1.10.0")
+PEERS_IMAGE = "dockml/ipykernel:7"
+"""Has a kernel of its own, which the peers need."""
+IMAGES = (PYTHON311, PEERS_IMAGE, "dockml/tensorflow:1.10.0")
 
 _LOCAL = "%%docker_cell local\n"
 _INFO = (
@@ -48,11 +55,14 @@ class Bench:
         Every container of this run carries it as a label.
     quick : bool
         A smoke run.
+    peers : tuple of Peer
+        Whom the figures that have them put beside us.
     """
 
     engine: docker.DockerClient
     workspace: Path
     quick: bool
+    peers: tuple[Peer, ...] = ()
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -141,37 +151,71 @@ def first(bench: Bench) -> Iterator[Row]:
     yield ratio(f"first start of a notebook, {PYTHON311}", "plain local kernel", *samples)
 
 
-def _pass_cells(
-    one: BlockingKernelClient, other: BlockingKernelClient, n: int
-) -> tuple[list[float], list[float]]:
-    """Take n samples with each client in blocks of ten, so that noise meets both alike.
+@dataclass(frozen=True, kw_only=True)
+class _Samples:
+    """The seconds of `pass` cells: relayed, direct, and in each block by how much these differ."""
 
-    Each block begins with cells that do not count: both clients hear what the other one's cells publish.
+    relayed: list[float] = field(default_factory=list)
+    direct: list[float] = field(default_factory=list)
+    added: list[float] = field(default_factory=list)
+
+
+def _pass_cells(relays: Sequence[Relay], n: int) -> list[_Samples]:
+    """Take n samples with each client in blocks of ten, so that noise meets all alike.
+
+    Each block begins with cells that do not count: a kernel's clients hear what the cells of the
+    others publish.
     """
-    samples: tuple[list[float], list[float]] = ([], [])
+    samples = [_Samples() for _ in relays]
     for block in range(n // 10):
-        for which in (0, 1) if block % 2 else (1, 0):
-            seconds = [run_cell((one, other)[which], "pass").seconds for _ in range(13)]
-            samples[which].extend(seconds[3:])
+        for i in range(len(relays)):
+            which = (i + block) % len(relays)
+            relay, taken = relays[which], samples[which]
+            ways = [
+                (taken.relayed, relay.client, f"{relay.prefix}pass"),
+                (taken.direct, relay.direct, "pass"),
+            ]
+            for seconds, client, code in ways[:: -1 if block % 2 else 1]:
+                seconds.extend([run_cell(client, code).seconds for _ in range(13)][3:])
+            taken.added.append(median(taken.relayed[-10:]) - median(taken.direct[-10:]))
     return samples
 
 
 def pass_cell(bench: Bench) -> Iterator[Row]:
-    """Give a routed `pass` cell against a direct one to the same kernel."""
-    for image in bench.images:
-        with (
-            bench.routed(image) as notebook,
-            connected(json.loads(run_cell(notebook, _INFO).stdout)) as direct,
-        ):
-            samples = _pass_cells(notebook, direct, 20 if bench.quick else 300)
-        yield difference(f"`pass` routed, {image}", "direct client", *samples, at_most=1.5)
+    """Give a routed `pass` cell against a direct one to the same kernel, and beside the peers."""
+    for image in dict.fromkeys([*bench.images, *([PEERS_IMAGE] if bench.peers else [])]):
+        title = f"`pass` routed, {image}"
+        with ExitStack() as stack:
+            notebook = stack.enter_context(bench.routed(image))
+            direct = stack.enter_context(connected(json.loads(run_cell(notebook, _INFO).stdout)))
+            relays = [Relay(client=notebook, direct=direct)]
+            present = []
+            for peer in bench.peers if image == PEERS_IMAGE else ():
+                try:
+                    relays.append(stack.enter_context(peer.relayed(bench.workspace, image)))
+                except Absent as error:
+                    yield missing(title, peer.title, str(error))
+                else:
+                    present.append(peer)
+            ours, *theirs = _pass_cells(relays, 20 if bench.quick else 300)
+        yield difference(title, "direct client", ours.relayed, ours.direct, at_most=1.0)
+        for peer, samples in zip(present, theirs, strict=True):
+            yield difference(title, peer.title, ours.relayed, samples.relayed)
+            yield difference(
+                f"`pass`, what relaying adds to a direct client's, {image}",
+                peer.title,
+                ours.added,
+                samples.added,
+                at_most=0.0,
+            )
 
 
 def kernel(bench: Bench) -> Iterator[Row]:
     """Give a `pass` cell in a kernel of the launcher, which is connected as any kernel is."""
     with bench.launched(PYTHON311) as (client, info), connected(info) as direct:
-        samples = _pass_cells(client, direct, 20 if bench.quick else 300)
-    yield difference(f"`pass` in a dockml- kernel, {PYTHON311}", "direct client", *samples)
+        (ours,) = _pass_cells([Relay(client=client, direct=direct)], 20 if bench.quick else 300)
+    figure = f"`pass` in a dockml- kernel, {PYTHON311}"
+    yield difference(figure, "direct client", ours.relayed, ours.direct)
 
 
 class _InMemory(KernelSpecManager):
@@ -189,33 +233,53 @@ def output(bench: Bench) -> Iterator[Row]:
     The direct client has a kernel of its own in a second container: two clients of one kernel would
     each get, and pay for, the output of the other's cells.
     """
-    lines, size = (2_000, 5_000_000) if bench.quick else (20_000, 50_000_000)
+    lines, size, images = (2_000, 5_000_000, 50) if bench.quick else (20_000, 50_000_000, 1_000)
     printed = "".join(f"line {i}\n" for i in range(lines))
     shown = "".join(f"{i:07d}." for i in range(size // 8))
-    show = "display({'text/plain': shown}, raw=True)"
-    kinds = {
-        f"{lines:,} printed lines": (f"for i in range({lines}): print('line', i)", printed),
-        f"one display of {size // 1_000_000} MB": (show, shown),
+    kinds: dict[str, tuple[str, Callable[[Cell], bool]]] = {
+        f"{lines:,} printed lines": (
+            f"for i in range({lines}): print('line', i)",
+            lambda cell: cell.stdout == printed,
+        ),
+        f"one display of {size // 1_000_000} MB": (
+            "display({'text/plain': shown}, raw=True)",
+            lambda cell: cell.text == shown,
+        ),
+        f"{images:,} images of 100 kB": (
+            f"for i in range({images}): display(Image(image(i), format='png'))",
+            lambda cell: len(cell.outputs) == images and all(map(_is_image, cell.outputs, count())),
+        ),
     }
     with bench.routed(PYTHON311) as notebook, bench.launched(PYTHON311) as (direct, _):
         for client in (notebook, direct):
             run_cell(client, f"shown = ''.join('%07d.' % i for i in range({size // 8}))")
-        for what, (code, expected) in kinds.items():
+            run_cell(client, "from IPython.display import Image\n" + inspect.getsource(image))
+        for what, (code, complete) in kinds.items():
 
-            def ours(what: str = what, code: str = code, expected: str = expected) -> float:
-                return _complete(run_cell(notebook, code), expected, f"{what}, routed")
+            def seconds(
+                client: BlockingKernelClient,
+                what: str = what,
+                code: str = code,
+                complete: Callable[[Cell], bool] = complete,
+            ) -> float:
+                cell = run_cell(client, code)
+                if not complete(cell):
+                    raise RuntimeError(f"{what}: output was lost or reordered")
+                return cell.seconds
 
-            def theirs(what: str = what, code: str = code, expected: str = expected) -> float:
-                return _complete(run_cell(direct, code), expected, f"{what}, direct")
-
-            samples = in_turns(ours, theirs, bench.repetitions(11))
+            samples = in_turns(
+                partial(seconds, notebook), partial(seconds, direct), bench.repetitions(11)
+            )
             yield ratio(f"{what}, throughput", "direct client", *samples, throughput_at_least=0.9)
 
 
-def _complete(cell: Cell, expected: str, what: str) -> float:
-    if cell.stdout + cell.text != expected:
-        raise RuntimeError(f"{what}: output was lost or reordered")
-    return cell.seconds
+def image(number: int) -> bytes:
+    """Return the bytes of an image of 100 kB, each different; its source runs in the kernels too."""
+    return b"\x89PNG\r\n\x1a\n" + b"%08d" % number * 12_499
+
+
+def _is_image(output: dict[str, Any], number: int) -> bool:
+    return base64.b64decode(output["data"]["image/png"]) == image(number)
 
 
 def memory(bench: Bench) -> Iterator[Row]:

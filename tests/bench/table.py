@@ -121,6 +121,11 @@ def difference(
     )
 
 
+def missing(figure: str, reference: str, why: str) -> Row:
+    """Return the row of a comparison that could not be made, which meets no goal."""
+    return Row(figure=figure, reference=reference, ours=[], theirs=[], result=why, met=False)
+
+
 def markdown(rows: Sequence[Row]) -> str:
     """Return the table in Markdown, which is also what is printed."""
     lines = [HEAD, *(row.cells() for row in rows)]

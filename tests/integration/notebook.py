@@ -82,6 +82,7 @@ class Notebook:
         self.manager._kernel_spec = KernelSpec(argv=argv, language="python")
         self._variables = dict(variables)
         self._cells: dict[str, Cell] = {}
+        self._replies: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Notebook:
         self.manager.start_kernel(cwd=str(self.folder), env={**os.environ, **self._variables})
@@ -171,11 +172,10 @@ class Notebook:
         self.manager.signal_kernel(signal.SIGKILL)
 
     def _reply(self, msg_id: str) -> dict[str, Any]:
-        while True:
+        while msg_id not in self._replies:
             message = self.client.get_shell_msg(timeout=PATIENCE)
-            if message["parent_header"]["msg_id"] == msg_id:
-                content: dict[str, Any] = message["content"]
-                return content
+            self._replies[message["parent_header"]["msg_id"]] = message["content"]
+        return self._replies.pop(msg_id)
 
 
 def containers_of(folder: Path) -> list[str]:

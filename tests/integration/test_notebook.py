@@ -61,7 +61,10 @@ def _snapshot():
         "ast": [str(f) for f in shell.ast_transformers],
         "run": [str(shell.run_code), str(shell.run_cell), str(shell.run_cell_async)],
         "hooks": [str(f) for f in (sys.displayhook, sys.excepthook, sys.stdout, sys.stderr)],
-        "signals": [str(signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)],
+        "signals": [str(signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
+        + [str(kernel.saved_sigint_handler)],
+        "shell channel": str(kernel.shell_stream._recv_callback),
+        "completers": sorted(shell.strdispatchers["complete_command"].strs),
         "session": [kernel.session.session, kernel.session.key.decode()],
     }
     print(json.dumps(state))

@@ -1,0 +1,231 @@
+"""Messages on their way between a notebook's front end and kernels in containers: order, faults, floods."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from dockml_magic.engine import DockerEngine
+from tests.integration.conftest import Image, variables_of_its_own
+from tests.integration.notebook import IPYKERNELS, Notebook, containers_of, python_with
+from tests.integration.waiting import wait_until
+
+PIP = "dockml/pip:3.11"
+OTHER = "dockml/ipykernel:7"
+TF_PY27 = "dockml/tensorflow:1.10.0-py27"
+
+IGNORE_INTERRUPTS = """
+import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+open("ignoring", "w").close()
+while True:
+    time.sleep(0.1)
+"""
+SHOW = """
+from IPython.display import display
+for i in range({n}):
+    display({{'text/plain': '%06d' % i + {size} * 'x'}}, raw=True)
+"""
+RAW_IOPUB = "get_ipython().kernel.iopub_thread.socket.send_multipart({frames!r})"
+OTHER_KEY = "get_ipython().kernel.session.key = b'another key'"
+
+
+@pytest.fixture(scope="module", params=IPYKERNELS)
+def notebook(
+    request: pytest.FixtureRequest,
+    engine: DockerEngine,
+    image: Image,
+    lasting_cache: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Notebook]:
+    """A notebook with two environments and the extension loaded; the first is active in each test."""
+    for name in (PIP, OTHER, TF_PY27):
+        image(name)
+    folder = tmp_path_factory.mktemp("shared")
+    own = tmp_path_factory.mktemp("own")
+    with variables_of_its_own(own / "own", engine, lasting_cache) as variables:
+        with Notebook(folder, python_with(request.param), variables) as notebook:
+            notebook.ok("%load_ext dockml_magic")
+            notebook.use(OTHER, "--name", "other")
+            notebook.use(PIP, "--name", "first")
+            yield notebook
+        wait_until(lambda: not containers_of(folder), timeout=5.0, what="no container to be left")
+
+
+@pytest.fixture(autouse=True)
+def active(notebook: Notebook) -> None:
+    """Begin in the first environment."""
+    notebook.use("first")
+
+
+def send_all(notebook: Notebook, *cells: str) -> list[Any]:
+    """Send cells at once, as "Run All" does, and return them when the last one has ended."""
+    ids = [notebook.send(cell) for cell in cells]
+    return [notebook.finish(msg_id) for msg_id in ids]
+
+
+# --- order ------------------------------------------------------------------------------------
+
+
+def test_cells_sent_at_once_run_where_those_before_them_lead(notebook: Notebook) -> None:
+    where = "import socket; print(socket.gethostname())"
+    first, other = (notebook.ok(f"%%docker_cell {name}\n{where}") for name in ("first", "other"))
+    assert first.printed() != other.printed()
+    cells = send_all(
+        notebook,
+        where,
+        "%docker_env other",
+        where,
+        "%docker_env local",
+        "'here'",
+        "%docker_env first",
+        where,
+    )
+    assert [cell.printed() for cell in cells[::2]][:2] == [first.printed(), other.printed()]
+    assert cells[4].result == "'here'"
+    assert cells[6].printed() == first.printed()
+    counts = [cell.reply["execution_count"] for cell in cells]
+    assert counts == list(range(counts[0], counts[0] + len(cells)))
+
+
+def test_cells_loaded_with_the_extension_at_once_run_in_order(
+    workspace: Path, image: Image
+) -> None:
+    image(PIP)
+    with Notebook(workspace, python_with(IPYKERNELS[0])) as notebook:
+        cells = send_all(
+            notebook,
+            "%load_ext dockml_magic",
+            f"%docker_env {PIP}",
+            "seen = ['a']",
+            "seen.append('b')",
+            "print(seen)",
+        )
+        assert cells[-1].printed() == "['a', 'b']\n"
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["1 / 0", "%docker_env other", "print('not run')"],
+        ["%docker_env no such name", "print('not run')"],
+        ["%%docker_cell other\n1 / 0", "print('not run')"],
+        ["%%docker_cell local\n1 / 0", "print('not run')"],
+        ["import time; time.sleep(0.2); 1 / 0", "%docker_ps", "%%docker_cell local\n'not run'"],
+    ],
+)
+def test_an_error_aborts_what_waits_in_whatever_kernel(
+    notebook: Notebook, cells: list[str]
+) -> None:
+    failed, *others = send_all(notebook, *cells)
+    assert failed.reply["status"] == "error"
+    for other in others:
+        assert other.reply["status"] == "aborted"
+        assert [kind for kind, _ in other.messages] == ["status", "status"]
+    assert notebook.ok("'next'").result == "'next'"
+
+
+def test_cells_go_on_where_an_error_is_not_to_stop_them(notebook: Notebook) -> None:
+    failing = notebook.send("1 / 0", stop_on_error=False)
+    cells = [notebook.send(cell) for cell in ("%docker_env other", "'run'")]
+    assert notebook.finish(failing).reply["status"] == "error"
+    assert notebook.finish(cells[0]).reply["status"] == "ok"
+    assert notebook.finish(cells[1]).result == "'run'"
+
+
+def test_a_question_of_the_front_end_waits_behind_the_cell_that_runs(notebook: Notebook) -> None:
+    cell = notebook.send("import time; time.sleep(0.5); late = 1")
+    told = notebook.ask("kernel_info")
+    assert notebook._cells[cell].is_idle or notebook.finish(cell).reply["status"] == "ok"
+    assert told["implementation"] == "ipython"
+    assert "late" in notebook.ask("complete", "lat", 3)["matches"]
+
+
+# --- completion -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("%dock", "%docker_env"),
+        ("%", "%docker_env"),
+        ("%docker_env fi", "first"),
+        ("%docker_env tf1.10-", "tf1.10-gpu"),
+        ("%docker_env dockml/ipy", OTHER),
+        ("%docker_env x --shm", "--shm-size"),
+        ("%docker_stop ot", "other"),
+        ("%%docker_cell lo", "local"),
+    ],
+)
+def test_our_magics_and_names_are_completed(notebook: Notebook, line: str, expected: str) -> None:
+    assert expected in notebook.ask("complete", line, len(line))["matches"]
+
+
+def test_magics_of_the_environment_are_completed_beside_ours(notebook: Notebook) -> None:
+    notebook.ok("from IPython.core.magic import register_line_magic\n"
+                "@register_line_magic\ndef donkey(line): pass")  # fmt: skip
+    matches = notebook.ask("complete", "%do", 3)["matches"]
+    assert {"%donkey", "%docker_ps"} <= set(matches)
+
+
+# --- faults -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "frames", [[b"nonsense"], [b"t", b"<IDS|MSG>", b"", b"{}", b"{}", b"{}", b"{}"], [b"\xff" * 99]]
+)
+def test_a_message_that_is_none_ends_the_cell_with_an_error_and_nothing_else(
+    notebook: Notebook, frames: list[bytes]
+) -> None:
+    cell = notebook.run(RAW_IOPUB.format(frames=frames) + "\nimport time; time.sleep(0.5)")
+    assert "sent a message that cannot be used" in cell.traceback
+    assert len(cell.traceback.splitlines()) <= 3
+    assert notebook.ok("'next'").result == "'next'"
+
+
+def test_a_kernel_that_signs_with_another_key_is_not_believed(notebook: Notebook) -> None:
+    notebook.use(PIP, "--name", "forger", "--transport", "tcp")
+    assert "its signature is wrong" in notebook.run(OTHER_KEY).traceback
+    assert notebook.ok("%%docker_cell local\n1 + 1").result == "2"
+    notebook.ok("%docker_stop forger")
+    assert notebook.ok("%docker_env first\n'next'").result == "'next'"
+
+
+def test_a_kernel_that_ignores_interrupts_can_be_ended(
+    notebook: Notebook,
+) -> None:
+    notebook.use(PIP, "--name", "deaf")
+    cell = notebook.send(IGNORE_INTERRUPTS)
+    wait_until((notebook.folder / "ignoring").exists, what="the cell to run")
+    (notebook.folder / "ignoring").unlink()
+    notebook.interrupt()
+    notebook.wait(cell, lambda cell: "has not reacted to the interrupt" in cell.printed("stderr"))
+    notebook.interrupt()
+    ended = notebook.finish(cell)
+    assert "did not react to the interrupts, and was ended" in ended.traceback
+    assert notebook.ok("%docker_restart deaf\n'new'").result == "'new'"
+    notebook.ok("%docker_stop deaf")
+
+
+@pytest.mark.parametrize("reference", [PIP, TF_PY27])
+def test_a_front_end_that_reads_slowly_gets_all_and_the_memory_is_bounded(
+    notebook: Notebook, reference: str
+) -> None:
+    notebook.use(reference, "--name", "flood")
+    host = psutil.Process(notebook.pid)
+    before = host.memory_info().rss
+    cell = notebook.send(SHOW.format(n=4000, size=50_000))
+    grown = 0
+    for _ in range(6):
+        time.sleep(0.5)
+        grown = max(grown, host.memory_info().rss - before)
+    done = notebook.finish(cell)
+    numbers = [content["data"]["text/plain"][:6] for content in done.of("display_data")]
+    assert numbers == [f"{i:06d}" for i in range(4000)]
+    assert grown < 120e6  # of 200 MB
+    notebook.ok("%docker_stop flood")
