@@ -44,7 +44,7 @@ stop-engine:  ## Stop the engine that `make engine` started, and no other
 	@$(PYTHON) -m tests.machine.engine stop
 
 browser: $(VENV)/.ready
-	@$(BIN)/python -m tests.machine.packages chromium
+	@$(BIN)/python -m tests.machine.packages chromium tmux
 
 clean:  ## Remove the virtual environments and build results
 	rm -rf $(VENV) $(OLD) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -32,6 +32,7 @@ from dockml_magic.errors import (
     EngineError,
     GpuUnavailableError,
     ImageUnavailableError,
+    KernelBundleError,
     KernelDiedError,
     KernelError,
     KernelMissingError,
@@ -71,11 +72,28 @@ STOP_TIMEOUT = 3.0
 
 LOG_LINES = 20
 
+_CRASH_LINES = 200
+"""Lines of a log among which Python's own report of a crash begins."""
+
+_KERNEL_STARTS = "dockml: another kernel starts\n"
+"""What the supervisor writes to the log between two kernels."""
+
+_CRASH = "Fatal Python error: "
+
 _NEVER_STARTED_AGE = 120.0
 """Seconds after which a container that was created and not started is nobody's any more."""
 
 _ENTRIES = ("python", "python3", "/opt/conda/bin/python", "/usr/local/bin/python3", "python2")
 """Programs that can be the supervisor's interpreter, in the order they are tried."""
+
+_PYTHON_KERNELS = ("python", "python3")
+"""Names for `--kernel` that ask for Python, from the bundle if need be."""
+
+_KNOWN_ON_IPC = (*_PYTHON_KERNELS, "ir")
+"""Kernels tried over Unix sockets; those of other languages have been seen to hang on them."""
+
+_INTERRUPT_TIMEOUT = 5.0
+"""Seconds to wait for the reply to an interrupt that is a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +114,16 @@ class KernelPlan:
         TCP: the host's ports for shell, iopub, stdin, control and heartbeat where somebody else
         chose them; empty lets the engine choose.
     key : str
-        The connection's key.
+        The connection's key, and the control channel's.
+    exclusive : bool
+        Nobody but us is at the other end. Messages through Unix sockets in a folder that only this user
+        can enter are not signed then; and the kernel waits for a slow reader, and drops nothing.
     extra_arguments : tuple of str
         For ipykernel.
     env : mapping of str to str
         Variables that `start_kernel` was given.
+    kernelspec : str
+        The image's kernelspec to run; "" is Python's, or what the image is found to be for.
     """
 
     choice: Choice
@@ -109,8 +132,10 @@ class KernelPlan:
     transport: str
     host_ports: tuple[int, ...] = ()
     key: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
+    exclusive: bool = False
     extra_arguments: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    kernelspec: str = ""
 
 
 _engines: dict[str, Engine] = {}
@@ -201,19 +226,37 @@ def make_plan(
     choice, image = choose_here(name, options, folder, engine)
     if image is None or choice.options.pull == "always":
         image = _pull(choice, engine, tell)
-    chosen = (
-        transport or choice.options.transport or ("ipc" if engine.facts.shares_files else "tcp")
+    kernelspec = choice.options.kernel or _ImageMemory.read(image.id).kernelspec
+    return KernelPlan(
+        choice=choice,
+        image=image,
+        workspace=folder,
+        transport=_choose_transport(transport, choice.options, kernelspec, engine),
+        kernelspec=kernelspec,
     )
-    if chosen == "ipc" and not engine.facts.shares_files:
+
+
+def _choose_transport(
+    only: str | None, options: RunOptions, kernelspec: str, engine: Engine
+) -> str:
+    """Return how to reach a kernel, "ipc" or "tcp"; `only` where the caller can do but one."""
+    knows_ipc = not kernelspec or kernelspec in _KNOWN_ON_IPC
+    shares_files = engine.facts.shares_files
+    chosen = only or options.transport or ("ipc" if shares_files and knows_ipc else "tcp")
+    if chosen == "ipc" and not shares_files:
         raise ConfigError(
             "--transport ipc needs an engine on this machine.", hint="Leave --transport out."
         )
-    if chosen == "tcp" and choice.options.network in ("none", "host"):
+    if chosen == "tcp" and options.network in ("none", "host"):
+        untried = shares_files and not knows_ipc and not (only or options.transport)
         raise ConfigError(
-            f"--network {choice.options.network} leaves no port for a kernel over TCP.",
-            hint="Leave --transport out, or choose another --network.",
+            f"--network {options.network} leaves no port for a kernel over TCP"
+            + (f", and '{kernelspec}' is not known to work without." if untried else "."),
+            hint="Try --transport ipc, or choose another --network."
+            if untried
+            else "Leave --transport out, or choose another --network.",
         )
-    return KernelPlan(choice=choice, image=image, workspace=folder, transport=chosen)
+    return chosen
 
 
 def _pull(choice: Choice, engine: Engine, tell: Callable[[str], None]) -> ImageState:
@@ -282,6 +325,28 @@ class KernelContainer:
             raise KernelError("The start was interrupted.")
 
     def _start(self) -> None:
+        while True:
+            try:
+                self._start_planned()
+            except _OtherKernelError as other:
+                # Perhaps over another transport: the container is made anew.
+                self.remove()
+                self.session = secrets.token_hex(6)
+                transport = _choose_transport(
+                    "tcp" if self.plan.host_ports else None,
+                    self.plan.choice.options,
+                    other.kernelspec,
+                    self.engine,
+                )
+                self.plan = replace(
+                    self.plan,
+                    kernelspec=other.kernelspec,
+                    transport=transport,
+                )
+            else:
+                return
+
+    def _start_planned(self) -> None:
         memory = _ImageMemory.read(self.plan.image.id)
         if self._shares_files:
             self._settings = read_host_settings()
@@ -307,14 +372,22 @@ class KernelContainer:
                 _ImageMemory.forget(self.plan.image.id)
             raise KernelMissingError(
                 f"The image '{self.plan.choice.reference}' has no Python (tried: {', '.join(entries)}).",
-                hint="Use an image with Python 2.7 or 3.5 and newer in it.",
+                hint="Use an image with Python 2.7 or 3.5 and newer in it: what starts kernels, those of "
+                "other languages too, is a Python script. In a Dockerfile on Debian: apt-get install python3",
             )
         self._connect(entry)
         self._wait_bound(generation=1)
+        self._remember(entry)
+
+    def _remember(self, entry: str) -> None:
         report = self.state.report
-        _ImageMemory(entry, str(report["executable"]), str(report["kernel"])).write(
-            self.plan.image.id
-        )
+        if self.plan.choice.options.kernel:  # says nothing of what runs when nothing is asked for
+            memory = replace(_ImageMemory.read(self.plan.image.id), entry=entry)
+        elif self.plan.kernelspec:
+            memory = _ImageMemory(entry, kernelspec=self.plan.kernelspec)
+        else:
+            memory = _ImageMemory(entry, str(report["executable"]), str(report["kernel"]))
+        memory.write(self.plan.image.id)
 
     @property
     def _shares_files(self) -> bool:
@@ -380,8 +453,10 @@ class KernelContainer:
             "extra_arguments": list(self.plan.extra_arguments),
             "bundles": str(BUNDLES),
             "grace": GRACE,
+            "drops": not self.plan.exclusive,
             "interpreter": memory.interpreter,
             "kernel": memory.kernel,
+            "kernelspec": self.plan.kernelspec,
             "user": user
             and {
                 "uid": user.uid,
@@ -423,14 +498,15 @@ class KernelContainer:
             "transport": self.plan.transport,
             "ip": str(RUNTIME / "kernel") if over_ipc else "0.0.0.0",  # noqa: S104 - inside the container
             **dict(zip(PORT_NAMES, ports, strict=True)),
-            "key": self.plan.key,
+            "key": "" if over_ipc and self.plan.exclusive else self.plan.key,
             "signature_scheme": "hmac-sha256",
         }
 
     @property
     def connection_info(self) -> dict[str, Any]:
         """The connection as a client on the host sees it; `key` is bytes, as jupyter_client has it."""
-        info = self._inner_connection() | {"key": self.plan.key.encode()}
+        info = self._inner_connection()
+        info["key"] = info["key"].encode()
         if self.plan.transport == "ipc":
             assert self._runtime is not None
             return info | {"ip": str(self._runtime / "kernel")}
@@ -516,6 +592,9 @@ class KernelContainer:
                 )
             if state.phase == "bound":
                 return
+            if state.phase == "other_kernel":
+                name = next(iter(state.report["kernelspecs"]))
+                raise _OtherKernelError(f"The image has no ipykernel, only '{name}'.", name)
             if state.phase == "need_bundle":
                 self._give_bundle(state)
                 deadline = time.monotonic() + START_TIMEOUT
@@ -527,13 +606,18 @@ class KernelContainer:
             self._control.start({}, None)
 
     def _give_bundle(self, state: KernelState) -> None:
-        folder = ensure_bundle(
-            state.report,
-            folders.bundles_root(),
-            self.engine,
-            self.plan.choice.reference,
-            self._tell,
-        )
+        try:
+            folder = ensure_bundle(
+                state.report,
+                folders.bundles_root(),
+                self.engine,
+                self.plan.choice.reference,
+                self._tell,
+            )
+        except KernelBundleError as error:
+            if hint := _hint_of_kernelspecs(state.report):
+                raise KernelMissingError(error.message, hint=hint) from error
+            raise
         if not self._shares_files:
             files: dict[PurePosixPath, bytes | None] = {BUNDLES / folder.name: None}
             for path in sorted(folder.rglob("*")):
@@ -544,6 +628,12 @@ class KernelContainer:
     def _prepare_another_way(self, state: KernelState) -> bool:
         """Prepare another try where what we remembered, or the image's own kernel, did not come up."""
         if state.phase == "gone" or state.out_of_memory:
+            return False
+        if self.plan.kernelspec not in ("", *_PYTHON_KERNELS):
+            if state.phase == "failed" and not self.plan.choice.options.kernel:
+                # What was remembered was in a folder that is not mounted this time.
+                _ImageMemory.forget(self.plan.image.id)
+                raise _OtherKernelError(f"'{self.plan.kernelspec}' is not there any more.", "")
             return False
         remembered = _ImageMemory.read(self.plan.image.id)
         if remembered.kernel:
@@ -561,10 +651,17 @@ class KernelContainer:
 
     def _raise_not_started(self, state: KernelState) -> None:
         reference = self.plan.choice.reference
+        if state.phase == "failed" and self.plan.kernelspec not in ("", *_PYTHON_KERNELS):
+            raise KernelMissingError(
+                f"The image '{reference}' has no kernel '{self.plan.kernelspec}'.",
+                hint=_hint_of_kernelspecs(state.report)
+                or "It has no kernelspec that this user may read; Python needs none: leave --kernel out.",
+            )
         if state.phase == "failed":
             raise KernelMissingError(
                 f"No Python in '{reference}' can run a kernel: {state.report.get('problem')}",
-                hint="Python 2.7 and 3.5 to 3.14 on glibc are known to work.",
+                hint=_hint_of_kernelspecs(state.report)
+                or "Python 2.7 and 3.5 to 3.14 on glibc are known to work.",
             )
         raise self.death(state, f"The kernel in '{reference}' ended while it started")
 
@@ -591,12 +688,36 @@ class KernelContainer:
         return self.poll()
 
     def signal(self, signum: int) -> None:
-        """Signal the kernel and its children. A kernel that is gone is no error."""
-        if self._control is not None:
+        """Signal the kernel and its children. A kernel that is gone is no error.
+
+        Where its kernelspec says that an interrupt is a message, SIGINT becomes that.
+        """
+        if signum == signal.SIGINT and self.state.report.get("interrupt_mode") == "message":
+            self._interrupt_by_message()
+        elif self._control is not None:
             try:
                 self._control.signal(signum)
             except KernelError:
                 log.debug("signal %s to a container that is gone", signum)
+
+    def _interrupt_by_message(self) -> None:
+        """Send an interrupt_request, and leave the waiting for its reply to a thread."""
+        import zmq  # this floor does without Jupyter, but for such kernels
+        from jupyter_client.session import Session
+
+        info = self.connection_info
+        session = Session(key=info["key"], signature_scheme=info["signature_scheme"])
+        context = zmq.Context()
+        socket = context.socket(zmq.DEALER)
+        separator = "-" if info["transport"] == "ipc" else ":"
+        socket.connect(f"{info['transport']}://{info['ip']}{separator}{info['control_port']}")
+        session.send(socket, "interrupt_request", {})
+
+        def wait() -> None:
+            socket.poll(round(_INTERRUPT_TIMEOUT * 1000))
+            context.destroy(linger=0)
+
+        threading.Thread(target=wait, name="dockml-interrupt", daemon=True).start()
 
     def restart(self, env: Mapping[str, str], cwd: str | None) -> None:
         """Start the next kernel in the same container; the last one has ended."""
@@ -607,9 +728,12 @@ class KernelContainer:
         control.start(env, None if self.plan.choice.options.workdir else cwd)
         self._wait_bound(generation)
 
-    def death(self, state: KernelState, what: str) -> KernelDiedError:
-        """Return the error that tells how the kernel ended."""
-        tail = self.engine.logs(self.container_id, LOG_LINES) if self.container_id else ""
+    def death(
+        self, state: KernelState, what: str, again: str = "Start it again with %docker_env NAME."
+    ) -> KernelDiedError:
+        """Return the error that tells how the kernel ended; `again` is what to do when all is gone."""
+        log = self.engine.logs(self.container_id, _CRASH_LINES) if self.container_id else ""
+        tail = _last_lines(log)
         if state.out_of_memory:
             limit = self.plan.choice.options.memory
             return KernelDiedError(
@@ -620,14 +744,14 @@ class KernelContainer:
                 out_of_memory=True,
             )
         if state.phase == "gone":
-            return KernelDiedError(
-                f"{what}: its container is gone.", hint="Start it again with %docker_env NAME."
-            )
+            return KernelDiedError(f"{what}: its container is gone.", hint=again)
         return KernelDiedError(
             f"{what} (exit code {state.exit_code}{_signal_name(state.exit_code)}).",
-            hint="The lines below are the last it wrote." if tail.strip() else "It wrote nothing.",
+            hint="The lines below are the last it wrote."
+            if tail.strip()
+            else "It wrote nothing to its log.",
             exit_code=state.exit_code,
-            log_tail=tail.strip(),
+            log_tail=tail,
         )
 
     def ask_to_end(self) -> None:
@@ -681,6 +805,7 @@ class KernelContainer:
             "container_id": self.container_id,
             "session": self.session,
             "key": self.plan.key,
+            "exclusive": self.plan.exclusive,
             "transport": self.plan.transport,
             "host_ports": list(self._host_ports),
         }
@@ -695,7 +820,8 @@ class KernelContainer:
         """
         self.session = described["session"]
         self.container_id = described["container_id"]
-        self.plan = replace(self.plan, key=described["key"], transport=described["transport"])
+        found_plan = {name: described[name] for name in ("key", "exclusive", "transport")}
+        self.plan = replace(self.plan, **found_plan)
         self._host_ports = tuple(described["host_ports"])
         self._runtime = folders.runtime_root() / self.session
         address: Path | tuple[str, int] = self._runtime / "control"
@@ -709,6 +835,32 @@ class KernelContainer:
         self._control.wait(lambda s: s.generation > 0, timeout=5.0)
 
 
+class _OtherKernelError(KernelError):
+    """The container is to be started once more, with this kernelspec or, "", without one."""
+
+    def __init__(self, message: str, kernelspec: str) -> None:
+        super().__init__(message)
+        self.kernelspec = kernelspec
+
+
+def describe_kernel(report: Mapping[str, Any]) -> str:
+    """Return what a kernel's report says of it, for the user: language, version, and where it comes from."""
+    if report["kernel"] == "spec":
+        language = f"{report['language']} {report.get('language_version', '')}".strip()
+        return f"{language}, the image's kernel '{report['kernelspec']}'"
+    origin = "the image's own" if report["kernel"] == "image" else "the kernel bundle's"
+    return f"Python {report['python']}, {origin} ipykernel {report['ipykernel']}"
+
+
+def _hint_of_kernelspecs(report: Mapping[str, Any]) -> str:
+    """Return the sentence that names the image's kernels and how to run one, "" without any."""
+    found: Mapping[str, str] = report.get("kernelspecs") or {}
+    if not found:
+        return ""
+    names = ", ".join(f"{name} ({found[name]})" for name in sorted(found))
+    return f"It has: {names}. Run one with: --kernel {min(found)}"
+
+
 @dataclass(frozen=True)
 class _ImageMemory:
     """What the first start found out about an image, kept by its id so that only that start looks."""
@@ -716,6 +868,7 @@ class _ImageMemory:
     entry: str = ""
     interpreter: str = ""
     kernel: str = ""
+    kernelspec: str = ""
 
     @staticmethod
     def _path(image_id: str) -> Path:
@@ -762,6 +915,14 @@ def table_of_containers(engine: Engine) -> Table:
     ]
     head = ["NAME", "IMAGE", "STATUS", "SINCE", "WORKSPACE", "CONTAINER ID"]
     return Table(head, rows, empty="You have no containers of dockml_magic.")
+
+
+def _last_lines(log: str) -> str:
+    """Return what the last kernel wrote to the log at the end; of Python's report of a crash the beginning."""
+    lines = log.rpartition(_KERNEL_STARTS)[2].strip().splitlines()
+    crashes = [place for place, line in enumerate(lines) if line.startswith(_CRASH)]
+    first = crashes[-1] if crashes else max(0, len(lines) - LOG_LINES)
+    return "\n".join(lines[first : first + LOG_LINES])
 
 
 def _login_name() -> str:

@@ -177,8 +177,9 @@ class Environment:
 
     @property
     def report(self) -> Mapping[str, Any]:
-        """What is known of the kernel: python, executable, ipykernel, kernel ("image" or "bundle")."""
-        return self._container.state.report
+        """What is known of the kernel: python, executable, ipykernel, kernel ("image", "bundle" or "spec")."""
+        info = self._relay.kernel_info.get("language_info", {}) if self._relay else {}
+        return {"language_version": info.get("version", ""), **self._container.state.report}
 
     @property
     def is_alive(self) -> bool:

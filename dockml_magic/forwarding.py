@@ -181,6 +181,7 @@ class Request:
     counts: bool
     count: int
     replied: bool = False
+    aborted_since: float | None = None
     idle_since: float | None = None
 
     @property
@@ -329,6 +330,11 @@ class Forwarder:
             self._tell_if_it_hangs()
         late = time.monotonic() - _REPLY_PATIENCE
         for request in list(self.requests.values()):
+            if request.aborted_since is not None and request.aborted_since < time.monotonic() - 0.2:
+                # R's kernel says no idle then.
+                self.front.say("status", {"execution_state": "idle"}, request.message)
+                request.idle_since = time.monotonic()
+                self._settle(request)
             if request.idle_since is not None and request.idle_since < late:
                 request.replied = True
                 self._settle(request)
@@ -423,7 +429,10 @@ class Forwarder:
             self.fail(nonsense(error))
             return
         request.replied = True
-        aborted = self.failed(request) if content.get("status") == "error" else []
+        status = content.get("status")
+        if status == "aborted":
+            request.aborted_since = time.monotonic()
+        aborted = self.failed(request) if status in ("error", "abort") else []  # the latter: R's
         self.front.reply(message)
         for waiting in aborted:
             self.front.refuse(waiting, ABORTED)

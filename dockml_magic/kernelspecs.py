@@ -20,7 +20,7 @@ from jupyter_core.paths import jupyter_data_dir
 
 from dockml_magic.container import choose_here, engine_for
 from dockml_magic.errors import ConfigError, DockmlError
-from dockml_magic.names import choose, kernel_name
+from dockml_magic.names import choose, kernel_name, language_of
 from dockml_magic.options import RunOptions
 from dockml_magic.project import find_project
 from dockml_magic.provisioner import PROVISIONER_NAME
@@ -74,7 +74,7 @@ def build_kernel_json(name: str, options: RunOptions, title: str) -> dict[str, A
             "{connection_file}",
         ],
         "display_name": f"{title} (Docker)",
-        "language": "python",
+        "language": language_of(options.kernel) if options.kernel else "python",
         "interrupt_mode": "signal",
         "metadata": {
             "kernel_provisioner": {
@@ -116,7 +116,9 @@ def install(
     base = (
         Path(jupyter_data_dir()) if for_user else Path(prefix or sys.prefix) / "share" / "jupyter"
     )
-    folder = base / "kernels" / kernel_name(options.name or name)
+    # Several kernels of one image lie beside each other.
+    of_image = f"{name}-{options.kernel}" if options.kernel else name
+    folder = base / "kernels" / kernel_name(options.name or of_image)
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -141,9 +143,11 @@ def install(
 
 def _distinct_title(title: str, options: RunOptions) -> str:
     """Return the title with what sets this kernel apart: two equal ones cannot be told in a launcher."""
-    if options.name:
-        return f"{title} {options.name}"
-    return title
+    if options.kernel:
+        language = language_of(options.kernel)
+        says_it = options.kernel.lower().startswith(language.lower())
+        title = f"{options.kernel if says_it else language} in {title}"
+    return f"{title} {options.name}" if options.name else title
 
 
 def installed() -> list[InstalledKernel]:

@@ -12,7 +12,7 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
-from dockml_magic.container import engine_for, table_of_containers
+from dockml_magic.container import describe_kernel, engine_for, table_of_containers
 from dockml_magic.display import Table, tell
 from dockml_magic.environment import Environment, Environments, raise_remote_error
 from dockml_magic.errors import ConfigError, DockmlError
@@ -130,11 +130,9 @@ class DockerMagics(Magics):
     def _start(self, name: str, options: RunOptions) -> Environment:
         began = time.perf_counter()
         environment = self._start_beside(name, options)
-        report = environment.report
-        origin = "the image's own" if report["kernel"] == "image" else "the kernel bundle's"
         tell(
-            f"Cells run in {environment.name!r}: {environment.reference}, Python {report['python']}, "
-            f"{origin} ipykernel {report['ipykernel']}; ready in {time.perf_counter() - began:.1f} s."
+            f"Cells run in {environment.name!r}: {environment.reference}, "
+            f"{describe_kernel(environment.report)}; ready in {time.perf_counter() - began:.1f} s."
         )
         return environment
 
@@ -216,12 +214,12 @@ class DockerMagics(Magics):
                     ("* " if environment is self.environments.active else "  ") + environment.name,
                     environment.reference,
                     "running" if alive else "dead",
-                    str(environment.report.get("python", "")) if alive else "",
+                    describe_kernel(environment.report).partition(",")[0] if alive else "",
                     environment.container_id[:12],
                 ]
             )
         return Table(
-            ["  NAME", "IMAGE", "STATUS", "PYTHON", "CONTAINER ID"],
+            ["  NAME", "IMAGE", "STATUS", "KERNEL", "CONTAINER ID"],
             rows,
             empty="No environment runs. Start one with: %docker_env NAME",
         )

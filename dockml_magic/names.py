@@ -16,6 +16,7 @@ _REFERENCE = re.compile(
     r"(?:(?:[a-zA-Z0-9.-]+(?::\d+)?)/)?[a-z0-9]+(?:[._-]+[a-z0-9]+)*"
     r"(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*(?::[\w][\w.-]{0,127})?(?:@sha256:[0-9a-f]{64})?|sha256:[0-9a-f]{64}"
 )
+_LANGUAGES = {"ir": "R", "r": "R", "ark": "R", "xpython": "python", "ijavascript": "javascript"}
 LOCAL = "local"
 """The name of the notebook's own kernel."""
 
@@ -86,8 +87,20 @@ def choose(name: str, options: RunOptions, project: Project) -> Choice:
 
 def suggest(name: str, project: Project, local_references: Collection[str] = ()) -> list[str]:
     """Return the known names nearest to `name`, best first, at most four."""
-    known = [*project.environments, *catalogue.images(), *local_references]
+    known = known_names(project, local_references)
     return difflib.get_close_matches(name.lower(), known, n=4, cutoff=0.5)
+
+
+def known_names(project: Project, local_references: Collection[str] = ()) -> list[str]:
+    """Return what can be started by name: the project's environments, short names, local images."""
+    return [*project.environments, *catalogue.images(), *local_references]
+
+
+def language_of(kernelspec: str) -> str:
+    """Return the language of an image's kernelspec, by its name alone: "R" for "ir", "julia" for "julia-1.9"."""
+    word = re.match(r"[a-z+#]*", kernelspec.lower())
+    assert word is not None
+    return _LANGUAGES.get(word[0], word[0])
 
 
 def kernel_name(name: str) -> str:

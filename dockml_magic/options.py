@@ -43,6 +43,8 @@ class RunOptions:
         As `docker run --user`, `--network`, `--name`.
     image : str or None
         Reference to use instead of the one NAME stands for.
+    kernel : str or None
+        The image's kernelspec to run, such as "ir"; None runs Python, or what else the image is for.
     pull : str or None
         "missing", "always" or "never"; None is "missing".
     transport : str or None
@@ -63,6 +65,7 @@ class RunOptions:
     network: str | None = None
     name: str | None = None
     image: str | None = None
+    kernel: str | None = None
     pull: str | None = None
     transport: str | None = None
     engine: str | None = None
@@ -271,6 +274,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--network", "--net", metavar="NETWORK", help="network to join: bridge, none, host, a name")
     add("--name", metavar="NAME", help="name of the environment and its container")
     add("--image", metavar="REFERENCE", help="use this image for NAME")
+    add("--kernel", metavar="KERNELSPEC", help="the image's kernel to run, such as ir (Python's)")
     add("--pull", choices=PULL_POLICIES, help="when to pull the image (missing)")
     add("--transport", choices=TRANSPORTS, help="how to reach the kernel (chosen by the engine)")
     add("--engine", metavar="CONTEXT|URL", help="Docker context or endpoint to use")

@@ -188,6 +188,7 @@ _READERS: dict[str, Callable[[Any, Path], Any]] = {
     "user": _text,
     "network": _text,
     "image": _text,
+    "kernel": _text,
     "pull": _choice(PULL_POLICIES),
     "transport": _choice(TRANSPORTS),
 }

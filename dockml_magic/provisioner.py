@@ -22,6 +22,7 @@ from traitlets import Dict, Unicode
 
 from dockml_magic.container import KernelContainer, KernelPlan, engine_for, make_plan
 from dockml_magic.errors import DockmlError, KernelError
+from dockml_magic.last_words import LastWords
 from dockml_magic.options import RunOptions
 
 PROVISIONER_NAME = "dockml-provisioner"
@@ -55,7 +56,10 @@ _HOST_ONLY = frozenset(
 
 
 class TellingManager(AsyncKernelManager):
-    """A kernel manager with a reader at hand, who is told when something takes time."""
+    """A kernel manager with a reader at hand, who is told when something takes time.
+
+    It is the only client of its kernels.
+    """
 
     tell: Callable[[str], None] = print
 
@@ -76,6 +80,7 @@ class DockerProvisioner(KernelProvisionerBase):
 
     container: KernelContainer | None = None
     _plan: KernelPlan | None = None
+    _last_words: LastWords | None = None
     _exit_code: int | None = None
     _env: Mapping[str, str] = {}
     _cwd: str | None = None
@@ -108,7 +113,8 @@ class DockerProvisioner(KernelProvisionerBase):
             if manager is not None and manager.session.key
             else plan.key
         )
-        return replace(plan, key=key, extra_arguments=extra, env=self._env)
+        exclusive = isinstance(manager, TellingManager)
+        return replace(plan, key=key, exclusive=exclusive, extra_arguments=extra, env=self._env)
 
     def _tell(self, line: str) -> None:
         self.log.info("%s: %s", self.name, line)
@@ -137,17 +143,34 @@ class DockerProvisioner(KernelProvisionerBase):
             self.container = container
         else:
             await asyncio.to_thread(self.container.restart, self._env, self._cwd)
+        self._watch(self.container)
         return self._connection_info(self.container)
+
+    def _watch(self, container: KernelContainer) -> None:
+        """See to it that the kernel's death is told, unless our own relay does it in the notebook."""
+        if not isinstance(self.parent, TellingManager):
+            self._last_words = LastWords(
+                container, self.name, self._is_shutting_down, self.log.warning
+            )
+
+    def _is_shutting_down(self) -> bool:
+        return self.parent is not None and bool(self.parent.shutting_down)
 
     def _connection_info(self, container: KernelContainer) -> KernelConnectionInfo:
         self.connection_info = cast(KernelConnectionInfo, container.connection_info)
         return self.connection_info
 
     async def poll(self) -> int | None:
-        """Return None while the kernel runs, else its exit code. Called often, by the restarter."""
+        """Return None while the kernel runs, else its exit code. Called often, by the restarter.
+
+        Who learns of a death from this drops the cell that ran: first, that cell is told of it.
+        """
         if self._exit_code is not None or self.container is None:
             return self._exit_code or 0
-        return self.container.poll()
+        code = self.container.poll()
+        if code is not None and self._last_words is not None:
+            await asyncio.to_thread(self._last_words.wait_until_heard)
+        return code
 
     async def wait(self) -> int | None:
         """Wait for the kernel's end. Called once the manager has asked it to end."""
@@ -179,6 +202,9 @@ class DockerProvisioner(KernelProvisionerBase):
 
         Called by the manager after the kernel's end, and after a start that failed.
         """
+        if self._last_words is not None:
+            await asyncio.to_thread(self._last_words.close)
+            self._last_words = None
         container = self.container
         if container is None or (restart and container.state.phase != "gone"):
             return
@@ -225,6 +251,7 @@ class DockerProvisioner(KernelProvisionerBase):
         container = KernelContainer(engine_for(options), self._plan, self._tell)
         await asyncio.to_thread(container.adopt, info["container"])
         self.container = container
+        self._watch(container)
 
 
 def _given_env(env: Mapping[str, str]) -> dict[str, str]:

@@ -11,8 +11,9 @@ The first line of the host is ``{"key": ...}``; from then on we send the whole s
 
     {"generation": 1, "phase": "bound", "report": {...}, "exit": null}
 
-``phase`` is ``starting``, ``need_bundle`` (nothing in the image can be a kernel by itself), ``bound`` (all five
-sockets listen), ``exited`` or ``failed`` (no Python here can run a kernel). The host sends ``{"op": "start"}``,
+``phase`` is ``starting``, ``need_bundle`` (nothing in the image can be a kernel by itself), ``other_kernel`` (nothing
+but the one kernelspec that the report names), ``bound`` (all five sockets listen), ``exited`` or ``failed`` (no
+Python here can run a kernel, or the kernelspec asked for is not here). The host sends ``{"op": "start"}``,
 ``{"op": "signal", "signum": 2}``, ``{"op": "keep", "keep": true}`` and ``{"op": "stop"}``.
 
 The channel is also the lease: when the last connection is gone and none comes back within the
@@ -20,16 +21,19 @@ grace time, the notebook is gone, however it went, and the container ends itself
 
 ``launch.py kernel CONFIG FD MODE`` is the kernel: it makes ipykernel importable, from the image itself
 (MODE ``image``) or from the mounted bundle (``bundle``), says on FD what it found, and becomes ipykernel.
+A kernel of another language is the ``argv`` of the image's own kernelspec (``spec``), started by the supervisor.
 """
 
 from __future__ import print_function
 
 import errno
+import io
 import json
 import os
 import select
 import signal
 import socket
+import string
 import sys
 import time
 
@@ -44,9 +48,14 @@ BOUND_CHECK = 0.003
 
 OTHER_PYTHONS = ("python", "python3", "/opt/conda/bin/python", "/usr/local/bin/python3", "python2")
 
+PYTHON_KERNELS = ("python", "python3")
+"""Names of kernels that every image with a Python has, whether a kernelspec of that name is in it or not."""
+
+JUPYTER_FOLDERS = ("/usr/local/share/jupyter", "/usr/share/jupyter", "/opt/conda/share/jupyter")
+
 
 def read_json(path):
-    with open(path) as file:
+    with io.open(path, encoding="utf-8") as file:  # whatever the image's locale is
         return json.load(file)
 
 
@@ -88,6 +97,36 @@ def listening_ports():
             if columns[3] == "0A":
                 ports.add(int(columns[1].rpartition(":")[2], 16))
     return ports
+
+
+def kernelspecs(interpreters):
+    """Return {name: kernel.json} of the kernels that Jupyter would find in this image, in its order."""
+    home = os.path.join(os.path.expanduser("~"), ".local/share/jupyter")
+    folders = os.environ.get("JUPYTER_PATH", "").split(os.pathsep)
+    folders.append(os.environ.get("JUPYTER_DATA_DIR") or home)
+    prefixes = [os.path.dirname(os.path.dirname(path)) for path in interpreters]
+    folders += [os.path.join(prefix, "share/jupyter") for prefix in prefixes]
+    found = {}
+    for folder in filter(None, folders + list(JUPYTER_FOLDERS)):
+        try:
+            names = sorted(os.listdir(os.path.join(folder, "kernels")))
+        except OSError:
+            continue
+        for name in names:
+            resources = os.path.join(folder, "kernels", name)
+            try:
+                spec = read_json(os.path.join(resources, "kernel.json"))
+            except (IOError, OSError, ValueError):
+                continue
+            if isinstance(spec, dict) and spec.get("argv"):
+                spec["resource_dir"] = resources
+                found.setdefault(name.lower(), spec)
+    return found
+
+
+def languages(specs):
+    """Return {name: language} of kernelspecs."""
+    return {name: specs[name].get("language") or "" for name in specs}
 
 
 def become(user):
@@ -135,6 +174,7 @@ class Supervisor(object):
         self.report_fd = None
         self.report_bytes = b""
         self.attempts = []
+        self.specs = {}
         self.kept = bool(self.config.get("keep"))
         self.deadline = time.time() + FIRST_CONTACT
         self.oom_before = 0
@@ -241,20 +281,36 @@ class Supervisor(object):
     def start_kernel(self):
         """Start the next kernel: the remembered way first, then every way there is."""
         self.state["generation"] += 1
+        if self.state["generation"] > 1:
+            print("dockml: another kernel starts", file=sys.stderr)
+            sys.stderr.flush()
         config = self.config
         first = config.get("interpreter") or sys.executable
-        if config.get("kernel"):
+        wanted = (config.get("kernelspec") or "").lower()
+        interpreters = self._interpreters(first)
+        self.specs = kernelspecs(interpreters)
+        if wanted in self.specs:
+            self.attempts = [(wanted, "spec")]
+        elif wanted and wanted not in PYTHON_KERNELS:
+            self.attempts = []
+        elif config.get("kernel"):
             self.attempts = [(first, config["kernel"])]
         else:
-            self.attempts = [(path, "image") for path in self._interpreters(first)]
-            self.attempts += [(path, "bundle") for path in self._interpreters(first)]
+            self.attempts = [(path, "image") for path in interpreters]
+            self.attempts += [(path, "bundle") for path in interpreters]
         self.first_report = None
         if self.attempts:
             self._attempt()
+        elif interpreters:
+            self._fail({"problem": "no kernelspec '%s' in the image" % wanted})
         else:  # ours is in a folder that only root may enter, such as /root/miniconda3
             problem = "user %d may run no Python here, not even %s" % (os.getuid(), first)
-            self.state.update(phase="failed", report={"problem": problem}, exit=None)
-            self.tell()
+            self._fail({"problem": problem})
+
+    def _fail(self, report):
+        report = dict(report, kernelspecs=languages(self.specs))
+        self.state.update(phase="failed", report=report, exit=None)
+        self.tell()
 
     @staticmethod
     def _interpreters(first):
@@ -285,6 +341,8 @@ class Supervisor(object):
                     os.set_inheritable(write_fd, True)
                 if self.cwd and os.path.isdir(self.cwd):
                     os.chdir(self.cwd)
+                if mode == "spec":
+                    self._become_spec(interpreter, env, write_fd)
                 command = [interpreter, os.path.abspath(__file__), "kernel", self.config_path]
                 os.execve(interpreter, command + [str(write_fd), mode], env)
             except Exception as error:
@@ -296,6 +354,32 @@ class Supervisor(object):
         self.report_fd, self.report_bytes = read_fd, b""
         self.state.update(phase="starting", report={}, exit=None)
         self.tell()
+
+    def _become_spec(self, name, env, report_fd):
+        """Say which kernelspec it is, and become its program, as jupyter_client would start it."""
+        spec = self.specs[name]
+        report = {
+            "kernel": "spec",
+            "kernelspec": name,
+            "language": spec.get("language") or "",
+            "interrupt_mode": spec.get("interrupt_mode") or "signal",
+            "executable": spec["argv"][0],
+        }
+        os.write(report_fd, json.dumps(report).encode("utf-8"))
+        os.close(report_fd)
+        for variable, value in (spec.get("env") or {}).items():
+            env[variable] = string.Template(value).safe_substitute(env)
+        known = {
+            "{connection_file}": self.config["connection_file"],
+            "{resource_dir}": spec["resource_dir"],
+            "{prefix}": sys.prefix,
+        }
+        argv = []
+        for word in spec["argv"]:
+            for field in known:
+                word = word.replace(field, known[field])
+            argv.append(word)
+        os.execvpe(argv[0], argv, env)
 
     def _remove_sockets(self):
         for path in self._socket_paths():
@@ -371,18 +455,33 @@ class Supervisor(object):
         never_ran = code == NO_KERNEL or (code == 126 and not self.state["report"])
         if self.state["phase"] == "starting" and never_ran:
             self.first_report = self.first_report or self.state["report"]
-            if self.attempts and self.attempts[0][1] == "bundle" and self._lacks_bundle():
-                self.state.update(phase="need_bundle", report=self.first_report)
-                self.tell()
-            elif self.attempts:
+            if not self.attempts:
+                self._fail(self.state["report"] or self.first_report)
+            elif self.attempts[0][1] != "bundle":
                 self._attempt()
-            else:
-                self.state.update(phase="failed", report=self.state["report"] or self.first_report)
+            elif self._only_other_kernel():
+                report = {"kernelspecs": self._only_other_kernel()}
+                self.state.update(phase="other_kernel", report=report)
                 self.tell()
+            elif self._lacks_bundle():
+                report = dict(self.first_report, kernelspecs=languages(self.specs))
+                self.state.update(phase="need_bundle", report=report)
+                self.tell()
+            else:
+                self._attempt()
             return
         self.state["exit"] = {"code": code, "out_of_memory": oom_kills() > self.oom_before}
         self.state["phase"] = "exited"
         self.tell()
+
+    def _only_other_kernel(self):
+        """Return {name: language} of the image's one kernel of another language; empty without, or with several.
+
+        An image with a kernel of its own that is not Python's is there for that language.
+        """
+        found = languages(self.specs)
+        others = {name: found[name] for name in found if found[name].lower() != "python"}
+        return others if len(others) == 1 and not self.config.get("kernelspec") else {}
 
     def _lacks_bundle(self):
         """Tell whether the bundle for the first interpreter that runs is not mounted yet."""
@@ -599,6 +698,18 @@ def prepare_home():
     os.environ["PATH"] = scripts + os.pathsep + os.environ.get("PATH", os.defpath)
 
 
+def log_crashes():
+    """Have Python write to the container's log where it crashed.
+
+    What C code writes to descriptor 2 is lost then: ipykernel 6 and newer read it from a pipe.
+    """
+    try:
+        import faulthandler
+    except ImportError:  # Python 2.7
+        return
+    faulthandler.enable(os.fdopen(os.dup(2), "w"), all_threads=False)
+
+
 def run_kernel(config_path, report_fd, mode):
     """Become ipykernel."""
     config = read_json(config_path)
@@ -607,10 +718,11 @@ def run_kernel(config_path, report_fd, mode):
     ]
     report = facts()
     prepare_home()
+    log_crashes()
     try:
         if mode == "bundle":
             add_bundle(config)
-        import zmq  # noqa: F401
+        import zmq
         from ipykernel import __version__
         from ipykernel.kernelapp import IPKernelApp
     except Exception as error:
@@ -623,7 +735,12 @@ def run_kernel(config_path, report_fd, mode):
     # With a parent, and that is process 1, ipykernel does not fill the log with its greeting.
     own = ["-f", config["connection_file"], "--IPKernelApp.parent_handle=1"]
     sys.argv = ["ipykernel_launcher"] + own + config["extra_arguments"]
-    IPKernelApp.launch_instance()
+    app = IPKernelApp.instance()
+    app.initialize()
+    if not config.get("drops", True):
+        # The one reader waits for its own reader: then this kernel has to wait too, and not drop output.
+        app.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)
+    app.start()
 
 
 if __name__ == "__main__":

@@ -1,147 +1,189 @@
-"""JupyterLab in a headless browser: the magics in a notebook, and our kernel in the launcher.
+"""JupyterLab in a headless browser: in containers, everything is as with a local kernel.
 
-A failed test leaves a screenshot in the folder that ``DOCKML_SCREENSHOTS`` names, by default in its own.
+Each feature is tried on both paths: *routed*, in a notebook after `%docker_env`, and *kernel*, in a notebook
+with a kernel of ours.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 
-import nbformat
 import pytest
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from dockml_magic import kernelspecs
-from dockml_magic.options import RunOptions
+from tests.browser.pages import NotebookPage
+from tests.browser.servers import Server
 from tests.integration.conftest import Image
+from tests.integration.notebook import containers_of
 from tests.integration.waiting import wait_until
-from tests.machine.packages import install
 
+PROGRAM = "jupyterlab"
 TF = "dockml/tensorflow:1.10.0"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-CELLS = [
-    "%load_ext dockml_magic",
-    f"%docker_env {TF}",
-    "import tensorflow as tf\nprint('TensorFlow', tf.__version__)",
-    "x = 42\nopen('sleeping', 'w').close()\nimport time; time.sleep(600)",
-    "print('x is', x)",
-]
-PATIENCE_MS = 60_000
+WIDGETS = "dockml/widgets:3.11"
+KERNEL = "dockml-dockml-widgets-3.11"
+PATHS = ("routed", "kernel")
+
+SLIDER = """
+import ipywidgets, os
+slider = ipywidgets.IntSlider(min=0, max=100)
+told = ipywidgets.Output()
+
+def tell(change):
+    with told:
+        print("moved to", change["new"], "in a container:", os.path.exists("/run/dockml"))
+
+slider.observe(tell, "value")
+display(slider, told)
+""".strip()
+
+GREET = """
+def greet(name):
+    "Say hello from the container."
+    loud = name.upper()
+    return "Hello " + loud
+
+container_number = 5
+container_name = "x"
+""".strip()
+
+OpenNotebook = Callable[[str], NotebookPage]
 
 
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    """The path of the browser; Debian's is installed where there is none and we may."""
-    if shutil.which("chromium") is None:
-        install(["chromium"])
-    return str(shutil.which("chromium"))
-
-
-@pytest.fixture
-def lab(
-    workspace: Path, tmp_path: Path, image: Image, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
-    """The address of a JupyterLab in the workspace that finds a kernel of ours."""
-    image(TF)
-    prefix = tmp_path / "prefix"
-    kernelspecs.install(TF, RunOptions(), prefix=str(prefix), display_name="TensorFlow 1.10")
-    monkeypatch.setenv("JUPYTER_PATH", str(prefix / "share" / "jupyter"))
-    cells = [nbformat.v4.new_code_cell(code) for code in CELLS]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}),
-        workspace / "nb.ipynb",
-    )
-    log = tmp_path / "lab.log"
-    options = [
-        "--no-browser",
-        "--core-mode",
-        "--port=0",
-        "--allow-root",
-        "--IdentityProvider.token=",
-    ]
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *options], stdout=output, stderr=subprocess.STDOUT
-        )
-    address = re.compile(r"http://(?:localhost|127\.0\.0\.1):\d+/lab")
-    try:
-        wait_until(lambda: address.search(log.read_text()), what="JupyterLab to listen")
-        yield address.findall(log.read_text())[-1]
-    finally:
-        server.terminate()
-        server.wait()
+@pytest.fixture(scope="module")
+def lab(server: Server, image: Image) -> Server:
+    """A JupyterLab in which kernels of ours are installed."""
+    image(TF), image(WIDGETS)
+    server.install_kernel(TF, "--display-name", "TensorFlow 1.10")
+    server.install_kernel(WIDGETS, "--display-name", "Widgets")
+    return server
 
 
 @pytest.fixture
-def page(chromium: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A page of a browser; how it looked in the end is kept, unless the test passed."""
-    folder = Path(os.environ.get("DOCKML_SCREENSHOTS") or tmp_path)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        page.set_default_timeout(PATIENCE_MS)
-        expect.set_options(timeout=PATIENCE_MS)
-        failed_before = request.session.testsfailed
-        yield page
-        if request.session.testsfailed > failed_before or "DOCKML_SCREENSHOTS" in os.environ:
-            folder.mkdir(parents=True, exist_ok=True)
-            page.screenshot(path=folder / f"{request.node.name}.png")
-        browser.close()
+def open_notebook(lab: Server, page: Page) -> OpenNotebook:
+    """Give a function that opens a notebook whose cells run in a container, on one of the paths."""
 
+    def open_one(path: str) -> NotebookPage:
+        name = f"{path}.ipynb"
+        lab.write_notebook(name, "", kernel=KERNEL if path == "kernel" else "python3")
+        notebook = NotebookPage(page).open(f"{lab.address}lab/tree/{name}?reset")
+        if path == "routed":
+            notebook.use(WIDGETS)
+        return notebook
 
-def wait_for_kernel(page: Page, title: str) -> None:
-    """Wait until a notebook's kernel takes cells: one that is run earlier is not sent."""
-    expect(page.locator("#jp-main-statusbar")).to_contain_text(f"{title} | Idle")
-
-
-def output_of(page: Page, index: int) -> Locator:
-    """The output of a cell."""
-    return (
-        page.locator(".jp-Notebook:visible .jp-CodeCell").nth(index).locator(".jp-Cell-outputArea")
-    )
+    return open_one
 
 
 def test_a_notebook_runs_cells_in_a_container_and_its_stop_button_works(
-    lab: str, page: Page, workspace: Path
+    lab: Server, page: Page
 ) -> None:
-    page.goto(f"{lab}/tree/nb.ipynb")
-    page.locator(".jp-Notebook .jp-CodeCell").first.locator(".cm-content").click()
-    wait_for_kernel(page, "Python 3 (ipykernel)")
-    for _ in range(4):
-        page.keyboard.press("Shift+Enter")
-    expect(output_of(page, 1)).to_contain_text(f"Cells run in '{TF}'")
-    expect(output_of(page, 2)).to_contain_text("TensorFlow 1.10.0")
-    wait_until((workspace / "sleeping").exists, what="the cell to run")
-    page.locator("[data-command='notebook:interrupt-kernel']").first.click()
-    expect(output_of(page, 3)).to_contain_text("KeyboardInterrupt")
-    page.keyboard.press("Shift+Enter")
-    expect(output_of(page, 4)).to_contain_text("x is 42")
+    lab.write_notebook("stop.ipynb", "")
+    notebook = NotebookPage(page).open(f"{lab.address}lab/tree/stop.ipynb?reset")
+    notebook.use(TF)
+    version = notebook.run("import tensorflow as tf\nprint('TensorFlow', tf.__version__)")
+    expect(version).to_contain_text("TensorFlow 1.10.0")
+    stopped = notebook.start("x = 42\nopen('sleeping', 'w').close()\nimport time; time.sleep(600)")
+    wait_until((lab.folder / "sleeping").exists, what="the cell to run")
+    notebook.stop()
+    expect(stopped).to_contain_text("KeyboardInterrupt")
+    expect(notebook.run("print('x is', x)")).to_contain_text("x is 42")
 
 
-def test_our_kernel_is_in_the_launcher_and_runs_a_notebook(lab: str, page: Page) -> None:
-    page.goto(lab)
-    card = page.locator(
-        ".jp-LauncherCard[data-category=Notebook]", has_text="TensorFlow 1.10 (Docker)"
-    )
-    expect(card.locator("img")).to_be_visible()
-    card.click()
-    wait_for_kernel(page, "TensorFlow 1.10 (Docker)")
-    page.locator(".jp-Notebook:visible .cm-content").first.click()
-    page.keyboard.type("import tensorflow as tf; tf.__version__")
-    page.keyboard.press("Shift+Enter")
-    expect(output_of(page, 0)).to_contain_text("'1.10.0'")
+def test_our_kernel_is_in_the_launcher_and_runs_a_notebook(lab: Server, page: Page) -> None:
+    notebook = NotebookPage(page)
+    notebook.open_launcher(f"{lab.address}lab?reset", "TensorFlow 1.10 (Docker)")
+    expect(notebook.run("import tensorflow as tf; tf.__version__")).to_contain_text("'1.10.0'")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_tab_and_shift_tab_ask_the_kernel_in_the_container(
+    open_notebook: OpenNotebook, path: str
+) -> None:
+    notebook = open_notebook(path)
+    notebook.run(GREET)
+    cell = notebook.write("container_n")
+    offered = notebook.complete()
+    expect(offered).to_contain_text(["container_name", "container_number"])
+    offered.filter(has_text="container_number").click()
+    expect(notebook.cells.nth(cell)).to_contain_text("container_number")
+    notebook.page.keyboard.press("Shift+Enter")
+    expect(notebook.output(cell)).to_contain_text("5")
+    notebook.write("greet")
+    notebook.page.keyboard.press("Shift+Tab")
+    expect(notebook.page.locator(".jp-Tooltip")).to_contain_text("Say hello from the container.")
+
+
+def test_tab_completes_our_own_magics_in_a_routed_notebook(open_notebook: OpenNotebook) -> None:
+    notebook = open_notebook("routed")
+    notebook.write("%docker_r")
+    expect(notebook.complete().filter(has_text="%docker_restart")).to_be_visible()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_slider_of_the_container_is_moved_with_the_mouse_and_lives_on_after_a_reload(
+    open_notebook: OpenNotebook, path: str
+) -> None:
+    notebook = open_notebook(path)
+    output = notebook.run(SLIDER)
+    notebook.drag(output.locator(".noUi-handle"), 100)
+    expect(output).to_contain_text(re.compile(r"moved to \d+ in a container: True"))
+    first = int(notebook.run("slider.value").inner_text().split()[-1])
+    assert 0 < first < 100
+    index = notebook.cells.count() - 3
+    notebook.save()
+    notebook.reload()
+    output = notebook.output(index)
+    expect(output).to_contain_text(f"moved to {first} in a container: True")
+    expect(output.locator(".widget-readout")).to_have_text(str(first))
+    notebook.drag(output.locator(".noUi-handle"), 50)
+    expect(output.locator(".widget-readout")).not_to_have_text(str(first))
+    second = int(output.locator(".widget-readout").inner_text())
+    assert second > first
+    expect(output).to_contain_text(f"moved to {second} in a container: True")
+    expect(notebook.run("slider.value")).to_contain_text(str(second))
+
+
+def test_restart_from_the_menu_is_a_new_kernel_in_the_same_container(
+    open_notebook: OpenNotebook, lab: Server
+) -> None:
+    notebook = open_notebook("kernel")
+    notebook.run("x = 42\nopen('/tmp/in-the-container', 'w').close()")
+    (container,) = containers_of(lab.folder)
+    notebook.restart()
+    kept = notebook.run("import os; 'x' in globals(), os.path.exists('/tmp/in-the-container')")
+    expect(kept).to_contain_text("(False, True)")
+    assert containers_of(lab.folder) == [container]
+
+
+def test_restart_from_the_menu_of_a_routed_notebook_begins_anew(
+    open_notebook: OpenNotebook, lab: Server
+) -> None:
+    notebook = open_notebook("routed")
+    notebook.run("x = 42")
+    notebook.restart()
+    expect(notebook.run("import os; os.path.exists('/run/dockml')")).to_contain_text("False")
+    wait_until(lambda: not containers_of(lab.folder), what="its container to be gone")
+    notebook.use(WIDGETS)
+    kept = notebook.run("import os; 'x' in globals(), os.path.exists('/run/dockml')")
+    expect(kept).to_contain_text("(False, True)")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_breakpoint_set_in_the_margin_stops_inside_the_container(
+    open_notebook: OpenNotebook, path: str
+) -> None:
+    notebook = open_notebook(path)
+    page = notebook.page
+    cell = notebook.cells.count() - 1
+    notebook.run(GREET)
+    page.locator(".jp-DebuggerBugButton:visible").click()
+    margin = notebook.cells.nth(cell).locator(".cm-breakpoint-gutter .cm-gutterElement")
+    margin.nth(3).click()  # the first is a spacer
+    expect(page.locator(".jp-DebuggerBreakpoints-body")).to_contain_text("3")
+    greeting = notebook.start("import os; greet('you'), os.path.exists('/run/dockml')")
+    expect(page.locator(".jp-DebuggerCallstack-body")).to_contain_text("greet")
+    variables = page.locator(".jp-DebuggerVariables-body:visible")
+    expect(variables).to_contain_text(re.compile(r"name\W*you"))
+    expect(greeting).to_be_empty()
+    page.locator("[data-command='debugger:continue']:visible").first.click()
+    expect(greeting).to_contain_text("('Hello YOU', True)")

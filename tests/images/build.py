@@ -61,6 +61,13 @@ print("python " + sys.version.split()[0])
 LACKS_KERNEL = LACKS.format(lacks=["ipykernel"])
 LACKS_PYTHON = "! ls /usr/bin/python* /usr/local/bin/python* && echo no python"
 LACKS_ALL = LACKS.format(lacks=["ipykernel", "pip", "setuptools", "wheel", "ensurepip"])
+R_CHECK = """
+library(IRkernel)
+png(tempfile(), type = "cairo")
+plot(1:2)
+stopifnot(file.exists("/usr/share/jupyter/kernels/ir/kernel.json"))
+cat("IRkernel ", format(packageVersion("IRkernel")), "\\n", sep = "")
+"""
 PIP_CHECK = "import pip; print('pip ' + pip.__version__)"
 FOLDER_CHECK = "import os; print(os.getcwd())"
 BROKEN_CHECK = """
@@ -81,12 +88,20 @@ class Recipe:
     folder: str
     python: str = ""
     requirements: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
     pip: str = "pip"
     check: tuple[str, ...] = field(default=(), repr=False)
 
 
 def _on(python: str, folder: str, *requirements: str, check: str = "", pip: str = "pip") -> Recipe:
-    return Recipe(f"python:{python}-slim", folder, python, requirements, pip, ("-c", check))
+    return Recipe(
+        f"python:{python}-slim",
+        folder,
+        python=python,
+        requirements=requirements,
+        pip=pip,
+        check=("-c", check),
+    )
 
 
 # The last pip for these Pythons; a newer one cannot be had, the one they came with is too old.
@@ -142,6 +157,9 @@ RECIPES: dict[str, Recipe] = {
         "3.6", "installed", "ipykernel==5.5.6", pip=PIP_36, check=KERNEL_CHECK
     ),
     "dockml/ipykernel:7": _on("3.11", "installed", "ipykernel==7.4.0", check=KERNEL_CHECK),
+    "dockml/widgets:3.11": _on(
+        "3.11", "installed", "ipykernel==7.4.0", "ipywidgets==8.1.7", check=KERNEL_CHECK
+    ),
     **{
         f"dockml/bare:{python}": _on(python, "bare", check=LACKS_ALL)
         for python in ("3.6", "3.9", "3.11", "3.13")
@@ -150,6 +168,12 @@ RECIPES: dict[str, Recipe] = {
     "dockml/entrypoint:3.11": _on("3.11", "entrypoint", check=FOLDER_CHECK),
     "dockml/broken:3.11": _on("3.11", "broken", check=BROKEN_CHECK),
     "dockml/nopython:1": Recipe(DEBIAN, "plain", check=("sh", "-c", LACKS_PYTHON)),
+    "dockml/r:4": Recipe(
+        DEBIAN,
+        "r",
+        packages=("python3", "r-base-core", "r-cran-irkernel"),
+        check=("Rscript", "-e", R_CHECK),
+    ),
 }
 
 
@@ -230,6 +254,8 @@ def _build(client: docker.DockerClient, bases: Bases, reference: str) -> None:
     if recipe.requirements:
         arguments["PIP"] = recipe.pip
         files["requirements.txt"] = "\n".join([*recipe.requirements, ""]).encode()
+    if recipe.packages:
+        arguments["PACKAGES"] = " ".join(recipe.packages)
     made_of = hashlib.sha256(repr((files, arguments, base.id)).encode()).hexdigest()[:16]
     try:
         if client.images.get(reference).labels.get(HASH) == made_of:
@@ -239,6 +265,7 @@ def _build(client: docker.DockerClient, bases: Bases, reference: str) -> None:
     say(f"{reference}: building")
     if recipe.requirements:
         files |= hostpip.files()
+    if recipe.requirements or recipe.packages:
         arguments |= hostpip.proxies()
     try:
         build_image(client, reference, files, arguments=arguments, labels={HASH: made_of})

@@ -32,6 +32,15 @@ for i in range({n}):
     display({{'text/plain': '%06d' % i + {size} * 'x'}}, raw=True)
 """
 RAW_IOPUB = "get_ipython().kernel.iopub_thread.socket.send_multipart({frames!r})"
+ECHO = """
+from ipykernel.comm import Comm
+comm = Comm(target_name="jupyter.widget", data={{}})
+def echo(message):
+    buffers = [bytes(buffer)[::-1] for buffer in message["buffers"]][::-1]
+    comm.send({{"from": "{name}", "data": message["content"]["data"],
+               "lengths": [len(buffer) for buffer in message["buffers"]]}}, buffers=buffers)
+comm.on_msg(echo)
+"""
 OTHER_KEY = "get_ipython().kernel.session.key = b'another key'"
 
 
@@ -67,6 +76,25 @@ def send_all(notebook: Notebook, *cells: str) -> list[Any]:
     """Send cells at once, as "Run All" does, and return them when the last one has ended."""
     ids = [notebook.send(cell) for cell in cells]
     return [notebook.finish(msg_id) for msg_id in ids]
+
+
+def say(
+    notebook: Notebook, comm_id: str, data: dict[str, Any], buffers: list[bytes], opens: str = ""
+) -> list[dict[str, Any]]:
+    """Send a comm message (or open a comm) as a front end does; return what comes back over comms."""
+    client = notebook.client
+    content = {"comm_id": comm_id, "data": data} | ({"target_name": opens} if opens else {})
+    message = client.session.msg("comm_open" if opens else "comm_msg", content)
+    client.session.send(client.shell_channel.socket, message, buffers=buffers)
+    answers = []
+    while True:
+        answer = client.get_iopub_msg(timeout=30)
+        if answer["parent_header"].get("msg_id") != message["header"]["msg_id"]:
+            continue
+        if answer["msg_type"].startswith("comm_"):
+            answers.append(answer)
+        elif answer["content"].get("execution_state") == "idle":
+            return answers
 
 
 # --- order ------------------------------------------------------------------------------------
@@ -144,6 +172,59 @@ def test_a_question_of_the_front_end_waits_behind_the_cell_that_runs(notebook: N
     assert notebook._cells[cell].is_idle or notebook.finish(cell).reply["status"] == "ok"
     assert told["implementation"] == "ipython"
     assert "late" in notebook.ask("complete", "lat", 3)["matches"]
+
+
+# --- displays and comms -----------------------------------------------------------------------
+
+
+def test_a_display_is_updated_from_another_environment(notebook: Notebook) -> None:
+    shown = notebook.ok("from IPython.display import display\ndisplay('old', display_id='d')")
+    updated = notebook.ok(
+        "%%docker_cell other\nfrom IPython.display import update_display\n"
+        "update_display('new', display_id='d')"
+    )
+    (before,), (after,) = shown.of("display_data"), updated.of("update_display_data")
+    assert before["transient"] == after["transient"] == {"display_id": "d"}
+    assert after["data"]["text/plain"] == "'new'"
+
+
+def test_each_comm_is_with_the_kernel_that_opened_it_until_that_stops(notebook: Notebook) -> None:
+    notebook.use(OTHER, "--name", "third")
+    notebook.use("first")
+    opened = {}
+    for name in ("first", "third", "local"):
+        cell = notebook.ok(f"%%docker_cell {name}\n" + ECHO.format(name=name))
+        (content,) = cell.of("comm_open")
+        opened[name] = content["comm_id"]
+    assert set(opened.values()) <= set(notebook.ask("comm_info", "jupyter.widget")["comms"])
+    for name, comm_id in opened.items():
+        (echo,) = say(notebook, comm_id, {"n": 1}, [b"abc", b"\0\xff"])
+        assert echo["content"]["data"] == {"from": name, "data": {"n": 1}, "lengths": [3, 2]}
+        assert [bytes(buffer) for buffer in echo["buffers"]] == [b"\xff\0", b"cba"]
+    stopped = notebook.ok("%docker_stop third")
+    assert [content["comm_id"] for content in stopped.of("comm_close")] == [opened["third"]]
+    left = notebook.ask("comm_info", "jupyter.widget")["comms"]
+    assert opened["third"] not in left
+    assert opened["first"] in left
+    for name in ("first", "local"):
+        notebook.ok(f"%%docker_cell {name}\ncomm.close()")
+
+
+def test_all_widgets_states_come_from_their_one_owner_or_are_asked_for_one_by_one(
+    notebook: Notebook,
+) -> None:
+    """What a page does that is loaded again: one comm for all states, closed where no kernel has them all."""
+    control = "comm = None\ndef target(comm, message): comm.send({'all': 'states'})\n"
+    control += "get_ipython().kernel.comm_manager.register_target('jupyter.widget.control', target)"
+    notebook.ok(control)
+    notebook.ok(ECHO.format(name="first"))
+    (told,) = say(notebook, "control-1", {}, [], opens="jupyter.widget.control")
+    assert told["content"]["data"] == {"all": "states"}
+    notebook.ok("%%docker_cell other\n" + ECHO.format(name="other"))
+    (told,) = say(notebook, "control-2", {}, [], opens="jupyter.widget.control")
+    assert told["msg_type"] == "comm_close"
+    for name in ("first", "other"):
+        notebook.ok(f"%%docker_cell {name}\ncomm.close()")
 
 
 # --- completion -------------------------------------------------------------------------------

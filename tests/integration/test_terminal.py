@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 from tests.integration.conftest import Image
 from tests.integration.notebook import PATIENCE, containers_of
 from tests.integration.waiting import wait_until
+from tests.machine.packages import install
 
 BARE = "dockml/bare:3.11"
 TF_PY27 = "dockml/tensorflow:1.10.0-py27"
@@ -184,3 +186,91 @@ def test_a_script_of_ipython_may_use_the_magics(workspace: Path, image: Image) -
         "there True",
         "here False",
     ]
+
+
+class Screen:
+    """A terminal of tmux in which IPython shows its real prompt: keys go in, a picture comes out."""
+
+    def __init__(self, folder: Path, socket: Path) -> None:
+        self._tmux = ["tmux", "-f", "/dev/null", "-S", str(socket)]
+        command = " ".join(IPYTHON)
+        self._do("new-session", "-d", "-x", "120", "-y", "50", "-c", str(folder), command)
+
+    def _do(self, *words: str, check: bool = True) -> str:
+        done = subprocess.run([*self._tmux, *words], capture_output=True, text=True, check=check)
+        return done.stdout
+
+    def press(self, *keys: str) -> None:
+        """Press keys that tmux has names for."""
+        self._do("send-keys", *keys)
+
+    def type(self, text: str) -> None:
+        """Type a line and press Enter."""
+        self._do("send-keys", "-l", text)
+        self.press("Enter")
+
+    @property
+    def shown(self) -> str:
+        """All that is on the screen, without the empty lines."""
+        return "\n".join(line for line in self._do("capture-pane", "-p").splitlines() if line)
+
+    def wait_for(self, text: str) -> None:
+        """Return once a text is on the screen."""
+        try:
+            wait_until(lambda: text in self.shown, what=f"{text!r}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}, but the screen shows\n{self.shown}") from None
+
+    def end(self) -> None:
+        """End it as closing the window does, if it is there still."""
+        self._do("kill-server", check=False)
+
+
+@pytest.fixture
+def screen(workspace: Path, image: Image, own_folders: Path) -> Iterator[Screen]:
+    """IPython in tmux, in an environment."""
+    if shutil.which("tmux") is None:
+        install(["tmux"])
+    image(BARE)
+    screen = Screen(workspace, own_folders / "tmux")
+    screen.wait_for("In [1]:")
+    screen.type("%load_ext dockml_magic")
+    screen.wait_for("In [2]:")
+    screen.type(f"%docker_env {BARE}")
+    screen.wait_for("In [3]:")
+    yield screen
+    screen.end()
+
+
+def test_at_the_real_prompt_cells_are_edited_run_and_stopped_as_local_ones(
+    screen: Screen, workspace: Path
+) -> None:
+    screen.type("def f(x):")
+    screen.type("return x + 1, __import__('os').path.exists('/run/dockml')")  # indented for us
+    screen.press("Enter")
+    screen.wait_for("In [4]:")
+    screen.type("f(41)")
+    screen.wait_for("Out[4]: (42, True)")
+    screen.type("input('Who? ') * 2")
+    screen.wait_for("\nWho?")
+    screen.type("Ada")
+    screen.wait_for("Out[5]: 'AdaAda'")
+    screen.type("open('sleeping', 'w').close(); import time; time.sleep(600)")
+    wait_until((workspace / "sleeping").exists, what="the cell to run")
+    screen.press("C-c")
+    screen.wait_for("KeyboardInterrupt")
+    screen.type("f(1)")
+    screen.wait_for("Out[7]: (2, True)")
+
+
+def test_tab_at_the_real_prompt_completes_our_magics(screen: Screen) -> None:
+    screen.press("-l", "%docker_rest")
+    screen.press("Tab")
+    screen.wait_for("In [3]: %docker_restart")
+
+
+def test_closing_the_window_leaves_nothing(screen: Screen, workspace: Path) -> None:
+    assert len(containers_of(workspace)) == 1
+    screen.press("-l", "x")  # something is being typed
+    screen.end()
+    wait_until(lambda: not containers_of(workspace), timeout=5.0, what="no container")

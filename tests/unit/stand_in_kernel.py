@@ -47,7 +47,19 @@ def leave_orphan():
 
 class IPKernelApp:
     @classmethod
+    def instance(cls):
+        return cls()
+
+    @classmethod
     def launch_instance(cls):
+        app = cls.instance()
+        app.initialize()
+        app.start()
+
+    def initialize(self):
+        pass
+
+    def start(self):
         import ipykernel
         import zmq
 

@@ -223,6 +223,29 @@ def test_tcp_needs_a_network_with_ports(engine: FakeEngine, plan: Plan, network:
         plan(network=network, transport="tcp")
 
 
+def test_a_kernel_of_another_language_is_reached_over_tcp_unless_it_is_known_on_ipc(
+    engine: FakeEngine, plan: Plan, workspace: Path
+) -> None:
+    engine.add_image(IMAGE)
+    assert plan(kernel="julia-1.9").transport == "tcp"
+    assert plan(kernel="julia-1.9").kernelspec == "julia-1.9"
+    asked = RunOptions(kernel="julia-1.9", transport="ipc")
+    assert make_plan(IMAGE, asked, workspace, engine=engine, tell=print).transport == "ipc"
+    assert plan(kernel="ir").transport == "ipc"
+    assert plan(kernel="python3").transport == "ipc"
+    with pytest.raises(ConfigError, match=r"--network none .* 'julia-1.9' is not known") as caught:
+        plan(kernel="julia-1.9", network="none")
+    assert "Try --transport ipc" in caught.value.hint
+
+
+def test_a_remembered_kernel_of_another_language_is_planned_unless_another_is_asked_for(
+    engine: FakeEngine, plan: Plan
+) -> None:
+    _ImageMemory("python3", kernelspec="julia-1.9").write(engine.add_image(IMAGE).id)
+    assert (plan().kernelspec, plan().transport) == ("julia-1.9", "tcp")
+    assert (plan(kernel="python").kernelspec, plan(kernel="python").transport) == ("python", "ipc")
+
+
 def test_keys_differ_and_are_not_shown(engine: FakeEngine, plan: Plan) -> None:
     engine.add_image(IMAGE)
     one, two = plan(), plan()
@@ -321,6 +344,38 @@ def test_only_what_is_remembered_is_tried(engine: FakeEngine, plan: Plan) -> Non
     error = fail_to_start(engine, plan())
     assert "(tried: /opt/python)" in error.message
     assert _ImageMemory.read(image.id) == _ImageMemory()
+
+
+# --- what an image has instead ---------------------------------------------------------------------
+
+
+def not_started(container: KernelContainer, **report: object) -> DockmlError:
+    with pytest.raises(DockmlError) as caught:
+        container._raise_not_started(KernelState(phase="failed", report=report))
+    return caught.value
+
+
+def test_a_kernel_that_the_image_lacks_is_told_with_those_it_has(
+    engine: FakeEngine, plan: Plan
+) -> None:
+    engine.add_image(IMAGE)
+    container = KernelContainer(engine, plan(kernel="ir"), print)
+    error = not_started(container, kernelspecs={"julia-1.9": "julia", "bash": "bash"})
+    assert isinstance(error, KernelMissingError)
+    assert error.message == f"The image '{IMAGE}' has no kernel 'ir'."
+    assert error.hint == "It has: bash (bash), julia-1.9 (julia). Run one with: --kernel bash"
+    assert "It has no kernelspec" in not_started(container, kernelspecs={}).hint
+
+
+def test_where_no_python_can_run_a_kernel_the_others_are_told(
+    engine: FakeEngine, plan: Plan
+) -> None:
+    engine.add_image(IMAGE)
+    container = KernelContainer(engine, plan(), print)
+    error = not_started(container, problem="too old", kernelspecs={"ir": "R"})
+    assert error.message.endswith("can run a kernel: too old")
+    assert error.hint == "It has: ir (R). Run one with: --kernel ir"
+    assert "Python 2.7" in not_started(container, problem="too old").hint
 
 
 # --- how a kernel ended ---------------------------------------------------------------------------

@@ -161,3 +161,22 @@ def test_why_it_cannot_start_here_is_told(here: FakeEngine, workspace: Path) -> 
     content["argv"][0] = "/no/such/python"
     (kernel.folder / "kernel.json").write_text(json.dumps(content))
     assert can_start(kernel).startswith("no: its Python '/no/such/python' is gone")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "language", "title", "kernel_name"),
+    [
+        ("ir", "R", "R in me/r:4 (Docker)", "dockml-me-r-4-ir"),
+        ("julia-1.9", "julia", "julia-1.9 in me/r:4 (Docker)", "dockml-me-r-4-julia-1.9"),
+    ],
+)
+def test_kernels_of_other_languages_lie_beside_each_other(
+    kernel: str, language: str, title: str, kernel_name: str
+) -> None:
+    install("me/r:4", RunOptions())
+    found = install("me/r:4", RunOptions(kernel=kernel))
+    assert (found.display_name, found.kernel_name) == (title, kernel_name)
+    assert read(found.folder)["language"] == language
+    assert len(installed()) == 2
+    remove(kernel_name)
+    assert [left.kernel_name for left in installed()] == ["dockml-me-r-4"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dockml_magic.errors import ConfigError, UnknownNameError
-from dockml_magic.names import choose, kernel_name, suggest
+from dockml_magic.names import choose, kernel_name, language_of, suggest
 from dockml_magic.options import RunOptions
 from dockml_magic.project import Project
 
@@ -135,3 +135,17 @@ def test_suggestions_come_from_project_catalogue_and_engine() -> None:
 )
 def test_a_kernel_has_a_name_that_jupyter_allows(name: str, kernel: str) -> None:
     assert kernel_name(name) == kernel
+
+
+@pytest.mark.parametrize(
+    ("kernelspec", "language"),
+    [
+        ("ir", "R"),
+        ("julia-1.9", "julia"),
+        ("python3", "python"),
+        ("bash", "bash"),
+        ("xcpp17", "xcpp"),
+    ],
+)
+def test_a_kernelspec_tells_its_language_by_its_name(kernelspec: str, language: str) -> None:
+    assert language_of(kernelspec) == language

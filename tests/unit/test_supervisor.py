@@ -34,9 +34,15 @@ KEY = "the key"
 TIMEOUT = 20.0
 
 HIDE_SITE_PACKAGES = """
-import sys
+import os, sys
 sys.path[:] = [folder for folder in sys.path if not folder.endswith("-packages")]
+listdir = os.listdir
+def list_image(folder="."):
+    foreign = "share/jupyter" in folder and not folder.startswith(os.environ["HOME"])
+    return [] if foreign else listdir(folder)
+os.listdir = list_image
 """
+"""Neither the packages nor the Jupyter kernels of this machine are the image's."""
 AS_SUBREAPER = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(36, 1); os.execv(sys.argv[1], sys.argv[1:])"
 )
@@ -88,7 +94,9 @@ class Machine:
         self.programs = folder / "bin"
         self.bundles = folder / "bundles"
         self.runtime = folder / "run"
-        for part in (self.image, self.programs, self.bundles, self.runtime, folder / "lib"):
+        self.home = folder / "user"
+        parts = (self.image, self.programs, self.bundles, self.runtime, self.home, folder / "lib")
+        for part in parts:
             part.mkdir()
         (folder / "lib" / "sitecustomize.py").write_text(HIDE_SITE_PACKAGES)
         self._events = folder / "events"
@@ -146,6 +154,14 @@ class Machine:
         path.write_text("#!/bin/sh\n" + script)
         path.chmod(0o755)
 
+    def add_kernelspec(self, name: str, language: str, **entries: Any) -> Path:
+        """Put a kernelspec into the image, by default of a program that is not there; return its folder."""
+        folder = self.home / ".local/share/jupyter/kernels" / name
+        folder.mkdir(parents=True)
+        spec = {"argv": ["not-here"], "display_name": name, "language": language, **entries}
+        (folder / "kernel.json").write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
+        return folder
+
     # --- the supervisor ---------------------------------------------------------------------------
 
     def write_config(self, **changes: Any) -> None:
@@ -172,7 +188,7 @@ class Machine:
     def run(self, command: list[str]) -> None:
         env = {
             "PATH": str(self.programs),
-            "HOME": os.environ["HOME"],
+            "HOME": str(self.home),
             "PYTHONPATH": f"{self.folder / 'lib'}{os.pathsep}{self.image}",
             "PYTHONDONTWRITEBYTECODE": "1",
             "STAND_IN_EVENTS": str(self._events),
@@ -675,6 +691,107 @@ def test_a_user_who_may_run_no_python_is_told(machine: Machine) -> None:
     state = wait_for(machine.connect(), "failed")
     assert f"user {os.getuid()} may run no Python here" in state.report["problem"]
     assert machine.python in state.report["problem"]
+
+
+# --- kernels of other languages -------------------------------------------------------------------
+
+STAND_IN_PROGRAM = "from ipykernel.kernelapp import IPKernelApp; IPKernelApp.launch_instance()"
+
+
+def test_the_kernelspec_that_is_asked_for_is_run_as_jupyter_would(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    folder = machine.add_kernelspec(
+        "Lang",
+        "Läng",
+        argv=[machine.python, "-c", STAND_IN_PROGRAM, "-f", "{connection_file}"],
+        env={"STAND_IN_GIVEN": "${HOME}/given"},
+        interrupt_mode="message",
+    )
+    assert folder.name == "Lang"  # Jupyter finds it as "lang"
+    machine.start(kernelspec="lang")
+    channel = machine.connect()
+    assert wait_for(channel, "bound").report == {
+        "kernel": "spec",
+        "kernelspec": "lang",
+        "language": "Läng",
+        "interrupt_mode": "message",
+        "executable": machine.python,
+    }
+    (started,) = machine.events("started")
+    assert started["given"] == f"{machine.home}/given"
+    channel.signal(signal.SIGKILL)
+    assert wait_for(channel, "exited").exit_code == 137
+    channel.start({}, None)
+    wait_for(channel, "bound", generation=2)
+
+
+@newest
+def test_the_folder_of_the_kernelspec_is_filled_in(machine: Machine) -> None:
+    script = 'import sys; open("arguments", "w").write(" ".join(sys.argv[1:]))'
+    folder = machine.add_kernelspec(
+        "lang", "Lang", argv=[machine.python, "-c", script, "{resource_dir}/main", "{other}"]
+    )
+    machine.start(kernelspec="lang")
+    assert wait_for(machine.connect(), "exited").exit_code == 0
+    assert (machine.folder / "arguments").read_text() == f"{folder}/main {{other}}"
+
+
+@newest
+def test_a_kernelspec_whose_program_is_not_there_is_told(machine: Machine) -> None:
+    machine.add_kernelspec("lang", "Lang")
+    machine.start(kernelspec="lang")
+    assert wait_for(machine.connect(), "exited").exit_code == 126
+    assert "cannot start lang" in machine.log
+
+
+@newest
+def test_a_kernelspec_that_is_not_there_is_told_with_those_that_are(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.add_kernelspec("ir", "R")
+    machine.add_kernelspec("broken", "R")
+    (machine.home / ".local/share/jupyter/kernels/broken/kernel.json").write_text("{")
+    machine.start(kernelspec="julia")
+    report = wait_for(machine.connect(), "failed").report
+    assert report["kernelspecs"] == {"ir": "R"}
+    assert "no kernelspec 'julia'" in report["problem"]
+    assert machine.events("started") == []
+
+
+@newest
+def test_an_own_ipykernel_comes_before_a_kernelspec(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.add_kernelspec("ir", "R")
+    machine.start()
+    assert wait_for(machine.connect(), "bound").report["kernel"] == "image"
+
+
+@extremes
+def test_the_only_kernel_of_another_language_comes_before_the_bundle(machine: Machine) -> None:
+    machine.add_kernelspec("ir", "R")
+    machine.add_kernelspec("python3", "python")
+    machine.start()
+    channel = machine.connect()
+    assert wait_for(channel, "other_kernel").report == {"kernelspecs": {"ir": "R"}}
+
+
+@newest
+@pytest.mark.parametrize("asked", ["python", "python3"])
+def test_python_can_be_asked_for_where_another_language_is(machine: Machine, asked: str) -> None:
+    machine.add_kernelspec("ir", "R")
+    machine.start(kernelspec=asked)
+    channel = machine.connect()
+    machine.build_bundle(dict(wait_for(channel, "need_bundle").report))
+    channel.start({}, None)
+    assert wait_for(channel, "bound", generation=2).report["kernel"] == "bundle"
+
+
+@newest
+def test_of_several_other_languages_none_is_chosen(machine: Machine) -> None:
+    machine.add_kernelspec("ir", "R")
+    machine.add_kernelspec("julia-1.9", "julia")
+    machine.start()
+    report = wait_for(machine.connect(), "need_bundle").report
+    assert report["kernelspecs"] == {"ir": "R", "julia-1.9": "julia"}
 
 
 # --- TCP ------------------------------------------------------------------------------------------
