@@ -262,15 +262,19 @@ class Forwarder:
         # Through the queue in which a notebook's own output waits, so that the order is kept.
         self.front.iopub.schedule(self._resume_output)
 
+    @property
+    def _is_open(self) -> bool:
+        return self.relay.let_go == self._resume
+
     def _resume_replies(self) -> None:
-        if self.relay.let_go == self._resume:
+        if self._is_open:
             self.front.loop.add_reader(self.relay.shell.FD, self._read_replies)
             self.front.loop.add_reader(self.relay.stdin.FD, self._read_questions)
             self._read_replies()
             self._read_questions()
 
     def _resume_output(self) -> None:
-        if self.relay.let_go == self._resume:
+        if self._is_open:
             self.front.iopub_loop.add_reader(self.relay.iopub.FD, self._read_output)
             self._read_output()
 
@@ -396,11 +400,13 @@ class Forwarder:
     # --- its replies --------------------------------------------------------------------------
 
     def _read_replies(self) -> None:
+        if not self._is_open:
+            return
         if not self.relay.shell_lock.acquire(blocking=False):
             self.front.loop.remove_reader(self.relay.shell.FD)  # until `_resume`
             return
         try:
-            while not self.relay.shell.closed:
+            while True:
                 try:
                     frames = self.relay.shell.recv_multipart(zmq.NOBLOCK, copy=False)
                 except zmq.Again:
@@ -443,11 +449,13 @@ class Forwarder:
     # --- its questions ------------------------------------------------------------------------
 
     def _read_questions(self) -> None:
+        if not self._is_open:
+            return
         if not self.relay.shell_lock.acquire(blocking=False):
             self.front.loop.remove_reader(self.relay.stdin.FD)  # until `_resume`
             return
         try:
-            while not self.relay.stdin.closed:
+            while True:
                 try:
                     frames = self.relay.stdin.recv_multipart(zmq.NOBLOCK, copy=False)
                 except zmq.Again:
@@ -492,12 +500,14 @@ class Forwarder:
     # --- its output, in the IOPub thread ------------------------------------------------------
 
     def _read_output(self) -> None:
+        if not self._is_open:
+            return
         if not self.relay.iopub_lock.acquire(blocking=False):
             self.front.iopub_loop.remove_reader(self.relay.iopub.FD)  # until `_resume`
             return
         try:
             for _ in range(_BATCH):
-                if self.relay.iopub.closed or self._unsent is not None:
+                if self._unsent is not None:
                     return
                 try:
                     frames = self.relay.iopub.recv_multipart(zmq.NOBLOCK, copy=False)
@@ -520,7 +530,7 @@ class Forwarder:
             is_idle = message.type == "status" and message.content.get("execution_state") == "idle"
             if message.type in ("comm_open", "comm_close"):
                 self.note(self.environment, message)
-        except MalformedMessageError as error:
+        except (MalformedMessageError, LookupError, TypeError) as error:
             self.front.loop.call_soon_threadsafe(self.fail, nonsense(error))
             return
         output = Output(

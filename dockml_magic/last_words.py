@@ -111,7 +111,11 @@ class LastWords:
             try:
                 kind = json.loads(parts[_HEADER])["msg_type"]
                 parent = json.loads(parts[_PARENT])
-                if kind == "status" and parent["msg_type"] == "execute_request":
+                if (
+                    kind == "status"
+                    and parent["msg_id"]
+                    and parent["msg_type"] == "execute_request"
+                ):
                     busy = json.loads(parts[_CONTENT])["execution_state"] == "busy"
                     self._running = [parts[_PARENT]] if busy else []
             except (LookupError, TypeError, ValueError):

@@ -165,7 +165,9 @@ def test_over_tcp_a_crash_is_told_in_the_log(
     wait_until(lambda: "died (exit code 3)" in caplog.text, what="the death to be logged")
 
 
-def test_a_crash_of_python_is_shown_with_its_place_and_only_with_its_own(start: StartKernel, image: Image) -> None:
+def test_pythons_report_of_a_crash_is_shown_and_not_with_the_next_one(
+    start: StartKernel, image: Image
+) -> None:
     kernel = start(image(BARE))
     assert "  | Fatal Python error: Segmentation fault" in last_words(kernel, SEGFAULT)
     kernel.manager.restart_kernel(now=True)

@@ -13,6 +13,7 @@ from dockml_magic import folders, labels
 from dockml_magic.container import (
     KernelContainer,
     _ImageMemory,
+    _last_lines,
     choose_here,
     engine_for,
     make_plan,
@@ -397,6 +398,25 @@ def test_a_kernel_that_a_signal_ended_says_which(dead: KernelContainer) -> None:
     error = dead.death(KernelState(phase="exited", exit_code=139), "It died")
     assert error.message.startswith("It died (exit code 139")
     assert "SIGSEGV" in error.message
+
+
+@pytest.mark.parametrize(
+    ("log", "shown"),
+    [
+        ("", ""),
+        ("one\ntwo\n", "one\ntwo"),
+        ("".join(f"{n}\n" for n in range(30)), "\n".join(str(n) for n in range(10, 30))),
+        ("of the last\ndockml: another kernel starts\n", ""),
+        ("of the last\ndockml: another kernel starts\nits own\n", "its own"),
+        (
+            "said\nFatal Python error: Aborted\n" + "frame\n" * 40,
+            "Fatal Python error: Aborted" + "\nframe" * 19,
+        ),
+    ],
+    ids=["nothing", "all", "last", "nothing of this kernel", "of this kernel", "crash"],
+)
+def test_the_last_lines_are_of_this_kernel_and_the_first_of_a_crash(log: str, shown: str) -> None:
+    assert _last_lines(log) == shown
 
 
 def test_a_container_that_is_gone_is_told(dead: KernelContainer) -> None:
