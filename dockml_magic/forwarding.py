@@ -430,7 +430,8 @@ class Forwarder:
                 content = message.content
                 if request.counts and "execution_count" in content:
                     self.relay.next_count = int(content["execution_count"]) + 1
-                    show_count(message, request.count)
+                    if not self.relay.is_ipython:
+                        show_count(message, request.count)
         except (MalformedMessageError, ValueError, TypeError) as error:
             self.fail(nonsense(error))
             return
@@ -701,6 +702,8 @@ class ShellChannel:
                 self._waiting.popleft()
                 self._front.close_comm(message)
                 continue
+            except MalformedMessageError:
+                environment = None  # ipykernel says what is wrong with it
             forwarder = self._forwarders.get(environment) if environment else None
             others = [f for f in self._forwarders.values() if f is not forwarder and f.requests]
             if others or (forwarder is not None and self._local):
@@ -710,6 +713,8 @@ class ShellChannel:
                 self._give(message)
             else:
                 forwarder.send(message, shown_count=self._kernel.shell.execution_count)
+                if message.type == "comm_close":
+                    self._kernel.comm_manager.comms.pop(message.content.get("comm_id"), None)
 
     def _give(self, message: Message) -> None:
         self._local.add(message.id)
@@ -745,6 +750,8 @@ class ShellChannel:
         if request.counts and content.get("status") != "aborted":
             count = content.get("execution_count", request.count)
             shell = self._kernel.shell
+            if count < shell.execution_count:
+                return  # IPython counts no empty cell
             if shell.history_manager is not None:
                 shell.history_manager.store_inputs(count, request.message.content["code"])
             shell.execution_count = count + 1

@@ -111,7 +111,9 @@ class Message:
     def _decode(self, i: int) -> dict[str, Any]:
         part = self.parts[i]
         try:
-            decoded = json.loads(part if isinstance(part, bytes) else part.bytes)
+            # As jupyter_client does: a lone surrogate in a text makes bytes that are not UTF-8.
+            text = (part if isinstance(part, bytes) else part.bytes).decode(errors="replace")
+            decoded = json.loads(text)
         except ValueError as error:
             raise MalformedMessageError("it is not JSON") from error
         if not isinstance(decoded, dict):

@@ -201,7 +201,14 @@ class Relay:
         holds `shell_lock`; the reply has a parent that nobody waits for.
         """
         header = self.session.msg_header("execute_request")
-        code = f"__import__('IPython').get_ipython().execution_count = {count}"
+        code = (
+            "def _dockml_count(shell):\n"
+            "    typed = shell.history_manager\n"
+            "    for lines in typed.input_hist_parsed, typed.input_hist_raw:\n"
+            f"        lines.extend([''] * ({count} - len(lines)))\n"
+            f"    shell.execution_count = {count}\n"
+            "_dockml_count(__import__('IPython').get_ipython()); del _dockml_count"
+        )
         content = {"code": code, "silent": True, "store_history": False, "user_expressions": {}}
         self.session.send(self.shell, _request(header, {**content, "allow_stdin": False}))
 

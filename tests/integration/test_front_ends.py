@@ -70,7 +70,27 @@ def test_nbconvert_ends_with_the_error_of_a_routed_cell(workspace: Path, image: 
     assert not (workspace / "in.nbconvert.ipynb").exists()
 
 
-# --- subshells ---------------------------------------------------------------------------------
+# --- what JupyterLab relies on -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ipykernel", IPYKERNELS)
+def test_all_messages_are_of_one_session(workspace: Path, image: Image, ipykernel: str) -> None:
+    """Where the session changes, JupyterLab takes it for a restart and drops what it has not shown yet."""
+    with Notebook(workspace, python_with(ipykernel)) as notebook:
+        notebook.ok("%load_ext dockml_magic")
+        notebook.use(image(BARE))
+        client = notebook.client
+        msg_id = client.execute("print(input('?')); display(1); 2", allow_stdin=True)
+        messages = [client.get_stdin_msg(timeout=PATIENCE)]
+        client.input("x")
+        messages.append(client.get_shell_msg(timeout=PATIENCE))
+        while messages[-1]["content"].get("execution_state") != "idle":
+            messages.append(client.get_iopub_msg(timeout=PATIENCE))
+        client.kernel_info()
+        messages.append(client.get_shell_msg(timeout=PATIENCE))
+        of_cell = [m["msg_type"] for m in messages if m["parent_header"].get("msg_id") == msg_id]
+        assert {"stream", "display_data", "execute_result", "execute_reply"} < set(of_cell)
+        assert len({message["header"]["session"] for message in messages}) == 1
 
 
 def test_what_a_widget_prints_comes_before_idle_also_where_messages_take_a_subshell(

@@ -149,3 +149,19 @@ def test_the_pieces_joined_give_the_cell_back(seed: int) -> None:
 
 def _without_empty_lines(text: str) -> list[str]:
     return [line for line in text.split("\n") if line.strip()]
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("%docker_env x", True),
+        ("a = 1\n%load_ext dockml_magic", True),
+        ("%%docker_cell x\n1", True),
+        ("", False),
+        ("1 + 1", False),
+        ('s = """\n%docker_env x\n"""', False),
+        ("import dockml_magic", False),
+    ],
+)
+def test_a_line_of_ours_is_found(cell: str, expected: bool) -> None:
+    assert has_own_line(cell) is expected
