@@ -100,7 +100,7 @@ class FrontEnd:
 
     def reply(self, message: Message) -> None:
         """Send a reply on; on the shell channel's loop."""
-        self.stream.socket.send_multipart(message.signed_by(self.session), copy=False)
+        self.stream.socket.send_multipart(message.said_by(self.session), copy=False)
         self._look_again()
 
     def answer(self, message: Message, content: Mapping[str, Any]) -> None:
@@ -477,7 +477,7 @@ class Forwarder:
             return
         while _has_arrived(self.front.stdin):
             self.front.stdin.recv_multipart()  # answers to questions that were interrupted
-        self.front.stdin.send_multipart(message.signed_by(self.front.session), copy=False)
+        self.front.stdin.send_multipart(message.said_by(self.front.session), copy=False)
         self._asks = True
         self.front.loop.add_reader(self.front.stdin.FD, self._read_answer)
         self._read_answer()
@@ -535,7 +535,7 @@ class Forwarder:
             self.front.loop.call_soon_threadsafe(self.fail, nonsense(error))
             return
         output = Output(
-            frames=message.signed_by(self.front.session), ends=request if is_idle else None
+            frames=message.said_by(self.front.session), ends=request if is_idle else None
         )
         if self.front.publish(output.frames):
             self._published(output)
@@ -685,10 +685,23 @@ class ShellChannel:
             self._hand_over(frames)  # ipykernel says what is wrong with it
             return
         if message.header.get("subshell_id") is not None:
-            self._hand_over(frames)
-            return
+            if not self._is_for_another(message):
+                self._hand_over(frames)
+                return
+            message.leave_subshell()
         self._waiting.append(message)
         self._advance()
+
+    def _is_for_another(self, message: Message) -> bool:
+        """Tell whether a comm message is not for the notebook's own kernel, whatever its subshell."""
+        if message.type not in COMM_TYPES and message.type != "comm_open":
+            return False
+        try:
+            return self._target(message) is not None
+        except RefusedError:
+            return True
+        except MalformedMessageError:
+            return False
 
     def _advance(self) -> None:
         """Give away what need not wait."""

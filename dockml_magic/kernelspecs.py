@@ -77,10 +77,11 @@ def build_kernel_json(name: str, options: RunOptions, title: str) -> dict[str, A
         "language": language_of(options.kernel) if options.kernel else "python",
         "interrupt_mode": "signal",
         "metadata": {
+            "debugger": True,  # JupyterLab asks the kernel only where this says so
             "kernel_provisioner": {
                 "provisioner_name": PROVISIONER_NAME,
                 "config": {"name": name, "options": plain},
-            }
+            },
         },
     }
 

@@ -85,6 +85,21 @@ class Message:
         """Return it as frames, signed with another session's key. Large parts are not copied."""
         return [*self.prefix, DELIM, session.sign(self._signed()), *self.parts]
 
+    def said_by(self, session: Session) -> list[zmq.Frame | bytes]:
+        """Return it as frames, as a message of another session.
+
+        JupyterLab takes a kernel's change of session for a restart, and drops what it has not dealt with yet.
+        """
+        if self.header.get("session") != session.session:
+            self.header["session"] = session.session
+            self.parts[0] = json.dumps(self.header).encode()
+        return self.signed_by(session)
+
+    def leave_subshell(self) -> None:
+        """Let it be for no subshell: the notebook's are not another kernel's."""
+        del self.header["subshell_id"]
+        self.parts[0] = json.dumps(self.header).encode()
+
     @cached_property
     def parent(self) -> dict[str, Any]:
         """The parent header."""

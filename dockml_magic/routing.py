@@ -13,6 +13,7 @@ stands before and after them goes where cells go at that moment.
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import signal
 import sys
@@ -23,6 +24,12 @@ from datetime import datetime, timezone
 from types import FrameType
 from typing import Any
 
+from IPython.core.completer import (
+    CompletionContext,
+    SimpleCompletion,
+    SimpleMatcherResult,
+    context_matcher,
+)
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.page import page
 from jupyter_client.session import Session
@@ -85,7 +92,7 @@ class KernelSink:
             return
         if message.type in ("comm_open", "comm_close"):
             note_comm(self._kernel, self._environment, message)
-        self._kernel.iopub_socket.send_multipart(message.signed_by(self._session), copy=False)
+        self._kernel.iopub_socket.send_multipart(message.said_by(self._session), copy=False)
 
     def ask(self, prompt: str, *, password: bool) -> str:
         """Ask the front end."""
@@ -169,6 +176,7 @@ class Router:
         if self.kernel is None:
             self.shell.input_transformers_cleanup.insert(0, self._transform)
             setattr(self.shell, _RUN_PIECE, self.run_piece)
+            self.shell.Completer.custom_matchers.append(self._match)
             return
         for name in ("do_execute", "do_complete", "do_debug_request"):
             original = getattr(self.kernel, name)
@@ -184,6 +192,7 @@ class Router:
         if self.kernel is None:
             self.shell.input_transformers_cleanup.remove(self._transform)
             delattr(self.shell, _RUN_PIECE)
+            self.shell.Completer.custom_matchers.remove(self._match)
         for name in self._taken:
             delattr(self.kernel, name)
         self._taken.clear()
@@ -276,10 +285,14 @@ class Router:
                         )
                     )
             count = self.shell.execution_count
-            # IPython 9 counts a cell before it runs, and older ones after; a piece must show `count`.
-            ahead = count - self.shell.displayhook.prompt_count
             reply: dict[str, Any] = {"status": "ok", "user_expressions": {}, "payload": []}
             stores = store_history and not silent
+            if stores and self.shell.history_manager is not None:
+                # IPython looks at the last input when one of our lines displays a result.
+                ours = "\n".join(piece.code for piece in pieces if piece.is_ours)
+                self.shell.history_manager.store_inputs(
+                    count, ours if len(pieces) > 1 else code, code
+                )
             for i, piece in enumerate(pieces):
                 is_last = i == len(pieces) - 1
                 content = {
@@ -298,29 +311,46 @@ class Router:
                 if environment is not None:
                     reply = self._execute_remotely(environment, content, count)
                 elif content["code"]:
-                    self.shell.execution_count = count + ahead
-                    try:
-                        with self._splitting():
-                            reply = await original(
-                                content["code"],
-                                silent,
-                                False,
-                                content["user_expressions"],
-                                allow_stdin,
-                                **more,
-                            )
-                    finally:
-                        self.shell.execution_count = count
+                    with self._splitting(), self._counting_as(count):
+                        reply = await original(
+                            content["code"],
+                            silent,
+                            False,
+                            content["user_expressions"],
+                            allow_stdin,
+                            **more,
+                        )
                 if reply["status"] != "ok":
                     break
             if stores:
-                if self.shell.history_manager is not None:
-                    self.shell.history_manager.store_inputs(count, code)
                 self.shell.execution_count = count + 1
             reply["execution_count"] = count
             return self._seen(reply)
 
         return do_execute
+
+    @contextmanager
+    def _counting_as(self, count: int) -> Iterator[None]:
+        """Let the piece that runs here show `count` in what it displays, and in its tracebacks.
+
+        IPython 9 counts a cell after it was compiled and before it runs, older ones when it has run; neither
+        does for a piece, which is not stored.
+        """
+        ahead = self.shell.execution_count - self.shell.displayhook.prompt_count
+        shell = self.shell
+
+        class Counts(ast.NodeTransformer):
+            def visit(self, node: ast.AST) -> ast.AST:
+                shell.execution_count = count + ahead
+                return node
+
+        counts = Counts()
+        shell.ast_transformers.append(counts)
+        try:
+            yield
+        finally:
+            shell.ast_transformers.remove(counts)
+            shell.execution_count = count
 
     def _seen(self, reply: dict[str, Any]) -> dict[str, Any]:
         """Return the reply to a cell that ran here; where it failed, those behind it are aborted."""
@@ -554,6 +584,30 @@ class Router:
             piece.code + "\n" if piece.is_ours else call.format(piece.code, piece is pieces[-1])
             for piece in pieces
         ]
+
+    @context_matcher(identifier="dockml_magic")  # type: ignore[untyped-decorator]
+    def _match(self, context: CompletionContext) -> SimpleMatcherResult:
+        """Complete with what the active environment knows; called by IPython's completer."""
+        lines = context.full_text.split("\n")[: context.cursor_line]
+        cursor = sum(len(line) + 1 for line in lines) + context.cursor_position
+        environment = self.environments.active
+        reply = None
+        if (
+            environment is not None
+            and environment.is_alive
+            and not _is_ours(context.full_text, cursor)
+        ):
+            content = {"code": context.full_text, "cursor_pos": cursor}
+            reply = environment.request("complete_request", content, _COMPLETE_TIMEOUT)
+        if reply is None:
+            return {"completions": []}
+        start = reply["cursor_start"]
+        own_magics = _may_become_ours(context.full_text, cursor)
+        return {
+            "completions": [SimpleCompletion(text=match) for match in reply["matches"]],
+            "matched_fragment": context.full_text[start:cursor],
+            "suppress": not own_magics,
+        }
 
     def _act_on(self, payload: Sequence[Mapping[str, Any]]) -> None:
         """Do what a reply asks of a front end, which a terminal is itself."""

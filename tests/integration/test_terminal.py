@@ -269,6 +269,17 @@ def test_tab_at_the_real_prompt_completes_our_magics(screen: Screen) -> None:
     screen.wait_for("In [3]: %docker_restart")
 
 
+def test_tab_at_the_real_prompt_completes_what_the_container_knows(screen: Screen) -> None:
+    screen.type("import collections; only_over_there = collections.OrderedDict(a=1)")
+    screen.wait_for("In [4]:")
+    screen.press("-l", "only_ov")
+    screen.press("Tab")
+    screen.wait_for("In [4]: only_over_there")
+    screen.press("-l", ".move_to")
+    screen.press("Tab")
+    screen.wait_for("In [4]: only_over_there.move_to_end")
+
+
 def test_closing_the_window_leaves_nothing(screen: Screen, workspace: Path) -> None:
     assert len(containers_of(workspace)) == 1
     screen.press("-l", "x")  # something is being typed
