@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import psutil
@@ -17,6 +22,7 @@ from tests.integration.waiting import wait_until
 
 PIP = "dockml/pip:3.11"
 OTHER = "dockml/ipykernel:7"
+TF = "dockml/tensorflow:1.10.0"
 TF_PY27 = "dockml/tensorflow:1.10.0-py27"
 
 IGNORE_INTERRUPTS = """
@@ -53,7 +59,7 @@ def notebook(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Notebook]:
     """A notebook with two environments and the extension loaded; the first is active in each test."""
-    for name in (PIP, OTHER, TF_PY27):
+    for name in (PIP, OTHER, TF, TF_PY27):
         image(name)
     folder = tmp_path_factory.mktemp("shared")
     own = tmp_path_factory.mktemp("own")
@@ -95,6 +101,42 @@ def say(
             answers.append(answer)
         elif answer["content"].get("execution_state") == "idle":
             return answers
+
+
+def start(notebook: Notebook, code: str) -> str:
+    """Send a cell that calls `started()`, and return its id when it has."""
+    mark = notebook.folder / "started"
+    mark.unlink(missing_ok=True)
+    notebook.ok("def started(): open('started', 'w').close()")
+    cell = notebook.send(code, allow_stdin=True)
+    wait_until(mark.exists, what="the cell to run")
+    return cell
+
+
+@contextmanager
+def stalling_registry() -> Iterator[tuple[str, threading.Event]]:
+    """A registry that is there and never sends a manifest."""
+    was_asked, ended = threading.Event(), threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path != "/v2/":
+                was_asked.set()
+                ended.wait(120)
+            self.send_response(200)
+            self.end_headers()
+
+        do_HEAD = do_GET  # noqa: N815  # the name is the base class's
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.server_port}", was_asked
+    finally:
+        ended.set()
+        server.shutdown()
+        server.server_close()
 
 
 # --- order ------------------------------------------------------------------------------------
@@ -225,6 +267,76 @@ def test_all_widgets_states_come_from_their_one_owner_or_are_asked_for_one_by_on
     assert told["msg_type"] == "comm_close"
     for name in ("first", "other"):
         notebook.ok(f"%%docker_cell {name}\ncomm.close()")
+
+
+# --- interrupts -------------------------------------------------------------------------------
+
+TF_LOOP = """
+import tensorflow as tf
+x = tf.Variable(tf.zeros([200, 200]))
+step = tf.assign(x, tf.matmul(x, x))
+session = tf.Session()
+session.run(tf.global_variables_initializer())
+started()
+while True: session.run(step)
+"""
+TIMES = """
+import time
+for times in range(2):
+    try:
+        started()
+        time.sleep(600)
+    except KeyboardInterrupt:
+        print("one", flush=True)
+        time.sleep(0.3)  # the second one comes while the first is being dealt with
+"""
+
+
+@pytest.mark.parametrize(
+    ("reference", "code"),
+    [
+        (PIP, "started()\nwhile True: pass"),
+        (PIP, "started()\nimport subprocess; subprocess.call(['sleep', '600'])"),
+        (PIP, "started()\n!sleep 600"),
+        (PIP, "started()\ninput()"),
+        (TF, TF_LOOP),
+        (TF_PY27, "started()\nraw_input()"),
+        (TF_PY27, "started()\nimport subprocess; subprocess.call(['sleep', '600'])"),
+    ],
+)
+def test_an_interrupt_ends_what_a_cell_waits_for(
+    notebook: Notebook, reference: str, code: str
+) -> None:
+    notebook.use(reference, "--name", reference.partition(":")[2])
+    cell = start(notebook, code)
+    notebook.interrupt()
+    if "input" in code:
+        with contextlib.suppress(Empty):
+            notebook.client.get_stdin_msg(timeout=0)
+    ended = notebook.finish(cell)
+    if not code.endswith("!sleep 600"):  # IPython's own way with it is to go on
+        assert ended.reply["status"] == "error"
+        assert ended.reply["ename"] == "KeyboardInterrupt"
+    assert "started" in notebook.ok("print(started.__name__)").printed()
+
+
+def test_a_second_interrupt_while_the_first_is_dealt_with_arrives_too(notebook: Notebook) -> None:
+    cell = start(notebook, TIMES)
+    notebook.interrupt()
+    notebook.wait_printed(cell, "one")
+    notebook.interrupt()
+    assert notebook.finish(cell).reply["ename"] == "KeyboardInterrupt"
+    assert notebook.ok("'next'").result == "'next'"
+
+
+def test_an_interrupt_ends_a_pull_that_does_not_go_on(notebook: Notebook) -> None:
+    with stalling_registry() as (address, was_asked):
+        cell = notebook.send(f"%docker_env {address}/some/image:1")
+        assert was_asked.wait(60)
+        notebook.interrupt()
+        ended = notebook.finish(cell)
+    assert ended.reply["ename"] == "KeyboardInterrupt"
+    assert notebook.ok("'where it was'").result == "'where it was'"
 
 
 # --- completion -------------------------------------------------------------------------------
