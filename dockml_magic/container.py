@@ -729,9 +729,16 @@ class KernelContainer:
         self._wait_bound(generation)
 
     def death(
-        self, state: KernelState, what: str, again: str = "Start it again with %docker_env NAME."
+        self,
+        state: KernelState,
+        what: str,
+        again: str = "Start it again with %docker_env NAME.",
+        restart: str = "",
     ) -> KernelDiedError:
-        """Return the error that tells how the kernel ended; `again` is what to do when all is gone."""
+        """Return the error that tells how the kernel ended.
+
+        `restart` is what to do for a new kernel, `again` what to do when the container is gone too.
+        """
         log = self.engine.logs(self.container_id, _CRASH_LINES) if self.container_id else ""
         tail = _last_lines(log)
         if state.out_of_memory:
@@ -739,17 +746,16 @@ class KernelContainer:
             return KernelDiedError(
                 f"{what}: killed for memory"
                 + (f", its limit is {limit / 1024**2:.0f} MiB (--memory)." if limit else "."),
-                hint="Give it more with --memory, or load less at a time.",
+                hint=f"Give it more with --memory, or load less at a time. {restart}".strip(),
                 exit_code=state.exit_code,
                 out_of_memory=True,
             )
         if state.phase == "gone":
             return KernelDiedError(f"{what}: its container is gone.", hint=again)
+        left = "The lines below are the last it wrote." if tail else "It wrote nothing to its log."
         return KernelDiedError(
             f"{what} (exit code {state.exit_code}{_signal_name(state.exit_code)}).",
-            hint="The lines below are the last it wrote."
-            if tail.strip()
-            else "It wrote nothing to its log.",
+            hint=f"{left} {restart}".strip(),
             exit_code=state.exit_code,
             log_tail=tail,
         )

@@ -190,7 +190,12 @@ class Environment:
         container = self._container
         if container.poll() is None:
             return None
-        return container.death(container.state, f"The kernel of '{self.name}' died")
+        return container.death(
+            container.state,
+            f"The kernel of '{self.name}' died",
+            again=f"Start it again: %docker_env {self.name}",
+            restart=f"Start a new one in its container: %docker_restart {self.name}",
+        )
 
     def execute(
         self,

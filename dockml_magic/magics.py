@@ -130,8 +130,9 @@ class DockerMagics(Magics):
     def _start(self, name: str, options: RunOptions) -> Environment:
         began = time.perf_counter()
         environment = self._start_beside(name, options)
+        image = "" if environment.reference == environment.name else f"{environment.reference}, "
         tell(
-            f"Cells run in {environment.name!r}: {environment.reference}, "
+            f"Cells run in {environment.name!r}: {image}"
             f"{describe_kernel(environment.report)}; ready in {time.perf_counter() - began:.1f} s."
         )
         return environment

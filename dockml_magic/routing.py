@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import keyword
 import signal
 import sys
 import threading
@@ -444,7 +445,12 @@ class Router:
             """Complete our own lines, among the magics of the active environment."""
             own = original(code, cursor_pos)
             environment = self.environments.active
-            if environment is None or not environment.is_alive or _is_ours(code, cursor_pos):
+            if _is_ours(
+                code, cursor_pos
+            ):  # where nothing is typed yet, Python's own words come too
+                names = [match for match in own["matches"] if not keyword.iskeyword(match)]
+                return {**own, "matches": names, "metadata": {}}
+            if environment is None or not environment.is_alive:
                 return own
             content = {"code": code, "cursor_pos": cursor_pos}
             theirs = environment.request("complete_request", content, _COMPLETE_TIMEOUT)
