@@ -61,6 +61,9 @@ _ROOM_PATIENCE = 20.0
 """Seconds without room for a message after which a front end that does not read gets no more of them."""
 
 
+_UNUSABLE = (MalformedMessageError, LookupError, TypeError, ValueError, AttributeError)
+"""What looking into a message raises that is not what it should be."""
+
 _MARKER = b"dockml: the end of what was there before"
 _MARKER_ID = "marker"
 
@@ -432,7 +435,7 @@ class Forwarder:
                     self.relay.next_count = int(content["execution_count"]) + 1
                     if not self.relay.is_ipython:
                         show_count(message, request.count)
-        except (MalformedMessageError, ValueError, TypeError) as error:
+        except _UNUSABLE as error:
             self.fail(nonsense(error))
             return
         request.replied = True
@@ -531,7 +534,7 @@ class Forwarder:
             is_idle = message.type == "status" and message.content.get("execution_state") == "idle"
             if message.type in ("comm_open", "comm_close"):
                 self.note(self.environment, message)
-        except (MalformedMessageError, LookupError, TypeError) as error:
+        except _UNUSABLE as error:
             self.front.loop.call_soon_threadsafe(self.fail, nonsense(error))
             return
         output = Output(
@@ -668,12 +671,11 @@ class ShellChannel:
             )
         )
 
-    def interrupt(self) -> bool:
-        """Interrupt the kernel that works now; tell whether there was one."""
-        busy = [forwarder for forwarder in list(self._forwarders.values()) if forwarder.requests]
-        for forwarder in busy:
-            forwarder.interrupt()
-        return bool(busy)
+    def interrupt(self) -> None:
+        """Interrupt the kernel that works now, if one does."""
+        for forwarder in list(self._forwarders.values()):
+            if forwarder.requests:
+                forwarder.interrupt()
 
     # --- messages of the front end, on the shell channel's loop -------------------------------
 
@@ -700,7 +702,7 @@ class ShellChannel:
             return self._target(message) is not None
         except RefusedError:
             return True
-        except MalformedMessageError:
+        except _UNUSABLE:
             return False
 
     def _advance(self) -> None:
@@ -715,7 +717,7 @@ class ShellChannel:
                 self._waiting.popleft()
                 self._front.close_comm(message)
                 continue
-            except MalformedMessageError:
+            except _UNUSABLE:
                 environment = None  # ipykernel says what is wrong with it
             forwarder = self._forwarders.get(environment) if environment else None
             others = [f for f in self._forwarders.values() if f is not forwarder and f.requests]
