@@ -12,6 +12,7 @@ from notebooks import demo
 from tests.images import build
 
 _VARIES = [
+    (re.compile(r"building the kernel bundle for Python [\d.]+, once; this takes a moment\n"), ""),
     (re.compile(r"ready in [\d.]+ s"), "ready in N s"),
     (re.compile(r"\b[0-9a-f]{12}\b"), "ID"),
     (re.compile(r"(loss|step +\d+ +loss) [\d.]+( -> [\d.]+)?"), r"\1 N"),
