@@ -22,6 +22,7 @@ from tests.integration.waiting import wait_until
 
 PIP = "dockml/pip:3.11"
 OTHER = "dockml/ipykernel:7"
+WIDGETS = "dockml/widgets:3.11"
 TF = "dockml/tensorflow:1.10.0"
 TF_PY27 = "dockml/tensorflow:1.10.0-py27"
 
@@ -85,9 +86,14 @@ def send_all(notebook: Notebook, *cells: str) -> list[Any]:
 
 
 def say(
-    notebook: Notebook, comm_id: str, data: dict[str, Any], buffers: list[bytes], opens: str = ""
+    notebook: Notebook,
+    comm_id: str,
+    data: dict[str, Any],
+    buffers: list[bytes],
+    opens: str = "",
+    wanted: str = "comm_",
 ) -> list[dict[str, Any]]:
-    """Send a comm message (or open a comm) as a front end does; return what comes back over comms."""
+    """Send a comm message (or open a comm) as a front end does; return what comes back, over comms or else."""
     client = notebook.client
     content = {"comm_id": comm_id, "data": data} | ({"target_name": opens} if opens else {})
     message = client.session.msg("comm_open" if opens else "comm_msg", content)
@@ -97,7 +103,7 @@ def say(
         answer = client.get_iopub_msg(timeout=30)
         if answer["parent_header"].get("msg_id") != message["header"]["msg_id"]:
             continue
-        if answer["msg_type"].startswith("comm_"):
+        if answer["msg_type"].startswith(wanted):
             answers.append(answer)
         elif answer["content"].get("execution_state") == "idle":
             return answers
@@ -267,6 +273,46 @@ def test_all_widgets_states_come_from_their_one_owner_or_are_asked_for_one_by_on
     assert told["msg_type"] == "comm_close"
     for name in ("first", "other"):
         notebook.ok(f"%%docker_cell {name}\ncomm.close()")
+
+
+WIDGETS_CELL = """
+import ipywidgets
+from tqdm.notebook import tqdm
+button, out, bar = ipywidgets.Button(), ipywidgets.Output(), ipywidgets.IntProgress()
+button.on_click(lambda b: print("clicked in", __import__("socket").gethostname()))
+display(button, out, bar)
+with out:
+    print("captured")
+for step in tqdm(range(3)):
+    bar.value = step
+ipywidgets.interact(lambda x: print("x is", x), x=(0, 10))
+print("comm", button.comm.comm_id)
+"""
+
+
+def test_widgets_of_two_containers_work_side_by_side(notebook: Notebook, image: Image) -> None:
+    image(WIDGETS)
+    buttons = {}
+    for name in ("left", "right"):
+        notebook.use(WIDGETS, "--name", name)
+        notebook.ok("%pip install -q tqdm")
+        cell = notebook.ok(WIDGETS_CELL)
+        models = [content["data"]["state"].get("_model_name") for content in cell.of("comm_open")]
+        assert {"ButtonModel", "OutputModel", "IntProgressModel", "IntSliderModel"} <= set(models)
+        states = [content["data"].get("state", {}) for content in cell.of("comm_msg")]
+        assert any("msg_id" in state for state in states)  # by which a page fills an Output
+        assert [state["value"] for state in states if "value" in state and state["value"] in (1, 2)]
+        assert "captured" in cell.printed()
+        buttons[name] = cell.printed().rpartition("comm ")[2].strip()
+    notebook.use("first")
+    hosts = set()
+    for comm_id in buttons.values():
+        click = {"method": "custom", "content": {"event": "click"}}
+        (printed,) = say(notebook, comm_id, click, [], wanted="stream")
+        hosts.add(printed["content"]["text"])
+    assert len(hosts) == 2
+    assert all(text.startswith("clicked in") for text in hosts)
+    notebook.ok("%docker_stop left right")
 
 
 # --- interrupts -------------------------------------------------------------------------------
