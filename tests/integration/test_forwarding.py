@@ -38,7 +38,7 @@ from IPython.display import display
 for i in range({n}):
     display({{'text/plain': '%06d' % i + {size} * 'x'}}, raw=True)
 """
-RAW_IOPUB = "get_ipython().kernel.iopub_thread.socket.send_multipart({frames!r})"
+RAW_IOPUB = "get_ipython().kernel.iopub_socket.send_multipart({frames!r})"
 ECHO = """
 from ipykernel.comm import Comm
 comm = Comm(target_name="jupyter.widget", data={{}})
