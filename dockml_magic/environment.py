@@ -229,8 +229,8 @@ class Environment:
                 hint=f"Start it again: %docker_env {self.name}   Or go back: %docker_env local",
             ) from (error if relay else None)
         stores = content.get("store_history", True) and not content.get("silent")
-        if count is not None and stores and count != relay.next_count and relay.is_ipython:
-            relay.set_count(count)
+        if count is not None and stores:
+            relay.count_as(count)
         reply = relay.execute(header, content, sink, count=count)
         if stores:
             relay.next_count = reply.get("execution_count", 0) + 1

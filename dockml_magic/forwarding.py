@@ -19,7 +19,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 COMM_TYPES = frozenset({"comm_msg", "comm_close"})
 """Messages of a comm that is open: they go where it was opened."""
+OPEN_AND_CLOSE = frozenset({"comm_open", "comm_close"})
+"""Messages, of either side, after which a comm is somebody's or nobody's."""
 UNDECIDED_TYPES = frozenset(
     {
         "execute_request",
@@ -45,8 +47,6 @@ UNDECIDED_TYPES = frozenset(
     }
 )
 """Requests that go where cells go, which the cell before them may change."""
-
-ABORTED = {"status": "aborted"}
 
 _LOOK_INTERVAL = 0.1
 """Seconds between two looks whether a kernel still lives, while it works."""
@@ -144,11 +144,12 @@ class FrontEnd:
         """Publish a message of ours under a request; in any thread."""
         self.session.send(self.kernel.iopub_socket, msg_type, dict(content), parent=parent.header)
 
-    def refuse(self, message: Message, content: Mapping[str, Any]) -> None:
-        """Answer a request that nobody ran."""
-        self.say("status", {"execution_state": "busy"}, message)
-        self.answer(message, content)
-        self.say("status", {"execution_state": "idle"}, message)
+    def abort(self, cells: Iterable[Message]) -> None:
+        """Answer cells that nobody ran."""
+        for cell in cells:
+            self.say("status", {"execution_state": "busy"}, cell)
+            self.answer(cell, {"status": "aborted"})
+            self.say("status", {"execution_state": "idle"}, cell)
 
     def close_comm(self, message: Message) -> None:
         """Close a comm that the front end opens."""
@@ -301,14 +302,8 @@ class Forwarder:
             self._interrupted_at, self._was_told = 0.0, False
         ahead = sum(r.counts and not r.replied for r in self.requests.values())
         with self.relay.shell_lock:
-            if (
-                counts
-                and not ahead
-                and self.relay.next_count != shown_count
-                and self.relay.is_ipython
-            ):
-                self.relay.send_count(shown_count)
-                self.relay.next_count = shown_count
+            if counts and not ahead:
+                self.relay.count_as(shown_count)
             request = Request(message=message, counts=counts, count=shown_count + ahead)
             if message.type.startswith("comm_") and not message.type.endswith("_request"):
                 request.replied = True  # these have no reply
@@ -386,8 +381,7 @@ class Forwarder:
                 content = {"status": "error", "execution_count": request.count, **told}
                 aborted = self.failed(request)
                 self.front.answer(request.message, content)
-                for waiting in aborted:
-                    self.front.refuse(waiting, ABORTED)
+                self.front.abort(aborted)
                 request.replied = True
                 self.replied(request, content)
             if request.idle_since is None:
@@ -403,18 +397,22 @@ class Forwarder:
     # --- its replies --------------------------------------------------------------------------
 
     def _read_replies(self) -> None:
+        self._read(self.relay.shell, self._reply)
+
+    def _read(self, socket: zmq.Socket[bytes], handle: Callable[[list[zmq.Frame]], None]) -> None:
+        """Handle all that has arrived on one of the sockets that the shell channel's loop reads."""
         if not self._is_open:
             return
         if not self.relay.shell_lock.acquire(blocking=False):
-            self.front.loop.remove_reader(self.relay.shell.FD)  # until `_resume`
+            self.front.loop.remove_reader(socket.FD)  # until `_resume`
             return
         try:
             while True:
                 try:
-                    frames = self.relay.shell.recv_multipart(zmq.NOBLOCK, copy=False)
+                    frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
                 except zmq.Again:
                     return
-                self._reply(frames)
+                handle(frames)
         finally:
             self.relay.shell_lock.release()
 
@@ -444,8 +442,7 @@ class Forwarder:
             request.aborted_since = time.monotonic()
         aborted = self.failed(request) if status in ("error", "abort") else []  # the latter: R's
         self.front.reply(message)
-        for waiting in aborted:
-            self.front.refuse(waiting, ABORTED)
+        self.front.abort(aborted)
         if content:
             self.replied(request, message.content)
         self._settle(request)
@@ -453,20 +450,7 @@ class Forwarder:
     # --- its questions ------------------------------------------------------------------------
 
     def _read_questions(self) -> None:
-        if not self._is_open:
-            return
-        if not self.relay.shell_lock.acquire(blocking=False):
-            self.front.loop.remove_reader(self.relay.stdin.FD)  # until `_resume`
-            return
-        try:
-            while True:
-                try:
-                    frames = self.relay.stdin.recv_multipart(zmq.NOBLOCK, copy=False)
-                except zmq.Again:
-                    return
-                self._ask(frames)
-        finally:
-            self.relay.shell_lock.release()
+        self._read(self.relay.stdin, self._ask)
 
     def _ask(self, frames: list[zmq.Frame]) -> None:
         """Pass an input request on to the front end, and wait for what it answers."""
@@ -532,7 +516,7 @@ class Forwarder:
             if request is not None and not self.relay.is_ipython:
                 show_count(message, request.count)
             is_idle = message.type == "status" and message.content.get("execution_state") == "idle"
-            if message.type in ("comm_open", "comm_close"):
+            if message.type in OPEN_AND_CLOSE:
                 self.note(self.environment, message)
         except _UNUSABLE as error:
             self.front.loop.call_soon_threadsafe(self.fail, nonsense(error))
@@ -727,9 +711,9 @@ class ShellChannel:
             if forwarder is None:
                 self._give(message)
             else:
+                if message.type in OPEN_AND_CLOSE:
+                    self._note(forwarder.environment, message)
                 forwarder.send(message, shown_count=self._kernel.shell.execution_count)
-                if message.type == "comm_close":
-                    self._kernel.comm_manager.comms.pop(message.content.get("comm_id"), None)
 
     def _give(self, message: Message) -> None:
         self._local.add(message.id)
@@ -745,8 +729,7 @@ class ShellChannel:
     def _after_own(self, msg_id: str) -> None:
         """Go on when the notebook's own kernel has dealt with a message."""
         self._local.discard(msg_id)
-        for message in self._to_abort.pop(msg_id, []):
-            self._front.refuse(message, ABORTED)
+        self._front.abort(self._to_abort.pop(msg_id, []))
         self._advance()
 
     def own_cell_failed(self) -> None:

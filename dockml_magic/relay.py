@@ -194,12 +194,14 @@ class Relay:
             reply["execution_count"] = count
         return reply
 
-    def send_count(self, count: int) -> None:
+    def count_as(self, count: int) -> None:
         """Have an IPython count its next cell as `count`: an execute request before that cell's own.
 
-        `Out[7]`, history and tracebacks over there then name the cell as the notebook does. The caller
-        holds `shell_lock`; the reply has a parent that nobody waits for.
+        `Out[7]`, history and tracebacks over there then name the cell as the notebook does. The reply has a
+        parent that nobody waits for. A kernel that counts so already, or counts for itself, is left alone.
         """
+        if count == self.next_count or not self.is_ipython:
+            return
         header = self.session.msg_header("execute_request")
         code = (
             "def _dockml_count(shell):\n"
@@ -210,12 +212,9 @@ class Relay:
             "_dockml_count(__import__('IPython').get_ipython()); del _dockml_count"
         )
         content = {"code": code, "silent": True, "store_history": False, "user_expressions": {}}
-        self.session.send(self.shell, _request(header, {**content, "allow_stdin": False}))
-
-    def set_count(self, count: int) -> None:
-        """Have an IPython count its next cell as `count`."""
-        with self._held():
-            self.send_count(count)
+        with self.shell_lock:
+            self.session.send(self.shell, _request(header, {**content, "allow_stdin": False}))
+        self.next_count = count
 
     @property
     def is_ipython(self) -> bool:

@@ -233,10 +233,7 @@ class Router:
         active = self.environments.active
         if message.content.get("target_name") != WIDGET_CONTROL:
             is_own = message.content.get("target_name") in self.kernel.comm_manager.targets
-            owner = None if is_own or active is None or not active.is_alive else active
-            if owner is not None:
-                note_comm(self.kernel, owner, message)
-            return owner
+            return None if is_own or active is None or not active.is_alive else active
         comms = list(self.kernel.comm_manager.comms.values())
         owners = {
             comm.environment if isinstance(comm, RemoteComm) else None
@@ -245,10 +242,7 @@ class Router:
         }
         if len(owners) > 1:
             raise RefusedError
-        owner = owners.pop() if owners else None
-        if owner is not None:
-            note_comm(self.kernel, owner, message)
-        return owner
+        return owners.pop() if owners else None
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         """Pass SIGINT on to the container that works while this process has nothing to do."""
