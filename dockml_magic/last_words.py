@@ -8,17 +8,18 @@ than a lost connection, come back to it, and take our message for the last outpu
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import zmq
-from jupyter_client.session import DELIM, Session
+from jupyter_client.session import Session
 
 from dockml_magic.container import KernelContainer
 from dockml_magic.errors import KernelDiedError
+from dockml_magic.messages import Message
 
 _LOOK_INTERVAL = 0.5
 """Seconds between two looks at whether it lives and which cell it runs."""
@@ -28,9 +29,6 @@ _TIME_TO_HEAR = 1.0
 
 _TIME_TO_LINGER = 10.0
 """Seconds after which nobody can be expected any more."""
-
-_HEADER, _PARENT, _CONTENT = 1, 2, 4
-"""Places of a message's parts behind the delimiter and the signature."""
 
 
 class LastWords:
@@ -63,7 +61,7 @@ class LastWords:
         self._wake = threading.Event()
         self._closing = False
         self._heard = threading.Event()
-        self._running: list[bytes] = []
+        self._running: dict[str, Any] = {}
         self._iopub: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self._iopub.setsockopt(zmq.LINGER, 0)
         self._iopub.setsockopt(zmq.RCVHWM, 0)  # what comes between two looks is kept
@@ -106,18 +104,16 @@ class LastWords:
     def _listen(self) -> None:
         """Take in what was published, and remember the request of the cell that runs."""
         while self._iopub.poll(0):
-            frames = self._iopub.recv_multipart()
-            parts = frames[frames.index(DELIM) + 1 :] if DELIM in frames else []
+            frames = self._iopub.recv_multipart(copy=False)
             try:
-                kind = json.loads(parts[_HEADER])["msg_type"]
-                parent = json.loads(parts[_PARENT])
+                message = Message(frames)
                 if (
-                    kind == "status"
-                    and parent["msg_id"]
-                    and parent["msg_type"] == "execute_request"
+                    message.type == "status"
+                    and message.parent["msg_id"]
+                    and message.parent["msg_type"] == "execute_request"
                 ):
-                    busy = json.loads(parts[_CONTENT])["execution_state"] == "busy"
-                    self._running = [parts[_PARENT]] if busy else []
+                    busy = message.content["execution_state"] == "busy"
+                    self._running = message.parent if busy else {}
             except (LookupError, TypeError, ValueError):
                 continue  # not for us to judge
 
@@ -133,9 +129,10 @@ class LastWords:
 
     def _publish(self, death: KernelDiedError) -> None:
         """Send it to each front end as it comes back, until we are closed."""
-        parent = json.loads(self._running[0]) if self._running else {}
         session = Session(key=self._info["key"], signature_scheme=self._info["signature_scheme"])
-        message = session.msg("stream", {"name": "stderr", "text": f"{death}\n"}, parent=parent)
+        message = session.msg(
+            "stream", {"name": "stderr", "text": f"{death}\n"}, parent=self._running
+        )
         ours = f"{self._info['ip']}-last-words"
         publisher: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XPUB)
         with publisher:
