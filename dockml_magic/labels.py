@@ -18,3 +18,6 @@ USER = f"{NAMESPACE}.user"
 
 SESSION = f"{NAMESPACE}.session"
 """One id per container: names its runtime folder."""
+
+KEEPS = f"{NAMESPACE}.keeps"
+"""On an image: the reference whose pull came as far as its layers, and not to its end."""
