@@ -277,7 +277,8 @@ def pull_for(
     """
     project = find_project(folder)
     choice = choose(name, options, project)
-    if not choice.is_known and ":" not in choice.reference and "/" not in choice.reference:
+    is_reference = choice.is_known or ":" in choice.reference
+    if not is_reference and engine.find_image(choice.reference) is None:
         raise UnknownNameError(name, suggest(name, project, engine.local_references()))
     return pull_image(choice.reference, engine, tell)
 

@@ -1,7 +1,6 @@
 """What a registry tells besides the engine: an image's layers, and which tags there are.
 
-Both are an aid: whatever goes wrong here, the answer is empty, and the pull goes its way through the engine. Neither
-counts as a pull where a registry counts them, unless nearly everything is left.
+Both are an aid: whatever goes wrong here, the answer is empty, and the pull goes its way through the engine.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _TIMEOUT = (3.0, 6.0)
 _CERTIFICATES = Path("/etc/docker/certs.d")
 _DOCKER_HUB = "https://registry-1.docker.io"
 _ENOUGH = 20
-"""Pulls that a registry must still allow for us to read a manifest, which Docker Hub counts as one."""
+"""Pulls that Docker Hub must still allow for us to read a manifest, which it counts as one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import dockml_magic
 from dockml_magic.magics import DockerMagics
 
 MAGICS = {
-    "line": {"docker_env", "docker_ps", "docker_restart", "docker_stop"},
+    "line": {"docker_env", "docker_ps", "docker_pull", "docker_restart", "docker_stop"},
     "cell": {"docker_cell"},
 }
 DOCKYTERS = {
