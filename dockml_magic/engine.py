@@ -7,6 +7,7 @@ ours here, with what to do about it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import itertools
 import json
@@ -350,27 +351,32 @@ class _Keeper:
             before = self._api.images(
                 all=True, quiet=True, filters={"label": f"{labels.KEEPS}={self._reference}"}
             )
-            if diff_ids:
-                for _ in self._api.load_image(self._image(diff_ids)):
-                    pass
-            for image_id in before:
+            kept, archive = self._image(diff_ids)
+            if diff_ids and kept not in before:
+                said = list(self._api.load_image(archive))
+                if any("error" in event for event in said):
+                    self.layers = ()  # it cannot
+            for image_id in set(before) - {kept if diff_ids else ""}:
                 self._api.remove_image(image_id, force=True)
 
-    def _image(self, diff_ids: Sequence[str]) -> bytes:
-        config = {
+    def _image(self, diff_ids: Sequence[str]) -> tuple[str, bytes]:
+        """Return an image's id and its archive."""
+        about = {
             "architecture": self._facts.architecture,
             "os": "linux",
             "config": {"Labels": {labels.KEEPS: self._reference}},
             "rootfs": {"type": "layers", "diff_ids": list(diff_ids)},
         }
+        config = json.dumps(about).encode()
         paths = [f"{diff_id.partition(':')[2]}/layer.tar" for diff_id in diff_ids]
         manifest = [{"Config": "config.json", "RepoTags": None, "Layers": paths}]
-        return make_archive(
+        archive = make_archive(
             {
                 PurePosixPath("manifest.json"): json.dumps(manifest).encode(),
-                PurePosixPath("config.json"): json.dumps(config).encode(),
+                PurePosixPath("config.json"): config,
             }
         )
+        return f"sha256:{hashlib.sha256(config).hexdigest()}", archive
 
 
 def connect(name: str | None = None) -> DockerEngine:

@@ -161,7 +161,7 @@ class PullStopped(KeyboardInterrupt):
     def __init__(self, reference: str) -> None:
         super().__init__(
             f"The pull of '{reference}' was stopped.\n"
-            "Its complete layers are kept: the same line goes on from there."
+            "The same line fetches it; layers that could be kept are not downloaded again."
         )
         self.reference = reference
 

@@ -219,7 +219,7 @@ class PullProgress:
         if retries:
             parts.append(f"the registry failed, next try in {min(retries)} s")
         elif self.speed is not None:
-            parts.append(f"{format_size(self.speed)}/s" if self.speed >= 1 else "nothing comes")
+            parts.append(f"{format_size(self.speed)}/s" if self.speed >= 1 else "nothing arrives")
         if self.seconds_left is not None and not retries:
             parts.append(f"{format_seconds(self.seconds_left)} left")
         return ", ".join(parts)

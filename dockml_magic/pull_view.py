@@ -12,6 +12,7 @@ from dockml_magic.errors import PullStopped
 from dockml_magic.pull import PullProgress, format_size
 
 _BAR = 24
+_CELL = "text-align:left;line-height:1.5;padding-right:1em"
 _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -133,7 +134,9 @@ class TerminalView:
 
 
 class PullWidget:
-    """A widget that shows a pull: a bar with bytes, speed and time left, and a list of layers to unfold.
+    """A `PullView` as a widget: a bar with bytes, speed and time left, and a list of layers to unfold.
+
+    It may be told from any thread.
 
     Attributes
     ----------
@@ -146,15 +149,17 @@ class PullWidget:
 
         self._title = widgets.Label()
         self._bar = widgets.FloatProgress(
-            min=0.0, max=1.0, layout=widgets.Layout(width="16em", margin="0 1em 0 0")
+            min=0.0, max=1.0, layout=widgets.Layout(width="16em", margin="2px 1em 2px 2px")
         )
         self._words = widgets.Label()
         self._table = widgets.HTML()
         self._layers = widgets.Accordion(children=[self._table], selected_index=None)
         self._layers.layout.display = "none"
         self._bar.tooltip = "How much of the image has arrived"
-        line = widgets.HBox([self._bar, self._words], layout=widgets.Layout(flex_flow="row wrap"))
-        self.box = widgets.VBox([self._title, line, self._layers])
+        self._line = widgets.HBox([self._bar, self._words])
+        self._line.layout.flex_flow = "row wrap"
+        self._note = widgets.Label(layout=widgets.Layout(display="none"))
+        self.box = widgets.VBox([self._title, self._line, self._note, self._layers])
 
     def show(self, progress: PullProgress) -> None:
         """Show how far it is."""
@@ -163,27 +168,30 @@ class PullWidget:
         self._words.value = str(progress)
         if progress.layers:
             ready = sum(layer.phase in ("done", "here") for layer in progress.layers)
-            self._layers.set_title(0, f"{ready} of {len(progress.layers)} layers")
+            self._layers.set_title(0, f"{ready} of {len(progress.layers)} layers done")
             self._table.value = _table_of_layers(progress)
             self._layers.layout.display = None
 
     def say(self, line: str) -> None:
-        """Say it in place of the title."""
+        """Say it below the bar, where it stays."""
+        self._note.value = line
+        self._note.layout.display = None
+
+    def end(self, line: str) -> None:
+        """Leave the line only, and what was said."""
         self._title.value = line
+        self._line.layout.display = self._layers.layout.display = "none"
 
     def close(self) -> None:
         """Take it away."""
-        for widget in (self._layers, self._table, self._words, self._bar, self._title):
+        for widget in (self._table, self._words, self._bar, *self.box.children, self.box):
             widget.close()
-        for child in self.box.children:
-            child.close()
-        self.box.close()
 
 
 def _table_of_layers(progress: PullProgress) -> str:
     rows = "".join(
-        f"<tr><td style='text-align:left'><code>{html.escape(layer.id)}</code></td>"
-        f"<td style='text-align:left'>{html.escape(str(layer))}</td></tr>"
+        f"<tr><td style='{_CELL}'><code>{html.escape(layer.id)}</code></td>"
+        f"<td style='{_CELL}'>{html.escape(str(layer))}</td></tr>"
         for layer in progress.layers
     )
     return f"<table>{rows}</table>"

@@ -243,7 +243,7 @@ def test_a_download_that_stands_still_says_so(loads: Callable[[float, int], Pull
         progress = loads(1, 0)
     assert progress.speed == 0
     assert progress.seconds_left is None
-    assert str(progress) == "1.0 MB of 100 MB, nothing comes"
+    assert str(progress) == "1.0 MB of 100 MB, nothing arrives"
 
 
 def test_a_failed_download_says_when_it_is_tried_again(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -182,7 +183,7 @@ def test_nothing_is_displayed_where_nothing_was_pulled(output: Output) -> None:
 
 def test_the_widget_has_a_bar_words_and_the_layers() -> None:
     widget = PullWidget()
-    title, line, layers = widget.box.children
+    title, line, note, layers = widget.box.children
     bar, words = line.children
     widget.show(ASKING)
     assert (title.value, words.value) == (f"Pulling {IMAGE}", "asking the registry")
@@ -191,9 +192,55 @@ def test_the_widget_has_a_bar_words_and_the_layers() -> None:
     assert bar.value == 0.25
     assert words.value == "1.0 MB of 4.0 MB, 1.0 MB/s, 3.0 s left"
     assert layers.layout.display is None
-    assert layers.titles == ("1 of 2 layers",)
+    assert layers.titles == ("1 of 2 layers done",)
     assert layers.selected_index is None
     assert "downloading, 1.0 MB of 4.0 MB" in layers.children[0].value
     assert "here already" in layers.children[0].value
+    widget.say("it may not fit")
+    assert (note.value, note.layout.display) == ("it may not fit", None)
+    widget.end(LAST)
+    assert (title.value, line.layout.display, layers.layout.display) == (LAST, "none", "none")
     widget.close()
     assert widget.box.comm is None
+
+
+def test_a_button_stops_a_pull_that_runs_in_a_thread() -> None:
+    class Picker:
+        """Says lines, and shows pulls in its own widget."""
+
+        def __init__(self) -> None:
+            self.widget = PullWidget()
+            self.is_stopped = threading.Event()
+
+        def __call__(self, line: str) -> None:
+            raise AssertionError(line)
+
+        def pull_view(self) -> Picker:
+            return self
+
+        def show(self, progress: PullProgress) -> None:
+            self.widget.show(progress)
+            if self.is_stopped.is_set():
+                raise PullStopped(progress.reference)
+
+        def say(self, line: str) -> None:
+            self.widget.say(line)
+
+        def end(self, line: str) -> None:
+            self.widget.end(line)
+
+    def work() -> None:
+        try:
+            while True:
+                pull(picker, HALF)
+        except PullStopped as stopped:
+            ended.append(stopped.reference)
+
+    ended: list[str] = []
+    picker = Picker()
+    worker = threading.Thread(target=work)
+    worker.start()
+    picker.is_stopped.set()
+    worker.join()
+    assert ended == [IMAGE]
+    assert picker.widget.box.children[0].value == f"stopped pulling {IMAGE}"
