@@ -492,13 +492,19 @@ class DockerEngine:
                     report(meter.progress())
                     due = time.monotonic() + _REPORT_INTERVAL
         progress = meter.progress()
-        if not progress.is_complete and self.find_image(reference) is None:
+        if not progress.is_complete and not self._has_image(reference):
             raise EngineUnreachableError(
                 f"The Docker engine went away while it pulled '{reference}'.",
                 hint="Look after it: systemctl status docker. Then run the same again.",
             )
         keeper.drop()
         report(replace(progress, is_complete=True))
+
+    def _has_image(self, reference: str) -> bool:
+        try:
+            return self.find_image(reference) is not None
+        except EngineUnreachableError:
+            return False
 
     def _ask_for_image(
         self, name: ImageName, reference: str, login: Mapping[str, str]

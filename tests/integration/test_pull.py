@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gc
 import itertools
 import json
 import re
@@ -25,7 +26,7 @@ import pytest
 from dockml_magic import labels
 from dockml_magic.container import pull_image
 from dockml_magic.engine import DockerEngine, connect
-from dockml_magic.errors import ImageUnavailableError
+from dockml_magic.errors import EngineUnreachableError, ImageUnavailableError
 from dockml_magic.pull import PullProgress
 from tests.images.build import build
 from tests.integration.notebook import IPYKERNELS, Cell, Notebook, containers_of, python_with
@@ -590,3 +591,33 @@ def test_control_c_ends_the_command_with_two_lines(
     assert running.returncode == 130
     assert said.splitlines()[0] == f"The pull of '{NAME}' was stopped."
     assert len(said.splitlines()) == 2
+
+
+# --- an engine that goes away ---------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings(
+    # Docker's SDK leaves a socket that it could not connect to the garbage collector.
+    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+)
+def test_an_engine_that_goes_away_is_told(proxy: Proxy, layers: list[str]) -> None:
+    stall = Fault(layers[2], after=1_000_000, then="stall")
+    proxy.faults.append(stall)
+    with tempfile.TemporaryDirectory(prefix="dk-pull-") as name:
+        second = MirroredEngine(Path(name), proxy.address)
+        address = ("127.0.0.1", proxy.port)
+        proxy.serve(in_network_of(second.pid, lambda: socket.create_server(address)))
+        mirrored = connect(second.endpoint)
+
+        def report(progress: PullProgress) -> None:
+            if stall.happened.is_set():
+                second.process.terminate()
+
+        with pytest.raises(EngineUnreachableError) as caught:
+            mirrored.pull(NAME, report)
+        second.close()
+        mirrored._client.close()
+    assert "went away while it pulled" in caught.value.message
+    assert "systemctl status docker" in caught.value.hint
+    del caught, mirrored
+    gc.collect()
