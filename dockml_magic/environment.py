@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -87,6 +87,8 @@ class Environment:
         # own plan finds the image present.
         self.engine = engine_for(options)
         plan = make_plan(name, options, folder, engine=self.engine, tell=tell)
+        if plan.choice.options.pull == "always":  # and that it was just now
+            options = replace(options, pull="missing")
         self.name = plan.choice.name
         self.reference = plan.choice.reference
         self._relay: Relay | None = None
