@@ -60,6 +60,9 @@ OLDEST_API = "1.41"
 
 _REQUEST_TIMEOUT = 120
 
+_LAST_WORDS = 5.0
+"""Seconds that the thread that reads a pull's events has to see that it was ended."""
+
 _REPORT_INTERVAL = 0.2
 """Seconds between two reports of a pull."""
 
@@ -250,7 +253,7 @@ class _Events:
             socket.socket(fileno=os.dup(self._response.raw.fileno())) as connection,
         ):
             connection.shutdown(socket.SHUT_RDWR)
-        self._reader.join()
+        self._reader.join(_LAST_WORDS)
         self._response.close()
 
     def _events(self) -> Iterator[dict[str, Any]]:
@@ -280,11 +283,10 @@ class _Events:
             self._arrived.put(error)
             return
         try:
-            for line in response.iter_lines():
-                event = json.loads(line) if line else {}
-                if not response.ok:
-                    event = {"error": event.get("message", line.decode(errors="replace"))}
-                self._arrived.put(event)
+            if not response.ok:
+                self._arrived.put({"error": _refusal_in(response)})
+            for line in response.iter_lines() if response.ok else ():
+                self._arrived.put(json.loads(line) if line else {})
         except (
             requests.exceptions.RequestException,
             urllib3.exceptions.HTTPError,
@@ -301,6 +303,14 @@ class _Events:
             self._arrived.put({"layers": layers})
 
 
+def _refusal_in(response: requests.Response) -> str:
+    """Return what an engine says that refuses a request."""
+    try:
+        return str(response.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text or f"unexpected HTTP status: {response.status_code}"
+
+
 class _Keeper:
     """Keeps the complete layers of a pull that may not come to its end.
 
@@ -315,6 +325,13 @@ class _Keeper:
         The engine.
     reference : str
         The image that is pulled.
+    facts : EngineFacts
+        Of the engine.
+
+    Attributes
+    ----------
+    layers : sequence of Layer
+        Of the image, once they are known; without them nothing is kept.
     """
 
     def __init__(self, api: docker.APIClient, reference: str, facts: EngineFacts) -> None:
@@ -529,16 +546,18 @@ class DockerEngine:
         """
         from docker.auth import load_config
 
+        keeper = "Docker's config.json"
         try:
             config = load_config()
+            if helper := config.get_credential_store(host):
+                keeper = f"docker-credential-{helper}"
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the SDK's, of a helper that is missing
                 return config.resolve_authconfig(host) or {}, ""
         except self._errors.DockerException as error:
             # What a credential helper says may be a secret.
-            log.warning("the credentials for %s cannot be read: %s", host, type(error).__name__)
-            helper = config.get_credential_store(host)
-            return {}, f"no login was used: docker-credential-{helper} failed"
+            log.warning("no login for %s: %s failed, %s", host, keeper, type(error).__name__)
+            return {}, f"no login was used: {keeper} failed"
 
     def _registry(self, name: ImageName, login: Mapping[str, str]) -> Registry:
         user = login.get("username") or login.get("Username")

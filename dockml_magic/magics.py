@@ -199,7 +199,7 @@ class DockerMagics(Magics):
         magic = event.line.split(maxsplit=1)[0].lstrip("%")
         if event.symbol.startswith("-"):
             parser = argparse.ArgumentParser(add_help=False)
-            add_run_options(parser)
+            (add_pull_arguments if magic == "docker_pull" else add_run_options)(parser)
             return sorted(parser._option_string_actions)  # noqa: SLF001  # argparse lists them nowhere else
         running = self.environments.names()
         if magic in ("docker_stop", "docker_restart"):
@@ -207,7 +207,8 @@ class DockerMagics(Magics):
         images: list[str] = []
         with contextlib.suppress(DockmlError):
             images = engine_for(RunOptions()).local_references()
-        return sorted({LOCAL, *running, *known_names(find_project(Path.cwd()), images)})
+        environments = [] if magic == "docker_pull" else [LOCAL, *running]
+        return sorted({*environments, *known_names(find_project(Path.cwd()), images)})
 
     @line_magic
     def docker_ps(self, line: str) -> Table | None:

@@ -445,6 +445,13 @@ def test_a_credential_helper_that_fails_does_not_hinder_and_is_named(
     assert "docker-credential-missing failed" in error.message
 
 
+def test_settings_that_cannot_be_read_do_not_hinder(
+    pull: Pull, proxy: Proxy, docker_config: Callable[..., None]
+) -> None:
+    docker_config(auths={"x": "no login"})
+    assert pull(f"{proxy.address}/{NAME}")[-1].is_complete
+
+
 def test_a_login_that_is_refused_is_told_without_it(
     refusal: Refusal, asks_login: Proxy, docker_config: Callable[..., None]
 ) -> None:

@@ -156,6 +156,16 @@ def test_a_pull_is_shown_and_starts_nothing(
         magic("docker_pull")
 
 
+def test_a_pull_is_completed_with_what_can_be_pulled(
+    shell: InteractiveShell, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container.engines, "connect", lambda name: engine)
+    _, names = shell.complete("tf1.10", "%docker_pull tf1.10")
+    assert {"tf1.10", "tf1.10-gpu"} <= set(names)
+    assert "local" not in shell.complete("lo", "%docker_pull lo")[1]
+    assert shell.complete("--", "%docker_pull x --")[1] == ["--engine"]
+
+
 @pytest.mark.parametrize("cell", ["x = 1\n", "%%time\npass\n", "!ls\n", "%docker_ps\n"])
 def test_a_cell_is_left_alone_while_no_environment_is_active(
     shell: InteractiveShell, cell: str
