@@ -3,6 +3,7 @@ from __future__ import annotations
 import atexit
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,10 +161,16 @@ def test_a_pull_is_completed_with_what_can_be_pulled(
     shell: InteractiveShell, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(container.engines, "connect", lambda name: engine)
-    _, names = shell.complete("tf1.10", "%docker_pull tf1.10")
-    assert {"tf1.10", "tf1.10-gpu"} <= set(names)
-    assert "local" not in shell.complete("lo", "%docker_pull lo")[1]
-    assert shell.complete("--", "%docker_pull x --")[1] == ["--engine"]
+    complete = shell._dockml_magics.complete
+
+    def completed(line: str) -> list[str]:
+        event = SimpleNamespace(line=line, symbol=line.rpartition(" ")[2])
+        return complete(shell, event)
+
+    assert {"tf1.10", "tf1.10-gpu"} <= set(completed("%docker_pull tf1"))
+    assert "local" in completed("%docker_env lo")
+    assert "local" not in completed("%docker_pull lo")
+    assert completed("%docker_pull x --") == ["--engine"]
 
 
 @pytest.mark.parametrize("cell", ["x = 1\n", "%%time\npass\n", "!ls\n", "%docker_ps\n"])
