@@ -258,11 +258,13 @@ class Environment:
             If the kernel is dead, or dies under the cell.
         """
         relay = self._relay
-        if relay is None or (error := self._death()) is not None:
+        error = None if relay is None else self._death()
+        if relay is None or error is not None:
+            how = f" ({error.how})" if error and error.how else ""
             raise KernelError(
-                f"'{self.name}' is not running any more.",
+                f"'{self.name}' is not running any more{how}.",
                 hint=f"Start it again: %docker_env {self.name}   Or go back: %docker_env local",
-            ) from (error if relay else None)
+            ) from error
         stores = content.get("store_history", True) and not content.get("silent")
         if count is not None and stores:
             relay.count_as(count)
