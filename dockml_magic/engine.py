@@ -311,8 +311,8 @@ def _refusal_in(response: requests.Response) -> str:
         return response.text or f"unexpected HTTP status: {response.status_code}"
 
 
-class _Keeper:
-    """Keeps the complete layers of a pull that may not come to its end.
+class _KeptLayers:
+    """The layers that are complete, kept for a pull that may not come to its end.
 
     An engine drops them with the pull, as no image has them. So it is given one, without a name: an image of
     the layers that are complete, which is loaded without their contents, as the engine has these already.
@@ -341,7 +341,7 @@ class _Keeper:
         self._kept = 0
         self.layers: Sequence[Layer] = ()
 
-    def keep(self, progress: PullProgress) -> None:
+    def update(self, progress: PullProgress) -> None:
         """Keep what is complete by now."""
         phases = {layer.id: layer.phase for layer in progress.layers}
         complete = list(
@@ -488,7 +488,7 @@ class DockerEngine:
         login, trouble = self._login(name.host)
         registry = self._registry(name, login)
         meter = PullMeter(reference)
-        keeper = _Keeper(self._client.api, reference, self.facts)
+        kept = _KeptLayers(self._client.api, reference, self.facts)
         report(meter.progress())
         due = 0.0
         with (
@@ -501,11 +501,11 @@ class DockerEngine:
                 if "error" in event:
                     raise self._pull_error(reference, str(event["error"]), registry, trouble)
                 if "layers" in event:
-                    keeper.layers = event["layers"]
-                    meter.expect({layer.id: layer.size for layer in keeper.layers})
+                    kept.layers = event["layers"]
+                    meter.expect({layer.id: layer.size for layer in kept.layers})
                 meter.take(event)
                 if time.monotonic() >= due:
-                    keeper.keep(meter.progress())
+                    kept.update(meter.progress())
                     report(meter.progress())
                     due = time.monotonic() + _REPORT_INTERVAL
         progress = meter.progress()
@@ -514,7 +514,7 @@ class DockerEngine:
                 f"The Docker engine went away while it pulled '{reference}'.",
                 hint="Look after it: systemctl status docker. Then run the same again.",
             )
-        keeper.drop()
+        kept.drop()
         report(replace(progress, is_complete=True))
 
     def _has_image(self, reference: str) -> bool:
@@ -546,18 +546,18 @@ class DockerEngine:
         """
         from docker.auth import load_config
 
-        keeper = "Docker's config.json"
+        source = "Docker's config.json"
         try:
             config = load_config()
             if helper := config.get_credential_store(host):
-                keeper = f"docker-credential-{helper}"
+                source = f"docker-credential-{helper}"
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the SDK's, of a helper that is missing
                 return config.resolve_authconfig(host) or {}, ""
         except self._errors.DockerException as error:
             # What a credential helper says may be a secret.
-            log.warning("no login for %s: %s failed, %s", host, keeper, type(error).__name__)
-            return {}, f"no login was used: {keeper} failed"
+            log.warning("no login for %s: %s failed, %s", host, source, type(error).__name__)
+            return {}, f"no login was used: {source} failed"
 
     def _registry(self, name: ImageName, login: Mapping[str, str]) -> Registry:
         user = login.get("username") or login.get("Username")
