@@ -32,7 +32,14 @@ from dockml_magic.control import (
     address_to_json,
 )
 from dockml_magic.display import Table
-from dockml_magic.engine import ContainerState, Engine, ImageState, NotStartableError, make_archive
+from dockml_magic.engine import (
+    ContainerState,
+    Engine,
+    ImageState,
+    NotStartableError,
+    build_reference,
+    make_archive,
+)
 from dockml_magic.errors import (
     ConfigError,
     EngineError,
@@ -47,7 +54,7 @@ from dockml_magic.errors import (
     UnknownNameError,
 )
 from dockml_magic.gpu import find_gpus
-from dockml_magic.host_settings import CA_FILE, HostSettings, read_host_settings
+from dockml_magic.host_settings import CA_FILE, HostSettings, build_args, read_host_settings
 from dockml_magic.kernel_bundle import ensure_bundle
 from dockml_magic.names import Choice, choose, suggest
 from dockml_magic.options import PublishedPort, RunOptions
@@ -184,19 +191,49 @@ def choose_here(
             f"The workspace '{folder}' does not exist.",
             hint="Create the folder, or start from one that exists.",
         )
-    project = find_project(folder)
-    choice = choose(name, options, project)
+    choice, image = decide_here(name, options, folder, engine)
     if choice.wants_gpu and engine.facts.shares_files:
         gpus = find_gpus()
         if not gpus.names:
+            on_cpu = f"On the CPU: {choice.cpu_twin}. Or the" if choice.cpu_twin else "The"
             raise GpuUnavailableError(
                 f"'{name}' needs an NVIDIA GPU, and this machine has none: {gpus.why_none}.",
-                hint=f"On the CPU: {choice.cpu_twin}. Or the same image without GPU: {name} --gpus none",
+                hint=f"{on_cpu} same image without GPU: {name} --gpus none",
             )
+    return choice, image
+
+
+def decide_here(
+    name: str, options: RunOptions, folder: Path, engine: Engine
+) -> tuple[Choice, ImageState | None]:
+    """Return what `name` means in this folder, and its image if it is here; whether it can run is not asked.
+
+    Raises
+    ------
+    UnknownNameError, MissingTagError, ConfigError
+    """
+    project = find_project(folder)
+    choice = choose(
+        name, options, project, is_here=lambda reference: engine.find_image(reference) is not None
+    )
+    if choice.dockerfile:
+        choice = replace(choice, reference=build_reference(_find_dockerfile(choice, folder)))
     image = engine.find_image(choice.reference)
     if image is None and not choice.is_known and ":" not in choice.reference:
         raise UnknownNameError(name, suggest(name, project, engine.local_references()))
     return choice, image
+
+
+def _find_dockerfile(choice: Choice, folder: Path) -> Path:
+    """Return the Dockerfile that was named, or the one in the folder that was."""
+    path = folder / Path(choice.dockerfile).expanduser()
+    found = path / "Dockerfile" if path.is_dir() else path
+    if not found.is_file():
+        raise ConfigError(
+            f"There is no Dockerfile '{found}'.",
+            hint="Name a Dockerfile, or a folder with one. An image of that name has no ./ before it.",
+        )
+    return found.resolve()
 
 
 def make_plan(
@@ -231,7 +268,10 @@ def make_plan(
     """
     choice, image = choose_here(name, options, folder, engine)
     if image is None or choice.options.pull == "always":
-        image = _pull(choice, engine, tell)
+        if choice.doubt:
+            tell(choice.doubt)
+        fetch = _build if choice.dockerfile else _pull
+        image = fetch(choice, folder, engine, tell)
     kernelspec = choice.options.kernel or _ImageMemory.read(image.id).kernelspec
     return KernelPlan(
         choice=choice,
@@ -265,7 +305,24 @@ def _choose_transport(
     return chosen
 
 
-def _pull(choice: Choice, engine: Engine, tell: Callable[[str], None]) -> ImageState:
+def _build(choice: Choice, folder: Path, engine: Engine, tell: Callable[[str], None]) -> ImageState:
+    tell(f"building {choice.reference} from {choice.dockerfile}")
+    engine.build(
+        _find_dockerfile(choice, folder),
+        choice.reference,
+        build_args(read_host_settings()),
+        tell,
+        pull=choice.options.pull == "always",
+    )
+    image = engine.find_image(choice.reference)
+    if image is None:
+        raise ImageUnavailableError(
+            choice.reference, "the engine does not have it after the build."
+        )
+    return image
+
+
+def _pull(choice: Choice, _: Path, engine: Engine, tell: Callable[[str], None]) -> ImageState:
     if choice.options.pull == "never":
         raise ImageUnavailableError(
             choice.reference, "it is not here, and --pull is never.", hint="Leave --pull out."

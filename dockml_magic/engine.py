@@ -7,12 +7,14 @@ ours here, with what to do about it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import os
 import platform
 import re
 import socket
+import stat
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,12 +22,15 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from dockml_magic import labels
 from dockml_magic.errors import (
+    ConfigError,
     ContainerNameTakenError,
     EngineError,
     EngineTooOldError,
     EngineUnreachableError,
     GpuUnavailableError,
+    ImageBuildError,
     ImageUnavailableError,
     MountError,
     PortTakenError,
@@ -41,6 +46,9 @@ OLDEST_API = "1.41"
 """Docker 20.10, December 2020; podman 4 answers 1.41 too."""
 
 _REQUEST_TIMEOUT = 120
+
+BUILD_LINES = 20
+"""Lines of a failed build that are shown."""
 
 
 class NotStartableError(EngineError):
@@ -124,6 +132,20 @@ class Engine(Protocol):
     def pull(self, reference: str, report: Callable[[str], None]) -> None:
         """Fetch an image; `report` gets short lines now and then."""
 
+    def build(
+        self,
+        dockerfile: Path,
+        reference: str,
+        args: Mapping[str, str],
+        report: Callable[[str], None],
+        *,
+        pull: bool = False,
+    ) -> None:
+        """Build a Dockerfile in its folder and tag the image; `pull` fetches its base anew.
+
+        `report` gets each line of the build. Raises `ImageBuildError` with the last of them.
+        """
+
     def create(self, spec: ContainerSpec) -> str:
         """Create a container and return its id. It is not running yet."""
 
@@ -166,6 +188,38 @@ def make_archive(files: Mapping[PurePosixPath, bytes | None], uid: int = 0, gid:
                 entry.size, entry.mode = len(content), 0o644
                 archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
+
+
+def build_reference(dockerfile: Path) -> str:
+    """Return the name of the image that is built from a Dockerfile in its folder: "dockml/build:…".
+
+    It stands for the content of what the engine would get, the files that `.dockerignore` leaves in, so that the
+    image is built again when, and only when, one of them has changed.
+    """
+    from docker.utils.build import exclude_paths
+
+    folder = dockerfile.parent
+    ignore = folder / ".dockerignore"
+    content = hashlib.sha256(dockerfile.name.encode())
+    try:
+        patterns = ignore.read_text(encoding="utf-8").splitlines() if ignore.is_file() else []
+        patterns = [p for line in patterns if (p := line.strip()) and not p.startswith("#")]
+        for name in sorted(exclude_paths(str(folder), patterns, dockerfile.name)):
+            path = folder / name
+            mode = path.lstat().st_mode
+            content.update(f"\0{name}\0{mode:o}\0".encode(errors="surrogateescape"))
+            if stat.S_ISLNK(mode):
+                content.update(os.fsencode(path.readlink()))
+            elif stat.S_ISREG(mode):
+                with path.open("rb") as file:
+                    while block := file.read(1024 * 1024):
+                        content.update(block)
+    except OSError as error:
+        raise ConfigError(
+            f"The folder of '{dockerfile}' cannot be read: {error.strerror}: {error.filename}.",
+            hint="Name what the build does not need in a .dockerignore there.",
+        ) from error
+    return f"dockml/build:{content.hexdigest()}"
 
 
 def connect(name: str | None = None) -> DockerEngine:
@@ -258,6 +312,51 @@ class DockerEngine:
                     report(
                         f"pulling {reference}: layer {event.get('id')} {event['status'].lower()}"
                     )
+
+    def build(
+        self,
+        dockerfile: Path,
+        reference: str,
+        args: Mapping[str, str],
+        report: Callable[[str], None],
+        *,
+        pull: bool = False,
+    ) -> None:
+        """Build a Dockerfile in its folder and tag the image."""
+        lines: list[str] = []
+        problem = ""
+        try:
+            with self._translated(reference=reference):
+                for event in self._client.api.build(
+                    path=str(dockerfile.parent),
+                    dockerfile=dockerfile.name,
+                    tag=reference,
+                    buildargs=dict(args),
+                    labels={labels.BUILT_FROM: str(dockerfile)},
+                    pull=pull,
+                    rm=True,
+                    forcerm=True,
+                    decode=True,
+                ):
+                    problem = event.get("error") or problem
+                    for line in event.get("stream", "").splitlines():
+                        if line.strip() and not line.startswith("[Warning] One or more build-args"):
+                            lines.append(line)
+                            report(line)
+        except EngineUnreachableError:
+            raise
+        except (
+            EngineError
+        ) as error:  # a Dockerfile that the engine cannot read, a base that is not there
+            problem = error.message
+        except OSError as error:
+            problem = f"the folder cannot be read: {error}"
+        if problem:
+            raise ImageBuildError(
+                f"'{dockerfile}' could not be built: {_sentence(problem)}",
+                hint="Correct it and run the cell again: what was built so far is kept.",
+                log_tail="\n".join(lines[-BUILD_LINES:]),
+            )
 
     def create(self, spec: ContainerSpec) -> str:
         """Create a container and return its id."""

@@ -18,3 +18,6 @@ USER = f"{NAMESPACE}.user"
 
 SESSION = f"{NAMESPACE}.session"
 """One id per container: names its runtime folder."""
+
+BUILT_FROM = f"{NAMESPACE}.built-from"
+"""The Dockerfile that an image was built from."""

@@ -10,12 +10,13 @@ import secrets
 import tarfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from dockml_magic.engine import ContainerState, Engine, EngineFacts, ImageState, NotStartableError
 from dockml_magic.errors import (
     ContainerNameTakenError,
     EngineError,
+    ImageBuildError,
     ImageUnavailableError,
     MountError,
     PortTakenError,
@@ -69,6 +70,8 @@ class FakeEngine:
         Addresses that other programs of the host hold.
     pulled : list of str
         What was pulled, in order.
+    built : list of (str, dict)
+        What was built, in order, with its build args.
     specs : list of ContainerSpec
         What containers were asked for, in order.
     """
@@ -90,6 +93,7 @@ class FakeEngine:
         self.registry: dict[str, Collection[str]] = {}
         self.busy_ports: set[tuple[str, int]] = set()
         self.pulled: list[str] = []
+        self.built: list[tuple[str, dict[str, str]]] = []
         self.specs: list[ContainerSpec] = []
 
     def add_image(
@@ -126,6 +130,29 @@ class FakeEngine:
             raise ImageUnavailableError(reference, "manifest unknown.")
         self.pulled.append(reference)
         self.add_image(reference, programs=self.registry[reference])
+
+    def build(
+        self,
+        dockerfile: Path,
+        reference: str,
+        args: Mapping[str, str],
+        report: Callable[[str], None],
+        *,
+        pull: bool = False,
+    ) -> None:
+        """Build: a `RUN false` fails, everything else is as its base."""
+        programs: Collection[str] = ()
+        for line in dockerfile.read_text().splitlines():
+            report(line)
+            word, _, rest = line.partition(" ")
+            if word == "FROM" and (base := self._image(rest)) is not None:
+                programs = base.programs
+            elif (word, rest) == ("RUN", "false") or word == "FROM":
+                raise ImageBuildError(
+                    f"'{dockerfile}' could not be built: {line}.", log_tail=f"Step: {line}"
+                )
+        self.built.append((reference, dict(args)))
+        self.add_image(reference, programs=programs)
 
     def create(self, spec: ContainerSpec) -> str:
         for mount in spec.mounts:

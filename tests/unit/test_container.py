@@ -114,7 +114,7 @@ def test_a_workspace_that_does_not_exist_is_told(engine: FakeEngine, workspace: 
 def test_a_mistyped_name_comes_with_the_nearest_ones(engine: FakeEngine, workspace: Path) -> None:
     engine.add_image("tf110")
     with pytest.raises(UnknownNameError) as caught:
-        choose_here("tf-1.10", RunOptions(), workspace, engine)
+        choose_here("tff1.10", RunOptions(), workspace, engine)
     assert "tf1.10" in caught.value.suggestions
 
 

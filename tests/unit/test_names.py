@@ -117,7 +117,7 @@ def test_a_name_that_is_given_is_the_environments() -> None:
 
 def test_suggestions_come_from_project_catalogue_and_engine() -> None:
     project = Project(environments={"summariser": RunOptions()})
-    assert suggest("sumariser", project) == ["summariser"]
+    assert suggest("sumariser", project)[0] == "summariser"
     assert "python3.9" in suggest("pyton3.9", project)
     assert suggest("me/mime:1", project, ["me/mine:1"]) == ["me/mine:1"]
     assert suggest("zzzzzzzz", project) == []
