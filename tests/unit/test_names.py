@@ -574,7 +574,7 @@ def test_a_tag_that_is_here_exists() -> None:
         (
             "torch99-gpu",
             "There is no PyTorch 99: newest is 2.13; there are 0.4 … 2.13.",
-            "aws-torch2.13",
+            "aws-torch2.13-gpu",
         ),
         ("rapids24.04", "There is no RAPIDS 24.04: newest is 26.06", "ngc-rapids24.06"),
         ("tf1.10-py36", "There is TensorFlow 1.10, but not so.", "tf1.10"),
