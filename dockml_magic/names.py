@@ -189,7 +189,7 @@ def _meaning(word: str) -> dict[str, object] | None:
         return {"base_os": word} if rest else None
     if not rest and kind == "py":  # py36, py310
         digits, rest = digits[:1], digits[1:]
-    elif not rest and kind in ("cu", "cuda") and (len(digits) == 3 or digits[0] in "6789"):
+    elif not rest and kind in ("cu", "cuda") and 20 < int(digits) < 1000:
         digits, rest = digits[:-1], digits[-1]  # cu100, cu90; cu11 is any of 11
     field = {"py": "python", "cu": "cuda"}.get(kind, kind)
     return {field: numbers(f"{digits}.{rest}" if rest else digits)}
@@ -204,10 +204,9 @@ def rank(query: Query, fits: Fits = lambda _: 0) -> Callable[[Image], tuple[obje
     4. The framework's own publisher before others.
     5. Without a GPU word, an image for CPUs before one with CUDA, which is larger and may want a driver.
     6. Python 3 before Python 2.
-    7. The surest first: a tag that was seen before one that is derived, a version that is confirmed before
-       one that is not.
-    8. A finished version before a pre-release, then the newest version: so `tf1.10` is the newest 1.10 that has
-       an image; a tag that stays before one that moves, as "latest" does.
+    7. The surest first: a tag that was seen before one that is derived.
+    8. A finished version before a pre-release, a confirmed one before a guess, then the newest: so `tf1.10` is the
+       newest 1.10 that has an image; a tag that stays before one that moves, as "latest" does.
     9. An image with a kernel before one without.
     10. Runtime before devel, which is larger; slim before full.
     11. The newest CUDA, then the newest Python.
@@ -223,8 +222,8 @@ def rank(query: Query, fits: Fits = lambda _: 0) -> Callable[[Image], tuple[obje
             image.gpu and not query.asks_for_gpu,
             image.python.startswith("2."),
             image.sure != "seen",
-            image.numbers != () and "version" in image.unsure,
             image.is_prerelease,
+            "version" in image.unsure and not image.release,
             _newest(image.numbers),
             _newest(image.release),
             image.version in MOVING,
@@ -464,11 +463,14 @@ def _nothing_meets(name: str, query: Query, among: Iterable[Image]) -> UnknownNa
         versions = {image.numbers[:2]: minor(image.version) for image in of_publisher}
         versions.pop((), None)
         asked = numbers(query.version)
-        hint = f"There is no {title} {query.version}"
-        if versions:
+        hint = f"There is no {title} {query.version}".rstrip()
+        if of_publisher is everything and query.publisher:
+            hint += f" of {query.publisher}."
+            near = sorted(everything, key=rank(query))
+        elif versions:
             oldest, newest = versions[min(versions)], versions[max(versions)]
             hint += f": newest is {newest}; there are {oldest} … {newest}."
-            nearest = min(versions, key=lambda v: _distance(v, asked))
+            nearest = min(sorted(versions, reverse=True), key=lambda v: _distance(v, asked))
             near = [i for i in of_publisher if i.numbers[:2] == nearest]
             near.sort(key=rank(query))
         else:

@@ -44,7 +44,10 @@ def test_a_reference_is_itself_and_what_is_known_of_it_is_found(image: Image) ->
 def test_a_short_name_of_an_image_for_a_gpu_asks_for_one(image: Image) -> None:
     query = parse_query(image.name)
     if query is not None and image.gpu:
-        plain_is_on_gpu = image.publisher in ("ngc", "deepo") or image.framework in ("jax", "kaggle")
+        plain_is_on_gpu = image.publisher in ("ngc", "deepo") or image.framework in (
+            "jax",
+            "kaggle",
+        )
         assert query.asks_for_gpu or plain_is_on_gpu or image.framework == "huggingface"
     if not image.gpu:
         assert not choose(image.name, RunOptions(), NOBODY).wants_gpu
