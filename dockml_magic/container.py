@@ -31,7 +31,7 @@ from dockml_magic.control import (
     address_from,
     address_to_json,
 )
-from dockml_magic.display import Table
+from dockml_magic.display import Table, show_pull
 from dockml_magic.engine import (
     ContainerState,
     Engine,
@@ -59,6 +59,7 @@ from dockml_magic.kernel_bundle import ensure_bundle
 from dockml_magic.names import Choice, choose, suggest
 from dockml_magic.options import PublishedPort, RunOptions
 from dockml_magic.project import find_project
+from dockml_magic.pull import PullProgress, check_room
 from dockml_magic.spec import (
     BUNDLES,
     CONTROL_PORT,
@@ -327,10 +328,52 @@ def _pull(choice: Choice, _: Path, engine: Engine, tell: Callable[[str], None]) 
         raise ImageUnavailableError(
             choice.reference, "it is not here, and --pull is never.", hint="Leave --pull out."
         )
-    engine.pull(choice.reference, tell)
-    image = engine.find_image(choice.reference)
+    return pull_image(choice.reference, engine, tell)
+
+
+def pull_image(reference: str, engine: Engine, tell: Callable[[str], None]) -> ImageState:
+    """Fetch an image in sight of the reader.
+
+    Parameters
+    ----------
+    reference : str
+        The image.
+    engine : Engine
+        Who fetches it.
+    tell : callable
+        Gets lines; one that is a `display.ShowsPulls` shows how far it is.
+
+    Raises
+    ------
+    ImageUnavailableError
+        If it cannot be had, or has no room.
+    PullStopped
+        For an interrupt. Raise it in the view's `show` to stop a pull from elsewhere.
+    """
+    facts = engine.facts
+    is_checked = False
+
+    def check(progress: PullProgress) -> None:
+        nonlocal is_checked
+        if progress.is_settled and not is_checked and facts.root is not None:
+            is_checked = True
+            with contextlib.suppress(OSError):  # a folder that only root may look into
+                if warning := check_room(progress, shutil.disk_usage(facts.root).free, facts.root):
+                    view.say(warning)
+        view.show(progress)
+
+    with show_pull(reference, tell) as view:
+        engine.pull(reference, check)
+    image = engine.find_image(reference)
     if image is None:
-        raise ImageUnavailableError(choice.reference, "the engine does not have it after the pull.")
+        raise ImageUnavailableError(
+            reference, "the engine does not have it after the pull.", hint="Try once more."
+        )
+    if facts.architecture and image.architecture not in ("", facts.architecture):
+        tell(
+            f"{reference} is built for {image.architecture}, and this engine's machine is "
+            f"{facts.architecture}: it runs by emulation, slowly, or not at all"
+        )
     return image
 
 

@@ -4,13 +4,52 @@ from __future__ import annotations
 
 import html
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
+
+from dockml_magic.pull_view import LineView, NotebookView, PullView, TerminalView, shown
 
 
-def tell(line: str) -> None:
-    """Say one line to the reader, now."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+@runtime_checkable
+class ShowsPulls(Protocol):
+    """A way to tell the reader something that can show a pull too. Any other one gets lines."""
+
+    def pull_view(self) -> PullView:
+        """Return what shows the next pull."""
+
+
+class Teller:
+    """Speaks to the reader of this process's output."""
+
+    def __call__(self, line: str) -> None:
+        """Say one line, now."""
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    def pull_view(self) -> PullView:
+        """Return a widget in a notebook, a bar in a terminal, else lines."""
+        if _is_in_notebook():
+            return NotebookView()
+        return TerminalView(sys.stdout) if sys.stdout.isatty() else LineView(self)
+
+
+tell = Teller()
+"""Say one line to the reader, now; and show pulls."""
+
+
+def show_pull(reference: str, tell: Callable[[str], None]) -> AbstractContextManager[PullView]:
+    """Show a pull to whom `tell` speaks to. See `pull_view.shown`."""
+    return shown(reference, tell.pull_view() if isinstance(tell, ShowsPulls) else LineView(tell))
+
+
+def _is_in_notebook() -> bool:
+    """Tell whether this is a kernel: front ends show its widgets, or else the text beside them."""
+    if "IPython" not in sys.modules:
+        return False
+    from IPython.core.getipython import get_ipython
+
+    return getattr(get_ipython(), "kernel", None) is not None
 
 
 class Table:

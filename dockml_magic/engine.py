@@ -9,15 +9,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import logging
 import os
 import platform
+import queue
 import re
 import socket
 import stat
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -35,10 +40,20 @@ from dockml_magic.errors import (
     MountError,
     PortTakenError,
 )
+from dockml_magic.pull import (
+    ImageName,
+    PullMeter,
+    PullProgress,
+    is_unknown_tag,
+    pull_error,
+    split_reference,
+)
+from dockml_magic.registry import Registry
 from dockml_magic.spec import ContainerSpec
 
 if TYPE_CHECKING:
     import docker
+    import requests
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +64,9 @@ _REQUEST_TIMEOUT = 120
 
 BUILD_LINES = 20
 """Lines of a failed build that are shown."""
+
+_REPORT_INTERVAL = 0.2
+"""Seconds between two reports of a pull."""
 
 
 class NotStartableError(EngineError):
@@ -69,6 +87,14 @@ class EngineFacts:
         It mounts the file system we see, at the same paths.
     rootless : bool
         It runs as an ordinary user, whose containers' root is that user.
+    architecture : str
+        Of its machine, in the words of images: "amd64".
+    root : Path or None
+        The folder in which it keeps images; None where that is not on our disks.
+    mirrors : tuple of str
+        URLs of its mirrors of Docker Hub.
+    plain_registries : frozenset of str
+        Registries to which it speaks without TLS.
     """
 
     version: str
@@ -76,6 +102,10 @@ class EngineFacts:
     endpoint: str
     shares_files: bool
     rootless: bool = False
+    architecture: str = ""
+    root: Path | None = None
+    mirrors: tuple[str, ...] = ()
+    plain_registries: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +159,12 @@ class Engine(Protocol):
     def local_references(self) -> list[str]:
         """Return all tags that are here, for suggestions and completion."""
 
-    def pull(self, reference: str, report: Callable[[str], None]) -> None:
-        """Fetch an image; `report` gets short lines now and then."""
+    def pull(self, reference: str, report: Callable[[PullProgress], None]) -> None:
+        """Fetch an image.
+
+        `report` is called at once, then several times a second, also where nothing goes on, and with the
+        end. What it raises, and an interrupt, end the pull; layers that are complete are not downloaded again.
+        """
 
     def build(
         self,
@@ -222,6 +256,102 @@ def build_reference(dockerfile: Path) -> str:
     return f"dockml/build:{content.hexdigest()}"
 
 
+class _Events:
+    """The events of a pull as they come, and {} whenever none has come for a while.
+
+    Two threads wait for the engine and the registry, as who iterates must see an interrupt or a stop at once.
+    Leaving ends the pull: an engine drops it when its client has gone.
+
+    Parameters
+    ----------
+    ask : callable
+        Asks the engine, and returns its answer when that begins.
+    registry : Registry
+        Asked for the sizes of the layers, which arrive as {"sizes": …}.
+    facts : EngineFacts
+        Of the engine.
+    """
+
+    def __init__(
+        self, ask: Callable[[], requests.Response], registry: Registry, facts: EngineFacts
+    ) -> None:
+        self._ask = ask
+        self._registry = registry
+        self._facts = facts
+        self._arrived: queue.SimpleQueue[dict[str, Any] | Exception | None] = queue.SimpleQueue()
+        self._response: requests.Response | None = None
+        self._has_left = False
+        self._lock = threading.Lock()
+        self._reader = threading.Thread(target=self._read, name="dockml-pull", daemon=True)
+
+    def __enter__(self) -> Iterator[dict[str, Any]]:
+        self._reader.start()
+        if self._facts.architecture:
+            threading.Thread(target=self._ask_sizes, name="dockml-sizes", daemon=True).start()
+        return self._events()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._has_left = True
+            if self._response is None:  # the engine has not answered yet; `_read` will see
+                return
+        # Closing alone would not wake the thread that reads, and so not end the connection.
+        with (
+            contextlib.suppress(OSError, ValueError, AttributeError),  # it has ended by itself
+            socket.socket(fileno=os.dup(self._response.raw.fileno())) as connection,
+        ):
+            connection.shutdown(socket.SHUT_RDWR)
+        self._reader.join()
+        self._response.close()
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        while True:
+            try:
+                event = self._arrived.get(timeout=_REPORT_INTERVAL)
+            except queue.Empty:
+                event = {}
+            if isinstance(event, Exception):
+                raise event
+            if event is None:
+                return
+            yield event
+
+    def _read(self) -> None:
+        import requests.exceptions
+        import urllib3.exceptions
+
+        try:
+            response = self._ask()
+            with self._lock:
+                if self._has_left:
+                    response.close()
+                    return
+                self._response = response
+        except (requests.exceptions.RequestException, OSError) as error:
+            self._arrived.put(error)
+            return
+        try:
+            for line in response.iter_lines():
+                event = json.loads(line) if line else {}
+                if not response.ok:
+                    event = {"error": event.get("message", line.decode(errors="replace"))}
+                self._arrived.put(event)
+        except (
+            requests.exceptions.RequestException,
+            urllib3.exceptions.HTTPError,
+            OSError,
+            ValueError,
+            AttributeError,  # what urllib3 makes of a connection that is closed under it
+        ) as error:
+            log.debug("the engine's answer broke off: %s", error)
+        finally:
+            self._arrived.put(None)
+
+    def _ask_sizes(self) -> None:
+        if sizes := self._registry.layer_sizes(self._facts.architecture):
+            self._arrived.put({"sizes": sizes})
+
+
 def connect(name: str | None = None) -> DockerEngine:
     """Return the engine that the environment or the current Docker context names.
 
@@ -265,12 +395,24 @@ class DockerEngine:
         api = version["ApiVersion"]
         if tuple(map(int, api.split("."))) < tuple(map(int, OLDEST_API.split("."))):
             raise EngineTooOldError(api, OLDEST_API)
+        shares_files = _shares_files(endpoint, info)
+        registries = info.get("RegistryConfig") or {}
         self.facts = EngineFacts(
             version=version["Version"],
             api=api,
             endpoint=endpoint,
-            shares_files=_shares_files(endpoint, info),
+            shares_files=shares_files,
             rootless="name=rootless" in (info.get("SecurityOptions") or ()),
+            architecture=version.get("Arch", ""),
+            root=Path(info["DockerRootDir"])
+            if shares_files and info.get("DockerRootDir")
+            else None,
+            mirrors=tuple(registries.get("Mirrors") or ()),
+            plain_registries=frozenset(
+                host
+                for host, about in (registries.get("IndexConfigs") or {}).items()
+                if not about.get("Secure", True)
+            ),
         )
 
     def find_image(self, reference: str) -> ImageState | None:
@@ -296,22 +438,100 @@ class DockerEngine:
             tag for image in found for tag in image.get("RepoTags") or () if "<" not in tag
         )
 
-    def pull(self, reference: str, report: Callable[[str], None]) -> None:
+    def pull(self, reference: str, report: Callable[[PullProgress], None]) -> None:
         """Fetch an image."""
-        repository, separator, tag = reference.rpartition(":")
-        if not separator or "/" in tag:
-            repository, tag = reference, "" if "@" in reference else "latest"
-        if "@" in reference:
-            repository, tag = reference, ""
-        report(f"pulling {reference}")
-        with self._translated(reference=reference):
-            for event in self._client.api.pull(repository, tag or None, stream=True, decode=True):
-                if problem := event.get("error"):
-                    raise ImageUnavailableError(reference, _sentence(problem), hint=_PULL_HINT)
-                if event.get("status") in ("Pull complete", "Already exists"):
-                    report(
-                        f"pulling {reference}: layer {event.get('id')} {event['status'].lower()}"
-                    )
+        name = split_reference(reference)
+        login, trouble = self._login(name.host)
+        registry = self._registry(name, login)
+        meter = PullMeter(reference)
+        report(meter.progress())
+        due = 0.0
+        with (
+            self._translated(reference=reference),
+            _Events(
+                lambda: self._ask_for_image(name, reference, login), registry, self.facts
+            ) as events,
+        ):
+            for event in events:
+                if "error" in event:
+                    raise self._pull_error(reference, str(event["error"]), registry, trouble)
+                if "sizes" in event:
+                    meter.expect(event["sizes"])
+                meter.take(event)
+                if time.monotonic() >= due:
+                    report(meter.progress())
+                    due = time.monotonic() + _REPORT_INTERVAL
+        progress = meter.progress()
+        if not progress.is_complete and self.find_image(reference) is None:
+            raise EngineUnreachableError(
+                f"The Docker engine went away while it pulled '{reference}'.",
+                hint="Look after it: systemctl status docker. Then run the same again.",
+            )
+        report(replace(progress, is_complete=True))
+
+    def _ask_for_image(
+        self, name: ImageName, reference: str, login: Mapping[str, str]
+    ) -> requests.Response:
+        from docker.auth import encode_header
+
+        api = self._client.api
+        repository = reference.partition("@")[0].removesuffix(f":{name.tag}")
+        # Not api.pull: its answer cannot be closed, and only that ends a pull.
+        return api.post(
+            f"{api.base_url}/v{api.api_version}/images/create",
+            params={"fromImage": repository, "tag": name.tag},
+            headers={"X-Registry-Auth": encode_header(dict(login))} if login else {},
+            stream=True,
+            timeout=None,
+        )
+
+    def _login(self, host: str) -> tuple[Mapping[str, str], str]:
+        """Return what `docker login` has kept for a registry, {} without; and what is wrong with that.
+
+        Read anew each time: the reader may have logged in just now.
+        """
+        from docker.auth import load_config
+
+        try:
+            config = load_config()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the SDK's, of a helper that is missing
+                return config.resolve_authconfig(host) or {}, ""
+        except self._errors.DockerException as error:
+            # What a credential helper says may be a secret.
+            log.warning("the credentials for %s cannot be read: %s", host, type(error).__name__)
+            helper = config.get_credential_store(host)
+            return {}, f"no login was used: docker-credential-{helper} failed"
+
+    def _registry(self, name: ImageName, login: Mapping[str, str]) -> Registry:
+        user = login.get("username") or login.get("Username")
+        password = login.get("password") or login.get("Password")
+        return Registry(
+            name=name,
+            mirrors=self.facts.mirrors,
+            is_plain=name.host in self.facts.plain_registries,
+            login=(user, password) if user and password else None,
+        )
+
+    def _pull_error(
+        self, reference: str, said: str, registry: Registry, trouble: str
+    ) -> EngineError:
+        """Return our error for a pull that failed, with the nearest tags where there is none of that name."""
+        log.info("the pull of %s failed: %s", reference, said)
+        name = registry.name
+        tags: Sequence[str] = ()
+        has_other_places = name.is_on_docker_hub and self.facts.mirrors
+        if is_unknown_tag(said) or has_other_places:
+            tags = registry.tags()
+            if has_other_places and tags and name.tag not in tags:
+                said = "manifest unknown"
+            repository = reference.removesuffix(name.tag)
+            tags = tags or [
+                other.removeprefix(repository)
+                for other in self.local_references()
+                if other.startswith(repository)
+            ]
+        return pull_error(reference, f"{said} ({trouble})" if trouble else said, tags)
 
     def build(
         self,
@@ -544,12 +764,6 @@ class DockerEngine:
             raise _unreachable(endpoint or self.facts.endpoint, error) from error
 
 
-_PULL_HINT = (
-    "Check the spelling with `docker pull`. Behind a slow or closed network, ask your administrator "
-    'for a registry mirror ("registry-mirrors" in /etc/docker/daemon.json).'
-)
-
-
 def _sentence(text: str) -> str:
     """Return the engine's text as one line."""
     return " ".join(str(text).split()).rstrip(".") + "."
@@ -590,17 +804,9 @@ def _error_of(text: str, reference: str, name: str) -> EngineError:
         )
     if re.search(r"network \S+ not found", lower):
         return EngineError(said, hint="See the networks with: docker network ls")
-    if "no such image" in lower or "manifest unknown" in lower or "not found" in lower:
-        return ImageUnavailableError(reference or "?", said, hint=_PULL_HINT)
-    if "unauthorized" in lower or ("denied" in lower and "permission denied" not in lower):
+    if "no such image" in lower or "not found" in lower:
         return ImageUnavailableError(
-            reference or "?",
-            said,
-            hint="No such image, or it is private. Check the spelling; for a private one: docker login.",
-        )
-    if reference and ("timeout" in lower or "dial tcp" in lower or "lookup" in lower):
-        return ImageUnavailableError(
-            reference, f"the registry does not answer: {said}", hint=_PULL_HINT
+            reference or "?", said, hint=f"Fetch it: docker pull {reference or 'REFERENCE'}"
         )
     if "unable to find user" in lower or "unable to find group" in lower:
         return EngineError(

@@ -1,6 +1,6 @@
 """Every error a reader may meet: what happened, why, and what to do next.
 
-All of them derive from `DockmlError`, which carries a message and a hint and shows
+All of them but `PullStopped` derive from `DockmlError`, which carries a message and a hint and shows
 just these lines in a notebook, never our own stack. `engine.py` is the only place that sees
 an exception of Docker's; it raises one of these from it, so the cause is kept for the log.
 """
@@ -28,6 +28,7 @@ __all__ = [
     "MountError",
     "PortTakenError",
     "ProjectFileError",
+    "PullStopped",
     "RemoteCellError",
     "UnknownEnvironmentError",
     "UnknownNameError",
@@ -191,6 +192,27 @@ class ImageBuildError(EngineError):
             if self.log_tail
             else text
         )
+
+
+class PullStopped(KeyboardInterrupt):
+    """The reader interrupted a pull: an interrupt still, which nobody catches by mistake.
+
+    Attributes
+    ----------
+    reference : str
+        The image.
+    """
+
+    def __init__(self, reference: str) -> None:
+        super().__init__(
+            f"The pull of '{reference}' was stopped.\n"
+            "Layers that were complete stay with the engine; the same line goes on from there."
+        )
+        self.reference = reference
+
+    def _render_traceback_(self) -> list[str]:
+        """Show the message in a notebook, without our stack (IPython's own hook)."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 class GpuUnavailableError(EngineError):

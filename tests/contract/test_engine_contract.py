@@ -32,6 +32,7 @@ from dockml_magic.errors import (
     PortTakenError,
 )
 from dockml_magic.options import PublishedPort
+from dockml_magic.pull import PullProgress
 from dockml_magic.spec import ContainerSpec, Mount
 from tests.unit.fake_engine import FakeEngine, Run
 from tests.unit.waiting import wait_until
@@ -182,11 +183,24 @@ def test_local_references_are_tags(bench: Bench) -> None:
 
 def test_a_pull_that_cannot_be_done_names_the_reference(bench: Bench) -> None:
     reference = "localhost:1/dockml/no-such-image:1"
-    told: list[str] = []
+    told: list[PullProgress] = []
     with pytest.raises(ImageUnavailableError, match="localhost:1/dockml/no-such-image:1") as caught:
         bench.engine.pull(reference, told.append)
     assert caught.value.reference == reference
-    assert told == [f"pulling {reference}"]
+    assert caught.value.hint
+    assert told[0].reference == reference
+    assert {progress.phase for progress in told} == {"asking"}
+
+
+def test_what_a_report_raises_ends_the_pull(bench: Bench) -> None:
+    class Stopped(Exception):
+        pass
+
+    def report(progress: PullProgress) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        bench.engine.pull("localhost:1/dockml/no-such-image:1", report)
 
 
 # --- create, start, inspect -----------------------------------------------------------------------

@@ -9,7 +9,7 @@ import io
 import secrets
 import tarfile
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from dockml_magic.engine import ContainerState, Engine, EngineFacts, ImageState, NotStartableError
@@ -21,6 +21,7 @@ from dockml_magic.errors import (
     MountError,
     PortTakenError,
 )
+from dockml_magic.pull import LayerProgress, PullProgress, pull_error
 from dockml_magic.spec import ContainerSpec
 
 _FIRST_FREE_PORT = 49153
@@ -66,6 +67,8 @@ class FakeEngine:
     ----------
     registry : dict of str to collection of str
         References that can be pulled, and the programs in them.
+    layer_size : int
+        Bytes of the one layer of each.
     busy_ports : set of (str, int)
         Addresses that other programs of the host hold.
     pulled : list of str
@@ -91,6 +94,7 @@ class FakeEngine:
         self._images: dict[str, _Image] = {}
         self._containers: dict[str, _Container] = {}
         self.registry: dict[str, Collection[str]] = {}
+        self.layer_size = 1_000_000
         self.busy_ports: set[tuple[str, int]] = set()
         self.pulled: list[str] = []
         self.built: list[tuple[str, dict[str, str]]] = []
@@ -124,10 +128,14 @@ class FakeEngine:
     def local_references(self) -> list[str]:
         return sorted(self._images)
 
-    def pull(self, reference: str, report: Callable[[str], None]) -> None:
-        report(f"pulling {reference}")
+    def pull(self, reference: str, report: Callable[[PullProgress], None]) -> None:
+        report(PullProgress(reference=reference))
         if reference not in self.registry:
-            raise ImageUnavailableError(reference, "manifest unknown.")
+            raise pull_error(reference, "manifest unknown")
+        layer = LayerProgress(id="0123456789ab", phase="waiting", total=self.layer_size)
+        report(PullProgress(reference=reference, layers=(layer,)))
+        layer = replace(layer, phase="done", done=self.layer_size)
+        report(PullProgress(reference=reference, layers=(layer,), is_complete=True))
         self.pulled.append(reference)
         self.add_image(reference, programs=self.registry[reference])
 

@@ -171,7 +171,11 @@ def test_a_missing_image_is_pulled_and_the_user_told(
     engine.registry[IMAGE] = ("python",)
     assert plan().image == engine.find_image(IMAGE)
     assert engine.pulled == [IMAGE]
-    assert told == [f"pulling {IMAGE}"]
+    assert told == [
+        f"pulling {IMAGE}",
+        "1.0 MB to download",
+        f"pulled {IMAGE}: 1.0 MB in 0.0 s",
+    ]
 
 
 def test_pull_policies_are_dockers(engine: FakeEngine, plan: Plan) -> None:

@@ -62,22 +62,6 @@ CONNECTIVITY = "driver failed programming external connectivity on endpoint x (0
         ("No such image: a/b:1", ImageUnavailableError),
         ("manifest for a/b:1 not found: manifest unknown: manifest unknown", ImageUnavailableError),
         (
-            "pull access denied for a/b, repository does not exist or may require 'docker login': "
-            "denied: requested access to the resource is denied",
-            ImageUnavailableError,
-        ),
-        ("unauthorized: authentication required", ImageUnavailableError),
-        (
-            'Get "https://registry-1.docker.io/v2/": dial tcp: lookup registry-1.docker.io: '
-            "no such host",
-            ImageUnavailableError,
-        ),
-        (
-            'Get "https://registry-1.docker.io/v2/": net/http: request canceled while waiting for '
-            "connection (Client.Timeout exceeded while awaiting headers)",
-            ImageUnavailableError,
-        ),
-        (
             'could not select device driver "" with capabilities: [[gpu]]',
             GpuUnavailableError,
         ),

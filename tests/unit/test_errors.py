@@ -13,6 +13,7 @@ from dockml_magic.errors import (
     KernelDiedError,
     KernelStartTimeoutError,
     ProjectFileError,
+    PullStopped,
     RemoteCellError,
     UnknownEnvironmentError,
     UnknownNameError,
@@ -40,10 +41,18 @@ def test_every_error_is_one_of_ours_and_public() -> None:
         for name, value in vars(errors).items()
         if inspect.isclass(value) and issubclass(value, Exception)
     }
-    assert set(errors.__all__) == found
+    assert set(errors.__all__) == found | {"PullStopped"}
     for name in found:
         assert issubclass(getattr(errors, name), DockmlError)
         assert name.endswith("Error")
+
+
+def test_a_stopped_pull_is_an_interrupt_that_nobody_catches_by_mistake() -> None:
+    error = PullStopped("me/mine:1")
+    assert isinstance(error, KeyboardInterrupt)
+    assert not isinstance(error, Exception)
+    assert error._render_traceback_() == [f"PullStopped: {error}"]
+    assert len(str(error).splitlines()) == 2
 
 
 def test_an_unknown_name_says_what_is_near() -> None:
