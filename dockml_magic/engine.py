@@ -116,6 +116,33 @@ class ImageState:
     entrypoint: tuple[str, ...] = ()
     user: str = ""
     architecture: str = ""
+    size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerStats:
+    """What a container has used up to now, as the engine counts it.
+
+    Attributes
+    ----------
+    cpu, system : int
+        Nanoseconds of CPU of its processes, and of the whole machine.
+    cpus : int
+        That it may run on.
+    memory, memory_limit : int
+        Bytes; without what the kernel only caches and can drop, as `docker stats` shows it.
+    """
+
+    cpu: int = 0
+    system: int = 0
+    cpus: int = 1
+    memory: int = 0
+    memory_limit: int = 0
+
+    def cpu_percent(self, before: ContainerStats) -> float:
+        """Return how busy it was since `before`, by Docker's own formula: 100 is one CPU."""
+        passed = self.system - before.system
+        return max(0.0, (self.cpu - before.cpu) / passed * self.cpus * 100) if passed > 0 else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +224,9 @@ class Engine(Protocol):
 
     def logs(self, container_id: str, tail: int) -> str:
         """Return its last lines, "" when it is gone."""
+
+    def stats(self, container_id: str) -> ContainerStats | None:
+        """Return what it has used up to now, None where it does not run. Called every few seconds."""
 
     def wait(self, container_id: str, timeout: float) -> int | None:
         """Return its exit code, None if it still runs after `timeout` seconds or is gone."""
@@ -428,6 +458,7 @@ class DockerEngine:
             entrypoint=tuple(config.get("Entrypoint") or ()),
             user=config.get("User") or "",
             architecture=found.get("Architecture", ""),
+            size=found.get("Size") or 0,
         )
 
     def local_references(self) -> list[str]:
@@ -701,6 +732,29 @@ class DockerEngine:
                     raise
                 return ""
         return text.decode(errors="replace")
+
+    def stats(self, container_id: str) -> ContainerStats | None:
+        """Return what it has used up to now, None where it does not run."""
+        with self._translated():
+            try:
+                found = self._client.api.stats(container_id, stream=False, one_shot=True)
+            except self._errors.APIError as error:
+                if error.status_code not in (404, 409):
+                    raise
+                return None
+        memory = found.get("memory_stats") or {}
+        if not memory.get("usage"):  # it has ended
+            return None
+        kinds = memory.get("stats") or {}
+        cached = kinds.get("total_inactive_file", kinds.get("inactive_file", 0))  # cgroup v1, v2
+        cpu = found["cpu_stats"]
+        return ContainerStats(
+            cpu=cpu["cpu_usage"]["total_usage"],
+            system=cpu.get("system_cpu_usage", 0),
+            cpus=cpu.get("online_cpus") or 1,
+            memory=memory["usage"] - (cached if cached < memory["usage"] else 0),
+            memory_limit=memory.get("limit", 0),
+        )
 
     def wait(self, container_id: str, timeout: float) -> int | None:
         """Return its exit code, None if it still runs after `timeout` seconds or is gone."""

@@ -247,6 +247,13 @@ class KernelStartTimeoutError(KernelError, TimeoutError):
     """The kernel did not answer in time."""
 
 
+class StartAbandonedError(KernelError):
+    """The user gave up a start."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The start of '{name}' was stopped; nothing of it is left.")
+
+
 class KernelDiedError(KernelError):
     """The kernel's process ended.
 

@@ -6,6 +6,7 @@ import argparse
 import atexit
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,25 +107,48 @@ class DockerMagics(Magics):
         if (parsed := _parse(parser, line)) is None:
             return None
         if parsed.what is None:
-            self._tell_where_cells_run()
+            tell(self._where_cells_run())
             return self._table_of_environments()
         if parsed.what == LOCAL:
             self.environments.active = None
-            self._tell_where_cells_run()
+            tell(self._where_cells_run())
         else:
-            self._switch_to(parsed.what, options_from(parsed), fresh=parsed.fresh)
+            self.switch_to(parsed.what, options_from(parsed), fresh=parsed.fresh)
         self.router.run_rest_of_cell(line)
         return None
 
-    def _tell_where_cells_run(self) -> None:
+    def _where_cells_run(self) -> str:
         active = self.environments.active
-        tell(
+        return (
             f"Cells run in {active.name!r}."
             if active
             else "Cells run in the notebook's own kernel."
         )
 
-    def _switch_to(self, name: str, options: RunOptions, *, fresh: bool) -> None:
+    def switch_to(
+        self,
+        name: str,
+        options: RunOptions,
+        *,
+        fresh: bool = False,
+        tell: Callable[[str], None] = tell,
+        begun: Callable[[Environment], None] = lambda _: None,
+    ) -> None:
+        """Have the next cells run in `name`, which is started unless it runs.
+
+        Parameters
+        ----------
+        name : str
+            As the user typed it.
+        options : RunOptions
+            As the user typed them.
+        fresh : bool
+            Stop it first if it runs.
+        tell : callable
+            Gets lines for the user; by default they go to the output of the cell.
+        begun : callable
+            Gets a new environment when its image is here, before it is started.
+        """
         known = options.name or name
         if known in self.environments:
             environment = self.environments.get(known)
@@ -136,19 +160,25 @@ class DockerMagics(Magics):
                         hint="Start it anew with --fresh, or a second one with another --name.",
                     )
                 self.environments.active = environment
-                self._tell_where_cells_run()
+                tell(self._where_cells_run())
                 return
             if not fresh and is_same and environment.is_kept:
-                self._resume(environment)
+                self._resume(environment, tell)
                 self.environments.active = environment
-                self._tell_where_cells_run()
+                tell(self._where_cells_run())
                 return
             self.environments.stop(known)
-        self.environments.active = self._start(name, options)
+        self.environments.active = self._start(name, options, tell, begun)
 
-    def _start(self, name: str, options: RunOptions) -> Environment:
+    def _start(
+        self,
+        name: str,
+        options: RunOptions,
+        tell: Callable[[str], None],
+        begun: Callable[[Environment], None],
+    ) -> Environment:
         began = time.perf_counter()
-        environment = self._start_beside(name, options)
+        environment = self._start_beside(name, options, tell, begun)
         image = "" if environment.reference == environment.name else f"{environment.reference}, "
         tell(
             f"Cells run in {environment.name!r}: {image}"
@@ -156,7 +186,7 @@ class DockerMagics(Magics):
         )
         return environment
 
-    def _resume(self, environment: Environment) -> None:
+    def _resume(self, environment: Environment, tell: Callable[[str], None] = tell) -> None:
         """Start a kernel in a container that was kept over a restart."""
         environment.restart()
         tell(
@@ -201,10 +231,20 @@ class DockerMagics(Magics):
             return environment
         return self._start_beside(parsed.what, options)
 
-    def _start_beside(self, name: str, options: RunOptions) -> Environment:
-        environment = Environment(name, options, Path.cwd(), tell).start()
-        environment.watch(self.router.watch)
-        self.environments.add(environment)
+    def _start_beside(
+        self,
+        name: str,
+        options: RunOptions,
+        to: Callable[[str], None] = tell,
+        begun: Callable[[Environment], None] = lambda _: None,
+    ) -> Environment:
+        with self.environments.starting(options.name or name):
+            environment = Environment(name, options, Path.cwd(), to)
+            begun(environment)
+            environment.start()
+            environment.tell = tell
+            environment.watch(self.router.watch)
+            self.environments.add(environment)
         return environment
 
     def complete(self, _: InteractiveShell, event: Any) -> list[str]:
@@ -224,6 +264,21 @@ class DockerMagics(Magics):
         with contextlib.suppress(DockmlError):
             images = engine_for(RunOptions()).local_references()
         return sorted({LOCAL, *running, *known_names(find_project(Path.cwd()), images)})
+
+    @line_magic
+    def docker_pick(self, line: str) -> Any:
+        """Find an image, and start it, in a widget: %docker_pick [WORD ...].
+
+        The words are what the filter begins with: a NAME, or words that all stand in an image's row, such as
+        %docker_pick torch 2.1 cu118
+        """
+        parser = _parser("%docker_pick", self.docker_pick)
+        parser.add_argument("words", nargs="*", metavar="WORD", help="what to look for")
+        if (parsed := _parse(parser, line)) is None:
+            return None
+        from dockml_magic.picker import ImagePicker
+
+        return ImagePicker(" ".join(parsed.words), notebook=self)
 
     @line_magic
     def docker_ps(self, line: str) -> Table | None:

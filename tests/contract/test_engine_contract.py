@@ -158,6 +158,7 @@ def test_an_image_that_is_here_is_found(bench: Bench) -> None:
     image = bench.engine.find_image(IMAGE)
     assert image is not None
     assert image.id.startswith("sha256:")
+    assert image.size > 1_000_000
     assert image.architecture
 
 
@@ -356,6 +357,26 @@ def test_logs_give_the_last_lines(bench: Bench) -> None:
     assert bench.engine.wait(container, timeout=20.0) == 0
     assert bench.engine.logs(container, tail=2) == "two\nthree\n"
     assert bench.engine.logs(container, tail=100) == "one\ntwo\nthree\n"
+
+
+def test_stats_tell_what_a_running_container_uses(bench: Bench) -> None:
+    container = bench.started(RUNS_ON)
+    first, second = bench.engine.stats(container), bench.engine.stats(container)
+    assert first is not None
+    assert second is not None
+    assert 0 < first.memory < first.memory_limit
+    assert first.cpus >= 1
+    assert second.system > first.system
+    assert second.cpu >= first.cpu
+    assert 0.0 <= second.cpu_percent(first) <= second.cpus * 100
+
+
+def test_there_are_no_stats_of_what_does_not_run(bench: Bench) -> None:
+    container = bench.started(ENDS_WITH_3)
+    wait_until(lambda: bench.status(container) == "exited", what="the container to end")
+    assert bench.engine.stats(container) is None
+    bench.engine.remove(container)
+    assert bench.engine.stats(container) is None
 
 
 def test_a_container_with_auto_remove_goes_when_it_ends(bench: Bench) -> None:

@@ -12,7 +12,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from dockml_magic.engine import ContainerState, Engine, EngineFacts, ImageState, NotStartableError
+from dockml_magic.engine import (
+    ContainerState,
+    ContainerStats,
+    Engine,
+    EngineFacts,
+    ImageState,
+    NotStartableError,
+)
 from dockml_magic.errors import (
     ContainerNameTakenError,
     EngineError,
@@ -48,6 +55,7 @@ class _Container:
     status: str = "created"
     exit_code: int = 0
     log: str = ""
+    cpu: int = 0
     host_ports: dict[int, int] = field(default_factory=dict)
     taken: set[tuple[str, int]] = field(default_factory=set)
     files: dict[PurePosixPath, bytes] = field(default_factory=dict)
@@ -104,7 +112,9 @@ class FakeEngine:
         self, reference: str, *, programs: Collection[str] = ("python", "python3")
     ) -> ImageState:
         """Put an image here."""
-        state = ImageState(id=f"sha256:{secrets.token_hex(32)}", architecture="amd64")
+        state = ImageState(
+            id=f"sha256:{secrets.token_hex(32)}", architecture="amd64", size=100_000_000
+        )
         self._images[_tagged(reference)] = _Image(state, programs)
         return state
 
@@ -241,6 +251,20 @@ class FakeEngine:
     def logs(self, container_id: str, tail: int) -> str:
         container = self._containers.get(container_id)
         return "".join(container.log.splitlines(keepends=True)[-tail:]) if container else ""
+
+    def stats(self, container_id: str) -> ContainerStats | None:
+        container = self._containers.get(container_id)
+        if container is None or container.status != "running":
+            return None
+        container.cpu += 1_000_000
+        limit = container.spec.memory or 8_000_000_000
+        return ContainerStats(
+            cpu=container.cpu,
+            system=container.cpu * 10,
+            cpus=2,
+            memory=20_000_000,
+            memory_limit=limit,
+        )
 
     def wait(self, container_id: str, timeout: float) -> int | None:
         container = self._containers.get(container_id)
