@@ -12,7 +12,7 @@ from dataclasses import replace
 from dockml_magic.catalogue import FRAMEWORKS, Image, minor, numbers, search
 from dockml_magic.display import Table, Tables
 from dockml_magic.errors import ConfigError
-from dockml_magic.names import Choice, all_images, parse_query, rank, reason
+from dockml_magic.names import Choice, all_images, parse_query, rank
 from dockml_magic.project import Project
 
 _HEAD = ["NAME", "REFERENCE", "PYTHON", "CUDA", "CUDNN", "KERNEL", "SURE", "HERE"]
@@ -160,6 +160,9 @@ def explain(choice: Choice, *, is_here: bool, problem: str = "") -> Table:
     """
     image = choice.image
     options = replace(choice.options, gpus=None, image=None).to_json()
+    for size in ("memory", "shm_size"):
+        if size in options:
+            options[size] = f"{options[size] / 1024**3:.3g}g"
     rows = [["name", choice.name], ["image", choice.reference]]
     if choice.dockerfile:
         rows.append(["built from", choice.dockerfile])
@@ -187,7 +190,7 @@ def explain(choice: Choice, *, is_here: bool, problem: str = "") -> Table:
                     image.has_ipykernel, "its own, or from the bundle"
                 ),
             ],
-            ["how sure", f"{how_sure(image)}, {image.source}"],
+            ["how sure", f"{image.sure}, {image.source}"],
         ]
         rows += (
             [["not confirmed", ", ".join(image.unsure).replace("_", " ")]] if image.unsure else []
@@ -195,9 +198,7 @@ def explain(choice: Choice, *, is_here: bool, problem: str = "") -> Table:
         rows += [["notes", image.notes]] if image.notes else []
         if image.broken and not choice.doubt:
             rows.append(["broken", image.broken])
-        query = parse_query(choice.asked)
-        if choice.others and query is not None:
-            rows.append(["why this one", reason(query, image, choice.others[0])])
+        rows += [["why this one", choice.why]] if choice.why else []
         for place, other in enumerate(choice.others[:_NEXT]):
             rows.append(["" if place else "then", f"{other.reference} ({how_sure(other)})"])
     asked = "all, as the name says" if choice.wants_gpu else choice.options.gpus or "none"

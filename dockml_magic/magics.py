@@ -297,7 +297,7 @@ def _dry_run(name: str, options: RunOptions) -> Table:
         choice, image = choose_here(name, options, folder, engine)
     except GpuUnavailableError as error:
         choice, image = decide_here(name, options, folder, engine)
-        problem = str(error)
+        problem = f"{error.message} {error.hint}"
     return explain(choice, is_here=image is not None, problem=problem)
 
 

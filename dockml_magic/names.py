@@ -305,8 +305,8 @@ class Choice:
         The path to build from, as it was written, or "".
     doubt : str
         What to tell the user before the image is pulled, or "".
-    asked : str
-        What was looked up: the name as it was typed, or the image that the project gives it.
+    why : str
+        What decided for the image and against the next one, or "".
     """
 
     name: str
@@ -320,7 +320,7 @@ class Choice:
     others: tuple[Image, ...] = ()
     dockerfile: str = ""
     doubt: str = ""
-    asked: str = ""
+    why: str = ""
 
 
 def choose(
@@ -369,12 +369,11 @@ def choose(
         title=asked,
         options=options,
         is_known=is_known,
-        asked=asked,
     )
     if is_dockerfile(asked):
         choice = dataclasses.replace(choice, reference="", dockerfile=asked, is_known=True)
     elif candidates := find(asked, project, fits=fits, is_here=is_here):
-        choice = _chosen(choice, asked, candidates)
+        choice = _chosen(choice, asked, candidates, fits)
     elif not REFERENCE.fullmatch(asked):
         raise UnknownNameError(asked, suggest(asked, project))
     else:
@@ -433,7 +432,7 @@ def _library() -> frozenset[str]:
     return frozenset(text.partition(":")[0] for text in references if "/" not in text)
 
 
-def _chosen(choice: Choice, asked: str, candidates: Sequence[Image]) -> Choice:
+def _chosen(choice: Choice, asked: str, candidates: Sequence[Image], fits: Fits) -> Choice:
     image, *others = candidates
     query = parse_query(asked)
     if image.is_own or query is None:
@@ -452,6 +451,7 @@ def _chosen(choice: Choice, asked: str, candidates: Sequence[Image]) -> Choice:
         image=image,
         others=tuple(others),
         doubt=_doubt_about(asked, image, query),
+        why=reason(query, image, others[0], fits) if query and others else "",
     )
 
 

@@ -160,7 +160,7 @@ def test_a_dry_run_says_what_would_start_and_starts_nothing(
     assert facts["why this one"] == "it has a kernel, or may have one"
     assert facts["then"] == "tensorflow/tensorflow:1.13.1-py3 (seen)"
     assert facts["GPUs"] == "none"
-    assert facts["options"] == "memory=4294967296"
+    assert facts["options"] == "memory=4g"
     assert "would not start" not in facts
     assert (connected.pulled, connected.specs) == ([], [])
     assert "No environment runs" in str(magic("docker_env"))
