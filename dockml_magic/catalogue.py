@@ -13,7 +13,7 @@ import importlib.resources
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MOVING = ("latest", "rolling", "nightly")
 """Versions of images whose tag moves: what is in them is not known before they are pulled."""
@@ -263,16 +263,13 @@ def _read(file_name: str) -> list[dict[str, str]]:
 
 
 def _image(row: dict[str, str]) -> Image:
-    gpu = row["gpu"] == "yes"
-    return Image(
-        **{
-            **row,
-            "gpu": gpu,
-            "unsure": tuple(row["unsure"].split()),
-            "title": title_of(row["framework"], row["version"], gpu=gpu),
-            "cpu_twin": twin_of(row["framework"], row["version"]) if gpu else "",
-        }  # type: ignore[arg-type]  # the row's other cells are text, as the fields are
-    )
+    framework, version, gpu = row["framework"], row["version"], row["gpu"] == "yes"
+    facts: dict[str, Any] = dict(row)  # of text, but for these
+    facts["gpu"] = gpu
+    facts["unsure"] = tuple(row["unsure"].split())
+    facts["title"] = title_of(framework, version, gpu=gpu)
+    facts["cpu_twin"] = twin_of(framework, version) if gpu else ""
+    return Image(**facts)
 
 
 def title_of(framework: str, version: str, *, gpu: bool) -> str:

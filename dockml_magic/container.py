@@ -237,6 +237,14 @@ def _find_dockerfile(choice: Choice, folder: Path) -> Path:
     return found.resolve()
 
 
+def local_references() -> list[str] | None:
+    """Return the images that the engine has, None where no engine answers."""
+    try:
+        return engine_for(RunOptions()).local_references()
+    except EngineError:
+        return None
+
+
 def make_plan(
     name: str,
     options: RunOptions,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +12,18 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
-from dockml_magic.container import describe_kernel, engine_for, table_of_containers
-from dockml_magic.display import Table, tell
+from dockml_magic.container import (
+    choose_here,
+    decide_here,
+    describe_kernel,
+    engine_for,
+    local_references,
+    table_of_containers,
+)
+from dockml_magic.display import Table, Tables, tell
 from dockml_magic.environment import Environment, Environments, raise_remote_error
-from dockml_magic.errors import ConfigError, DockmlError
+from dockml_magic.errors import ConfigError, GpuUnavailableError
+from dockml_magic.images import add_search_options, explain, tables_of_images
 from dockml_magic.names import LOCAL, known_names
 from dockml_magic.options import (
     RunOptions,
@@ -95,20 +102,29 @@ class DockerMagics(Magics):
         %docker_env NAME [options]   start NAME or switch to it
         %docker_env local            back to the notebook's own kernel
         %docker_env                  where cells run now, and what is running
+        %docker_env NAME --dry-run   what would be started, and why; nothing is
 
-        NAME is an environment of dockml.toml, a short name such as tf1.10 or python3.9, or any image
-        reference. The notebook's folder is mounted at the same path and is the working directory. Other lines of
-        the cell run in the environment. See all options with: %docker_env -h
+        NAME is an environment of dockml.toml, a short name such as tf1.10-gpu or python3.9, ./Dockerfile or a
+        folder with one, or any image reference; see %docker_images. The notebook's folder is mounted at the
+        same path and is the working directory. Other lines of the cell run in the environment. See all options
+        with: %docker_env -h
         """
         parser = _parser("%docker_env", self.docker_env)
         parser.add_argument("what", nargs="?", metavar="NAME")
         parser.add_argument("--fresh", action="store_true", help="stop NAME first if it runs")
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="say what would be started, and why; start nothing",
+        )
         add_run_options(parser)
         if (parsed := _parse(parser, line)) is None:
             return None
         if parsed.what is None:
             tell(self._where_cells_run())
             return self._table_of_environments()
+        if parsed.dry_run:
+            return _dry_run(parsed.what, options_from(parsed))
         if parsed.what == LOCAL:
             self.environments.active = None
             tell(self._where_cells_run())
@@ -260,9 +276,7 @@ class DockerMagics(Magics):
         running = self.environments.names()
         if magic in ("docker_stop", "docker_restart"):
             return running
-        images: list[str] = []
-        with contextlib.suppress(DockmlError):
-            images = engine_for(RunOptions()).local_references()
+        images = local_references() or []
         return sorted({LOCAL, *running, *known_names(find_project(Path.cwd()), images)})
 
     @line_magic
@@ -279,6 +293,23 @@ class DockerMagics(Magics):
         from dockml_magic.picker import ImagePicker
 
         return ImagePicker(" ".join(parsed.words), notebook=self)
+
+    @line_magic
+    def docker_images(self, line: str) -> Tables | None:
+        """List images: what there is of a framework, for which Python and CUDA, and what is here.
+
+        %docker_images                      every framework, and the images on this machine
+        %docker_images tf1.15 --cuda 10     TensorFlow 1.15 on any CUDA 10
+        %docker_images --local              only what is here
+
+        NAME is what you give to %docker_env. A fact with a "?" is not confirmed. SURE says whether the tag was seen in
+        a published source or is derived from its neighbours.
+        """
+        parser = _parser("%docker_images", self.docker_images)
+        add_search_options(parser)
+        if (parsed := _parse(parser, line)) is None:
+            return None
+        return tables_of_images(parsed, find_project(Path.cwd()), local_references())
 
     @line_magic
     def docker_ps(self, line: str) -> Table | None:
@@ -342,6 +373,17 @@ class DockerMagics(Magics):
                 f"{prog} needs a NAME: no environment is active.", hint="See them with: %docker_ps"
             )
         return [self.environments.active.name]
+
+
+def _dry_run(name: str, options: RunOptions) -> Table:
+    """Return what a start would do. Nothing is started, pulled or built."""
+    engine, folder, problem = engine_for(options), Path.cwd(), ""
+    try:
+        choice, image = choose_here(name, options, folder, engine)
+    except GpuUnavailableError as error:
+        choice, image = decide_here(name, options, folder, engine)
+        problem = f"{error.message} {error.hint}"
+    return explain(choice, is_here=image is not None, problem=problem)
 
 
 def _parser(prog: str, magic: Any) -> argparse.ArgumentParser:

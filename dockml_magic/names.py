@@ -240,6 +240,38 @@ def rank(query: Query, fits: Fits = lambda _: 0) -> Callable[[Image], tuple[obje
     return key
 
 
+REASONS = (
+    "it is your own entry",
+    "the next one is known not to work",
+    "it fits this machine's GPU better than the next one",
+    "it is the framework's own publisher's",
+    "it is for CPUs, and no GPU is asked for",
+    "it has Python 3",
+    "its tag was seen, the next one's is derived",
+    "the next one is a pre-release",
+    "its version is confirmed",
+    "its version is the newest",
+    "its release is the newest",
+    "its tag stays, the next one's moves",
+    "it has a kernel, or may have one",
+    "it is runtime: smaller than devel",
+    "it is slim: smaller than the full one",
+    "its CUDA is the newest",
+    "its Python is the newest",
+    "its tag begins as the version was written",
+    "its reference is the shortest",
+    "its reference is the first of the alphabet",
+)
+"""What each part of the sort key of `rank` says where it is the one that decides."""
+
+
+def reason(query: Query, first: Image, second: Image, fits: Fits = lambda _: 0) -> str:
+    """Return why `first` comes before `second`, which differ."""
+    key = rank(query, fits)
+    pairs = zip(key(first), key(second), REASONS, strict=True)
+    return next((text for one, other, text in pairs if one != other), REASONS[-1])
+
+
 def _newest(version: tuple[int, ...]) -> tuple[int, ...]:
     """Return a sort key that puts newer versions first, and none last."""
     return (*(-number for number in version), 1)
@@ -273,6 +305,8 @@ class Choice:
         The path to build from, as it was written, or "".
     doubt : str
         What to tell the user before the image is pulled, or "".
+    why : str
+        What decided for the image and against the next one, or "".
     """
 
     name: str
@@ -286,6 +320,7 @@ class Choice:
     others: tuple[Image, ...] = ()
     dockerfile: str = ""
     doubt: str = ""
+    why: str = ""
 
 
 def choose(
@@ -329,12 +364,16 @@ def choose(
     # A bare word is far more often a mistyped name than an image of Docker Hub's library.
     is_known = bool(entry or options.image or "/" in name)
     choice = Choice(
-        name=options.name or name, reference=asked, title=asked, options=options, is_known=is_known
+        name=options.name or name,
+        reference=asked,
+        title=asked,
+        options=options,
+        is_known=is_known,
     )
     if is_dockerfile(asked):
         choice = dataclasses.replace(choice, reference="", dockerfile=asked, is_known=True)
     elif candidates := find(asked, project, fits=fits, is_here=is_here):
-        choice = _chosen(choice, asked, candidates)
+        choice = _chosen(choice, asked, candidates, fits)
     elif not REFERENCE.fullmatch(asked):
         raise UnknownNameError(asked, suggest(asked, project))
     else:
@@ -393,7 +432,7 @@ def _library() -> frozenset[str]:
     return frozenset(text.partition(":")[0] for text in references if "/" not in text)
 
 
-def _chosen(choice: Choice, asked: str, candidates: Sequence[Image]) -> Choice:
+def _chosen(choice: Choice, asked: str, candidates: Sequence[Image], fits: Fits) -> Choice:
     image, *others = candidates
     query = parse_query(asked)
     if image.is_own or query is None:
@@ -412,6 +451,7 @@ def _chosen(choice: Choice, asked: str, candidates: Sequence[Image]) -> Choice:
         image=image,
         others=tuple(others),
         doubt=_doubt_about(asked, image, query),
+        why=reason(query, image, others[0], fits) if query and others else "",
     )
 
 

@@ -27,6 +27,7 @@ from dockml_magic.engine import (
 from dockml_magic.errors import (
     ContainerNameTakenError,
     EngineError,
+    ImageBuildError,
     ImageUnavailableError,
     MountError,
     PortTakenError,
@@ -470,3 +471,36 @@ def test_what_has_ended_is_listed_too(bench: Bench) -> None:
     (state,) = bench.engine.list({LABEL: bench.label})
     assert (state.id, state.status, state.image) == (container, "exited", IMAGE)
     assert state.labels[LABEL] == bench.label
+
+
+# --- builds ---------------------------------------------------------------------------------------
+
+
+def dockerfile(folder: Path, *lines: str) -> Path:
+    path = folder / "Dockerfile"
+    path.write_text("\n".join([f"FROM {IMAGE}", *lines, ""]))
+    return path
+
+
+def test_a_build_is_told_line_by_line_and_its_image_is_here(bench: Bench, tmp_path: Path) -> None:
+    reference = f"dockml/contract-test:{secrets.token_hex(6)}"
+    lines: list[str] = []
+    path = dockerfile(tmp_path, "RUN true")
+    try:
+        bench.engine.build(path, reference, {"PIP_INDEX_URL": "http://x/"}, lines.append)
+        assert bench.engine.find_image(reference) is not None
+        assert any("RUN true" in line for line in lines)
+        assert not any("[Warning]" in line for line in lines)
+    finally:
+        if isinstance(bench.engine, DockerEngine):
+            bench.engine._client.api.remove_image(reference)
+
+
+@pytest.mark.parametrize(
+    "lines", [["RUN false"], ["FROM dockml/contract-test:no-such-image"]], ids=["command", "base"]
+)
+def test_a_build_that_fails_says_where(bench: Bench, tmp_path: Path, lines: list[str]) -> None:
+    with pytest.raises(ImageBuildError, match="could not be built") as caught:
+        bench.engine.build(dockerfile(tmp_path, *lines), "dockml/contract-test:failed", {}, print)
+    assert lines[-1] in caught.value.log_tail
+    assert bench.engine.find_image("dockml/contract-test:failed") is None

@@ -4,6 +4,7 @@ import gc
 import io
 import os
 import platform
+import re
 import socket
 import tarfile
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ from dockml_magic.engine import (
     _error_of,
     _shares_files,
     _unreachable,
+    build_reference,
     connect,
     make_archive,
 )
@@ -338,3 +340,46 @@ def test_an_archive_has_the_files_folders_and_owner_it_was_given() -> None:
 def test_an_archive_of_nothing_is_one() -> None:
     with tarfile.open(fileobj=io.BytesIO(make_archive({}))) as archive:
         assert archive.getmembers() == []
+
+
+# --- what an image that is built is called --------------------------------------------------------
+
+
+def folder_with(folder: Path, **files: str) -> Path:
+    """Write these files ("__" is a dot) and return the Dockerfile's path."""
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(content)
+    return folder / "Dockerfile"
+
+
+def test_a_build_is_named_by_its_content(tmp_path: Path) -> None:
+    path = folder_with(tmp_path, Dockerfile="FROM a", data="1")
+    reference = build_reference(path)
+    assert re.fullmatch(r"dockml/build:[0-9a-f]{64}", reference)
+    assert build_reference(path) == reference
+    folder_with(tmp_path, data="2")
+    assert build_reference(path) != reference
+    folder_with(tmp_path, data="1")
+    assert build_reference(path) == reference
+    (tmp_path / "data").chmod(0o755)
+    assert build_reference(path) != reference
+
+
+def test_what_dockerignore_leaves_out_does_not_count(tmp_path: Path) -> None:
+    path = folder_with(
+        tmp_path, Dockerfile="FROM a", data__csv="1", __dockerignore="# big\n*.csv\n"
+    )
+    reference = build_reference(path)
+    folder_with(tmp_path, data__csv="2")
+    assert build_reference(path) == reference
+    folder_with(tmp_path, data__txt="2")
+    assert build_reference(path) != reference
+
+
+def test_links_of_a_context_are_not_followed(tmp_path: Path) -> None:
+    path = folder_with(tmp_path, Dockerfile="FROM a")
+    (tmp_path / "link").symlink_to("nowhere")
+    reference = build_reference(path)
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to("elsewhere")
+    assert build_reference(path) != reference

@@ -10,7 +10,7 @@ import dockml_magic
 from dockml_magic.magics import DockerMagics
 
 MAGICS = {
-    "line": {"docker_env", "docker_ps", "docker_restart", "docker_stop"},
+    "line": {"docker_env", "docker_images", "docker_ps", "docker_restart", "docker_stop"},
     "cell": {"docker_cell"},
 }
 DOCKYTERS = {
@@ -91,6 +91,8 @@ def test_importing_the_package_is_cheap() -> None:
 
 
 def test_the_floors_below_the_engine_need_no_docker_and_no_jupyter() -> None:
-    modules = "catalogue, errors, names, options, project, spec, host_settings, engine, container"
+    modules = (
+        "catalogue, errors, images, names, options, project, spec, host_settings, engine, container"
+    )
     found = imported_by(f"from dockml_magic import {modules}")
     assert found.isdisjoint(HEAVY - {"asyncio"})
