@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from jupyter_core.application import JupyterApp
 
 from dockml_magic._version import __version__
 from dockml_magic.display import Table, tell
-from dockml_magic.errors import ConfigError, DockmlError
-from dockml_magic.options import add_run_options, build_parser, options_from
+from dockml_magic.errors import ConfigError, DockmlError, PullStopped
+from dockml_magic.options import add_pull_arguments, add_run_options, build_parser, options_from
 
 
 class _Command(JupyterApp):
@@ -190,6 +191,27 @@ a published source or is derived from its neighbours."""
         tell(str(tables_of_images(self.parsed, find_project(Path.cwd()), local_references())))
 
 
+class Pull(_Command):
+    """`dockml pull`."""
+
+    name = "dockml-pull"
+    prog = "dockml pull"
+    description = "Fetch the image that NAME stands for, or its newest build."
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        add_pull_arguments(parser)
+
+    def start(self) -> None:
+        """Run the command; called by traitlets."""
+        from dockml_magic.container import engine_for, pull_for
+        from dockml_magic.options import RunOptions
+
+        options = RunOptions(engine=self.parsed.engine)
+        engine = engine_for(options)
+        pull_for(self.parsed.what, options, Path.cwd(), engine=engine, tell=tell)
+
+
 class Dockml(JupyterApp):
     """`dockml`, and `jupyter dockml`."""
 
@@ -200,13 +222,14 @@ class Dockml(JupyterApp):
         "kernels": (Kernels, Kernels.description),
         "ps": (ListContainers, ListContainers.description),
         "images": (ListImages, ListImages.description.partition("\n")[0]),
+        "pull": (Pull, Pull.description),
     }
 
     def start(self) -> None:
         """Run the command; called by traitlets."""
         if self.subapp is None:
             self.print_help()
-            raise ConfigError("dockml needs a command.", hint="One of: kernels, ps, images.")
+            raise ConfigError("dockml needs a command.", hint="One of: kernels, ps, images, pull.")
         self.subapp.start()
 
 
@@ -217,3 +240,6 @@ def main(argv: list[str] | None = None) -> None:
     except DockmlError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(1)
+    except PullStopped as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(130)

@@ -339,6 +339,21 @@ def _pull(choice: Choice, _: Path, engine: Engine, tell: Callable[[str], None]) 
     return pull_image(choice.reference, engine, tell)
 
 
+def pull_for(
+    name: str, options: RunOptions, folder: Path, *, engine: Engine, tell: Callable[[str], None]
+) -> ImageState:
+    """Fetch the image that `name` stands for, also where it is here, as `docker pull` does.
+
+    See `make_plan` for the parameters, `pull_image` for what is raised.
+    """
+    project = find_project(folder)
+    choice = choose(name, options, project)
+    is_reference = choice.is_known or ":" in choice.reference
+    if not is_reference and engine.find_image(choice.reference) is None:
+        raise UnknownNameError(name, suggest(name, project, engine.local_references()))
+    return pull_image(choice.reference, engine, tell)
+
+
 def pull_image(reference: str, engine: Engine, tell: Callable[[str], None]) -> ImageState:
     """Fetch an image in sight of the reader.
 

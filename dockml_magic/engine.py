@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -48,7 +49,7 @@ from dockml_magic.pull import (
     pull_error,
     split_reference,
 )
-from dockml_magic.registry import Registry
+from dockml_magic.registry import Layer, Registry
 from dockml_magic.spec import ContainerSpec
 
 if TYPE_CHECKING:
@@ -297,7 +298,7 @@ class _Events:
     ask : callable
         Asks the engine, and returns its answer when that begins.
     registry : Registry
-        Asked for the sizes of the layers, which arrive as {"sizes": …}.
+        Asked for the layers, which arrive as {"layers": …}.
     facts : EngineFacts
         Of the engine.
     """
@@ -317,7 +318,7 @@ class _Events:
     def __enter__(self) -> Iterator[dict[str, Any]]:
         self._reader.start()
         if self._facts.architecture:
-            threading.Thread(target=self._ask_sizes, name="dockml-sizes", daemon=True).start()
+            threading.Thread(target=self._ask_layers, name="dockml-layers", daemon=True).start()
         return self._events()
 
     def __exit__(self, *_: object) -> None:
@@ -377,9 +378,82 @@ class _Events:
         finally:
             self._arrived.put(None)
 
-    def _ask_sizes(self) -> None:
-        if sizes := self._registry.layer_sizes(self._facts.architecture):
-            self._arrived.put({"sizes": sizes})
+    def _ask_layers(self) -> None:
+        if layers := self._registry.layers(self._facts.architecture):
+            self._arrived.put({"layers": layers})
+
+
+class _Keeper:
+    """Keeps the complete layers of a pull that may not come to its end.
+
+    An engine drops them with the pull, as no image has them. So it is given one, without a name: an image of
+    the layers that are complete, which is loaded without their contents, as the engine has these already.
+    `docker image prune` removes it as any other that nobody uses. An engine that cannot do that (containerd's
+    store) has its own way of keeping them.
+
+    Parameters
+    ----------
+    api : docker.APIClient
+        The engine.
+    reference : str
+        The image that is pulled.
+    """
+
+    def __init__(self, api: docker.APIClient, reference: str, facts: EngineFacts) -> None:
+        self._api = api
+        self._reference = reference
+        self._facts = facts
+        self._kept = 0
+        self.layers: Sequence[Layer] = ()
+
+    def keep(self, progress: PullProgress) -> None:
+        """Keep what is complete by now."""
+        phases = {layer.id: layer.phase for layer in progress.layers}
+        complete = list(
+            itertools.takewhile(
+                lambda layer: layer.diff_id and phases.get(layer.id) in ("done", "here"),
+                self.layers,
+            )
+        )
+        if self._kept < len(complete) < len(self.layers):
+            self._kept = len(complete)
+            self._replace_by([layer.diff_id for layer in complete])
+
+    def drop(self) -> None:
+        """Keep nothing any more: the image itself has the layers."""
+        self._replace_by([])
+
+    def _replace_by(self, diff_ids: Sequence[str]) -> None:
+        import docker.errors
+        import requests.exceptions
+
+        with contextlib.suppress(
+            docker.errors.DockerException, requests.exceptions.RequestException
+        ):
+            before = self._api.images(
+                all=True, quiet=True, filters={"label": f"{labels.KEEPS}={self._reference}"}
+            )
+            if diff_ids:
+                for _ in self._api.load_image(self._image(diff_ids)):
+                    pass
+            for image_id in before:
+                self._api.remove_image(image_id, force=True)
+
+    def _image(self, diff_ids: Sequence[str]) -> bytes:
+        config = {
+            "architecture": self._facts.architecture,
+            "os": "linux",
+            "config": {"Labels": {labels.KEEPS: self._reference}},
+            "rootfs": {"type": "layers", "diff_ids": list(diff_ids)},
+        }
+        paths = [f"{diff_id.partition(':')[2]}/layer.tar" for diff_id in diff_ids]
+        manifest = [{"Config": "config.json", "RepoTags": None, "Layers": paths}]
+        return make_archive(
+            {
+                PurePosixPath("manifest.json"): json.dumps(manifest).encode(),
+                PurePosixPath("config.json"): json.dumps(config).encode(),
+            }
+        )
 
 
 def connect(name: str | None = None) -> DockerEngine:
@@ -475,6 +549,7 @@ class DockerEngine:
         login, trouble = self._login(name.host)
         registry = self._registry(name, login)
         meter = PullMeter(reference)
+        keeper = _Keeper(self._client.api, reference, self.facts)
         report(meter.progress())
         due = 0.0
         with (
@@ -486,10 +561,12 @@ class DockerEngine:
             for event in events:
                 if "error" in event:
                     raise self._pull_error(reference, str(event["error"]), registry, trouble)
-                if "sizes" in event:
-                    meter.expect(event["sizes"])
+                if "layers" in event:
+                    keeper.layers = event["layers"]
+                    meter.expect({layer.id: layer.size for layer in keeper.layers})
                 meter.take(event)
                 if time.monotonic() >= due:
+                    keeper.keep(meter.progress())
                     report(meter.progress())
                     due = time.monotonic() + _REPORT_INTERVAL
         progress = meter.progress()
@@ -498,6 +575,7 @@ class DockerEngine:
                 f"The Docker engine went away while it pulled '{reference}'.",
                 hint="Look after it: systemctl status docker. Then run the same again.",
             )
+        keeper.drop()
         report(replace(progress, is_complete=True))
 
     def _ask_for_image(

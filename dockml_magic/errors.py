@@ -206,7 +206,7 @@ class PullStopped(KeyboardInterrupt):
     def __init__(self, reference: str) -> None:
         super().__init__(
             f"The pull of '{reference}' was stopped.\n"
-            "Layers that were complete stay with the engine; the same line goes on from there."
+            "Its complete layers are kept: the same line goes on from there."
         )
         self.reference = reference
 

@@ -21,3 +21,6 @@ SESSION = f"{NAMESPACE}.session"
 
 BUILT_FROM = f"{NAMESPACE}.built-from"
 """The Dockerfile that an image was built from."""
+
+KEEPS = f"{NAMESPACE}.keeps"
+"""On an image: the reference whose pull came as far as its layers, and not to its end."""

@@ -18,6 +18,7 @@ from dockml_magic.container import (
     describe_kernel,
     engine_for,
     local_references,
+    pull_for,
     table_of_containers,
 )
 from dockml_magic.display import Table, Tables, tell
@@ -27,6 +28,7 @@ from dockml_magic.images import add_search_options, explain, tables_of_images
 from dockml_magic.names import LOCAL, known_names
 from dockml_magic.options import (
     RunOptions,
+    add_pull_arguments,
     add_run_options,
     build_parser,
     options_from,
@@ -37,7 +39,7 @@ from dockml_magic.project import find_project
 from dockml_magic.routing import Router
 
 _LOADED = "_dockml_magics"
-_COMPLETED = ("docker_env", "docker_stop", "docker_restart", "%docker_cell")
+_COMPLETED = ("docker_env", "docker_pull", "docker_stop", "docker_restart", "%docker_cell")
 """Magics whose names of environments are completed."""
 
 
@@ -262,6 +264,19 @@ class DockerMagics(Magics):
             environment.watch(self.router.watch)
             self.environments.add(environment)
         return environment
+
+    @line_magic
+    def docker_pull(self, line: str) -> None:
+        """Fetch an image, or its newest build: %docker_pull NAME.
+
+        NAME is what %docker_env takes. The layers that are here are not downloaded again.
+        """
+        parser = _parser("%docker_pull", self.docker_pull)
+        add_pull_arguments(parser)
+        if (parsed := _parse(parser, line)) is not None:
+            options = RunOptions(engine=parsed.engine)
+            engine = engine_for(options)
+            pull_for(parsed.what, options, Path.cwd(), engine=engine, tell=tell)
 
     def complete(self, _: InteractiveShell, event: Any) -> list[str]:
         """Return what may stand next in one of our lines; called by IPython.

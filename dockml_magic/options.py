@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -257,6 +257,16 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}.", hint=f"See the options with: {self.prog} -h")
 
 
+def add_pull_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what a pull takes on `parser`: `what` and `engine`."""
+    parser.add_argument("what", metavar="NAME", help="a short name, a reference, an environment")
+    _add_engine(parser.add_argument)
+
+
+def _add_engine(add: Callable[..., object]) -> None:
+    add("--engine", metavar="CONTEXT|URL", help="Docker context or endpoint to use")
+
+
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of a start on `parser`; read them back with `options_from`."""
     add = parser.add_argument_group("options, spelled as in docker run").add_argument
@@ -277,7 +287,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--kernel", metavar="KERNELSPEC", help="the image's kernel to run, such as ir (Python's)")
     add("--pull", choices=PULL_POLICIES, help="when to pull the image (missing)")
     add("--transport", choices=TRANSPORTS, help="how to reach the kernel (chosen by the engine)")
-    add("--engine", metavar="CONTEXT|URL", help="Docker context or endpoint to use")
+    _add_engine(add)
 
 
 def options_from(parsed: argparse.Namespace) -> RunOptions:

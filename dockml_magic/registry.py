@@ -1,7 +1,6 @@
-"""What a registry tells besides the engine: the sizes of an image's layers, and which tags there are.
+"""What a registry tells besides the engine: an image's layers, and which tags there are.
 
-Both are an aid: whatever goes wrong here, the answer is empty, and the pull goes its way through the engine. Neither
-counts as a pull where a registry counts them, unless nearly everything is left.
+Both are an aid: whatever goes wrong here, the answer is empty, and the pull goes its way through the engine.
 """
 
 from __future__ import annotations
@@ -38,7 +37,26 @@ _TIMEOUT = (3.0, 6.0)
 _CERTIFICATES = Path("/etc/docker/certs.d")
 _DOCKER_HUB = "https://registry-1.docker.io"
 _ENOUGH = 20
-"""Pulls that a registry must still allow for us to read a manifest, which Docker Hub counts as one."""
+"""Pulls that Docker Hub must still allow for us to read a manifest, which it counts as one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer as the registry has it.
+
+    Attributes
+    ----------
+    id : str
+        The first 12 digits of its digest, as engines show it.
+    size : int
+        Bytes, compressed.
+    diff_id : str
+        The digest of what is in it; "" if unknown.
+    """
+
+    id: str
+    size: int
+    diff_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +80,8 @@ class Registry:
     is_plain: bool = False
     login: Login | None = field(default=None, repr=False)
 
-    def layer_sizes(self, architecture: str) -> dict[str, int]:
-        """Return the compressed bytes of each layer by the first 12 digits of its digest, {} if unknown.
+    def layers(self, architecture: str) -> list[Layer]:
+        """Return the layers from the bottom up, [] if they are unknown.
 
         Parameters
         ----------
@@ -73,12 +91,21 @@ class Registry:
         for place in self._places():
             with _nothing_if_it_fails():
                 manifest = place.manifest(self.name.tag, architecture)
-                if sizes := {
-                    layer["digest"].partition(":")[2][:12]: int(layer["size"])
-                    for layer in manifest.get("layers") or ()
-                }:
-                    return sizes
-        return {}
+                layers = manifest.get("layers") or ()
+                diff_ids: list[str] = [""] * len(layers)
+                with _nothing_if_it_fails():
+                    config = place.get(f"blobs/{manifest['config']['digest']}").json()
+                    diff_ids = config["rootfs"]["diff_ids"]
+                if layers:
+                    return [
+                        Layer(
+                            id=layer["digest"].partition(":")[2][:12],
+                            size=int(layer["size"]),
+                            diff_id=diff_id,
+                        )
+                        for layer, diff_id in zip(layers, diff_ids, strict=True)
+                    ]
+        return []
 
     def tags(self) -> list[str]:
         """Return the tags of its repository, [] if they are unknown."""

@@ -63,6 +63,8 @@ class Fault:
         Seconds before each 16 KiB of the body.
     times : int
         How often it happens; -1 is always.
+    until : callable
+        What must hold before a status is answered.
     happened : threading.Event
         Set once it did.
     """
@@ -75,6 +77,7 @@ class Fault:
     then: str = ""
     pause: float = 0.0
     times: int = -1
+    until: Callable[[], bool] = lambda: True
     happened: threading.Event = field(default_factory=threading.Event)
     go_on: threading.Event = field(default_factory=threading.Event)
 
@@ -161,6 +164,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if proxy.login and self.headers.get("Authorization") != proxy.login:
             fault = refused("", 401, "UNAUTHORIZED", "authentication required", **CHALLENGE)
         if fault is not None and fault.status:
+            wait_until(fault.until, what="what a fault waits for")
             self._answer(fault.status, {**fault.headers, "Content-Length": str(len(fault.body))})
             if self.command != "HEAD":
                 self.wfile.write(fault.body)

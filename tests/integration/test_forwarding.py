@@ -381,7 +381,7 @@ def test_an_interrupt_ends_a_pull_that_does_not_go_on(notebook: Notebook) -> Non
         assert was_asked.wait(60)
         notebook.interrupt()
         ended = notebook.finish(cell)
-    assert ended.reply["ename"] == "KeyboardInterrupt"
+    assert ended.reply["ename"] == "PullStopped"
     assert notebook.ok("'where it was'").result == "'where it was'"
 
 

@@ -7,20 +7,27 @@ import contextlib
 import itertools
 import json
 import re
+import shlex
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import docker
+import nbformat
 import pytest
 
+from dockml_magic import labels
 from dockml_magic.container import pull_image
 from dockml_magic.engine import DockerEngine, connect
 from dockml_magic.errors import ImageUnavailableError
 from dockml_magic.pull import PullProgress
+from tests.images.build import build
+from tests.integration.notebook import IPYKERNELS, Cell, Notebook, containers_of, python_with
 from tests.integration.registry import (
     OUTSIDE,
     Fault,
@@ -29,6 +36,7 @@ from tests.integration.registry import (
     can_run_a_second_engine,
     in_network_of,
     own_certificate,
+    push,
     push_for_another_machine,
     push_layers,
     refused,
@@ -96,8 +104,8 @@ def proxy(the_proxy: Proxy, layers: list[str]) -> Iterator[Proxy]:
 def mirrored(second: MirroredEngine, proxy: Proxy) -> Iterator[DockerEngine]:
     """Give the second engine, without an image."""
     engine = connect(second.endpoint)
-    for reference in engine.local_references():
-        engine._client.api.remove_image(reference, force=True)
+    for image in engine.local_references() + kept(engine):
+        engine._client.api.remove_image(image, force=True)
     yield engine
     engine._client.close()
 
@@ -180,7 +188,13 @@ class Stop(Exception):
     """Raised by a report."""
 
 
-def test_a_stopped_pull_stops_at_the_engine_and_can_be_done_again(
+def kept(engine: DockerEngine) -> list[str]:
+    """Return the images that keep the layers of pulls that did not come to their end."""
+    found: list[str] = engine._client.api.images(quiet=True, filters={"label": labels.KEEPS})
+    return found
+
+
+def test_a_stopped_pull_stops_at_the_engine_and_goes_on_where_it_was(
     mirrored: DockerEngine, pull: Pull, proxy: Proxy, second: MirroredEngine, layers: list[str]
 ) -> None:
     stall = Fault(layers[2], after=1_000_000, then="stall")
@@ -198,8 +212,27 @@ def test_a_stopped_pull_stops_at_the_engine_and_can_be_done_again(
     )
     assert not [t for t in threading.enumerate() if t.name == "dockml-pull"]
     assert mirrored.find_image(NAME) is None
+    assert NAME not in mirrored.local_references()
+    assert len(kept(mirrored)) == 1
     proxy.heal()
-    assert pull(NAME)[-1].is_complete
+    last = pull(NAME)[-1]
+    assert last.is_complete
+    assert [layer.phase for layer in last.layers] == ["here", "here", "done", "done", "done"]
+    blobs = [path for _, path, _ in proxy.asked if "blobs" in path]
+    assert not [path for path in blobs if path.endswith((layers[0], layers[1]))]
+    assert kept(mirrored) == []
+
+
+def test_a_pull_that_failed_goes_on_where_it_was(
+    mirrored: DockerEngine, pull: Pull, refusal: Refusal, proxy: Proxy, layers: list[str]
+) -> None:
+    missing = refused(layers[2], 404, "BLOB_UNKNOWN", "blob unknown")
+    proxy.faults.append(missing)
+    missing.until = lambda: bool(kept(mirrored))
+    refusal(NAME)
+    proxy.heal()
+    assert pull(NAME)[-1].layers[0].phase == "here"
+    assert kept(mirrored) == []
 
 
 def test_a_pull_that_gets_no_answer_can_be_stopped(
@@ -417,3 +450,123 @@ def test_a_login_that_is_refused_is_told_without_it(
     assert "docker login" in error.hint
     assert "wrong-secret" not in str(error)
     assert wrong not in str(error)
+
+
+# --- in a notebook, and in a terminal -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runnable(registry_port: int) -> str:
+    """Put an image with a Python into the registry."""
+    build([RUNS])
+    with contextlib.closing(docker.from_env()) as client:
+        reference = f"127.0.0.1:{registry_port}/{RUNS}"
+        client.images.get(RUNS).tag(reference)
+        push(client, reference)
+        client.images.remove(reference)
+    return RUNS
+
+
+@pytest.fixture(params=IPYKERNELS)
+def notebook(request: pytest.FixtureRequest, workspace: Path) -> Iterator[Notebook]:
+    with Notebook(workspace, python_with(request.param)) as found:
+        found.ok("%load_ext dockml_magic")
+        yield found
+
+
+def widget_states(cell: Cell) -> list[dict[str, object]]:
+    """Return what a cell's widgets have been told."""
+    return [c["data"]["state"] for c in cell.of("comm_open") if "state" in c["data"]] + [
+        c["data"]["state"] for c in cell.of("comm_msg") if "state" in c["data"]
+    ]
+
+
+def test_a_notebook_shows_the_pull_and_goes_on_in_the_container(
+    notebook: Notebook, mirrored: DockerEngine, runnable: str
+) -> None:
+    cell = notebook.use(runnable, "--engine", mirrored.facts.endpoint, "--network", "none")
+    [shown] = cell.of("display_data")
+    assert shown["data"]["text/plain"] == f"pulling {runnable}"
+    assert "application/vnd.jupyter.widget-view+json" in shown["data"]
+    words = [str(state["value"]) for state in widget_states(cell) if "value" in state]
+    assert any(" MB of " in word for word in words)
+    [last] = cell.of("update_display_data")
+    assert list(last["data"]) == ["text/plain"]
+    assert re.fullmatch(rf"pulled {re.escape(runnable)}: \d+ MB in .*", last["data"]["text/plain"])
+    assert "Cells run in" in cell.printed()
+    assert notebook.ok("1 + 1").result == "2"
+
+
+def test_an_interrupted_pull_leaves_the_notebook_as_it_was(
+    notebook: Notebook, mirrored: DockerEngine, proxy: Proxy, layers: list[str]
+) -> None:
+    stall = Fault(layers[2], after=1_000_000, then="stall")
+    proxy.faults.append(stall)
+    cell = notebook.send(f"%docker_env {NAME} --engine {mirrored.facts.endpoint}")
+    assert stall.happened.wait(60)
+    notebook.wait(cell, lambda cell: "nothing comes" in str(widget_states(cell)))
+    notebook.interrupt()
+    ended = notebook.finish(cell)
+    assert ended.reply["ename"] == "PullStopped"
+    assert len(ended.traceback.splitlines()) == 2
+    assert "goes on from there" in ended.traceback
+    assert [c["data"] for c in ended.of("update_display_data")] == [
+        {"text/plain": f"stopped pulling {NAME}"}
+    ]
+    assert containers_of(notebook.folder) == []
+    assert mirrored.find_image(NAME) is None
+    assert notebook.ok("'where it was'").result == "'where it was'"
+
+
+def test_a_pull_that_fails_shows_its_two_lines_and_no_bar(
+    notebook: Notebook, mirrored: DockerEngine, proxy: Proxy
+) -> None:
+    reference = f"{proxy.address}/dockml/layers:1.10.0"
+    cell = notebook.run(f"%docker_env {reference} --engine {mirrored.facts.endpoint}")
+    assert cell.reply["ename"] == "ImageUnavailableError"
+    assert "1.10.0-py3" in cell.traceback
+    assert [c["data"] for c in cell.of("update_display_data")] == [{"text/plain": ""}]
+
+
+def test_the_magic_pulls_and_pulls_again(
+    notebook: Notebook, mirrored: DockerEngine, proxy: Proxy, layers: list[str]
+) -> None:
+    line = f"%docker_pull {NAME} --engine {mirrored.facts.endpoint}"
+    assert notebook.ok(line).of("update_display_data")[0]["data"]["text/plain"].startswith("pulled")
+    assert mirrored.find_image(NAME)
+    [last] = notebook.ok(line).of("update_display_data")
+    assert "nothing to download" in last["data"]["text/plain"]
+
+
+def test_an_executed_notebook_holds_one_plain_line(
+    workspace: Path, mirrored: DockerEngine, proxy: Proxy, layers: list[str]
+) -> None:
+    cells = ["%load_ext dockml_magic", f"%docker_pull {NAME} --engine {mirrored.facts.endpoint}"]
+    written = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))
+    nbformat.write(written, workspace / "pull.ipynb")
+    subprocess.run(
+        [*(sys.executable, "-m", "nbconvert", "--execute", "--to", "notebook"), "pull.ipynb"],
+        check=True,
+        capture_output=True,
+    )
+    executed = nbformat.read(workspace / "pull.nbconvert.ipynb", as_version=4)
+    [output] = executed.cells[1].outputs
+    assert list(output.data) == ["text/plain"]
+    assert output.data["text/plain"].startswith(f"pulled {NAME}: 7.0 MB in")
+
+
+@pytest.mark.parametrize("has_terminal", [True, False])
+def test_the_command_pulls(
+    mirrored: DockerEngine, proxy: Proxy, layers: list[str], *, has_terminal: bool
+) -> None:
+    proxy.faults.append(Fault("blobs", pause=0.01))
+    command = [str(Path(sys.executable).with_name("dockml")), "pull", NAME]
+    command += ["--engine", mirrored.facts.endpoint]
+    if has_terminal:
+        command = ["script", "--quiet", "--return", "--command", shlex.join(command), "/dev/null"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    lines = done.stdout.split("\n")
+    assert lines[0].strip() == f"pulling {NAME}"
+    assert f"pulled {NAME}: 7.0 MB in" in lines[-2]
+    assert ("[####" in done.stdout) == has_terminal
+    assert ("\x1b[K" in done.stdout) == has_terminal

@@ -17,6 +17,10 @@ NOT_ALLOWED = 3
 """Exit status when only an administrator can go on."""
 
 
+_NOT_AS_SERVICE = ("docker-registry",)
+"""Packages of which we want the program, and not the service that Debian starts with it."""
+
+
 class NotAllowed(Exception):
     """This user may not do that; the message says what to ask an administrator for."""
 
@@ -76,6 +80,9 @@ def install(names: Sequence[str]) -> None:
     # Another apt-get, such as the nightly one, may hold the lock for a while.
     apt = [*root, *environment, "apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120"]
     subprocess.run([*apt, "update"], check=True)
+    if Path("/run/systemd/system").is_dir():
+        for name in set(lacking) & set(_NOT_AS_SERVICE):
+            subprocess.run([*root, "systemctl", "mask", name], check=True)
     # The output of dpkg is long and of no use unless it fails.
     done = subprocess.run(
         [*apt, "install", "--yes", "--no-install-recommends", *lacking],

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from dockml_magic.container import (
     engine_for,
     make_plan,
     our_containers,
+    pull_for,
+    pull_image,
     table_of_containers,
 )
 from dockml_magic.control import KernelState
@@ -295,6 +298,44 @@ def test_pull_policies_are_dockers(engine: FakeEngine, plan: Plan) -> None:
     assert engine.pulled == [IMAGE]
     plan(pull="always")
     assert engine.pulled == [IMAGE, IMAGE]
+
+
+def test_a_pull_takes_names_and_fetches_what_is_here_too(
+    engine: FakeEngine, workspace: Path, told: list[str]
+) -> None:
+    reference = "tensorflow/tensorflow:1.10.0-gpu-py3"
+    engine.registry[reference] = ("python",)
+    for _ in range(2):
+        pull_for("tf1.10-gpu", RunOptions(), workspace, engine=engine, tell=told.append)
+    assert engine.pulled == [reference, reference]
+    with pytest.raises(UnknownNameError):
+        pull_for("tf1.100", RunOptions(), workspace, engine=engine, tell=told.append)
+
+
+@pytest.mark.parametrize(
+    ("free", "fits"), [(3_000_000, True), (2_500_000, True), (1_999_999, False)]
+)
+def test_a_pull_looks_for_room_on_the_engines_disk(
+    workspace: Path, told: list[str], monkeypatch: pytest.MonkeyPatch, free: int, *, fits: bool
+) -> None:
+    engine = FakeEngine(replace(FakeEngine().facts, root=workspace))
+    engine.registry[IMAGE] = ("python",)
+    usage = SimpleNamespace(free=free)
+    monkeypatch.setattr(containers.shutil, "disk_usage", {workspace: usage}.__getitem__)
+    if fits:
+        pull_image(IMAGE, engine, told.append)
+        assert any("may not fit" in line for line in told) == (free < 3_000_000)
+    else:
+        with pytest.raises(ImageUnavailableError, match=r"2\.0 MB unpacked, and 2\.0 MB are free"):
+            pull_image(IMAGE, engine, told.append)
+    assert engine.pulled == ([IMAGE] if fits else [])
+
+
+def test_an_image_for_another_machine_is_told(told: list[str]) -> None:
+    engine = FakeEngine(replace(FakeEngine().facts, architecture="arm64"))
+    engine.registry[IMAGE] = ("python",)
+    pull_image(IMAGE, engine, told.append)
+    assert "built for amd64, and this engine's machine is arm64" in told[-1]
 
 
 def test_an_image_that_nobody_has_is_told(plan: Plan) -> None:

@@ -90,7 +90,7 @@ def test_going_back_is_always_possible(magic: Magic, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == "Cells run in the notebook's own kernel.\n"
 
 
-@pytest.mark.parametrize("name", ["env", "images", "ps", "stop", "restart"])
+@pytest.mark.parametrize("name", ["env", "images", "pick", "ps", "pull", "stop", "restart"])
 def test_every_magic_has_help(magic: Magic, capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert magic(f"docker_{name} -h") is None
     assert capsys.readouterr().out.startswith(f"usage: %docker_{name}")
@@ -181,6 +181,25 @@ def test_images_are_listed(magic: Magic, connected: FakeEngine) -> None:
     table = magic("docker_images tf1.10 --local")
     assert [row[0] for row in table.tables[0].rows] == ["tf1.10"]
     assert "<td" in table._repr_html_()
+
+
+def test_a_pull_is_shown_and_starts_nothing(
+    magic: Magic,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(container.engines, "connect", lambda name: engine)
+    engine.registry["me/mine:1"] = ("python",)
+    magic("docker_pull me/mine:1")
+    assert capsys.readouterr().out.splitlines()[0::2] == [
+        "pulling me/mine:1",
+        "pulled me/mine:1: 1.0 MB in 0.0 s",
+    ]
+    assert engine.pulled == ["me/mine:1"]
+    assert engine.specs == []
+    with pytest.raises(ConfigError):
+        magic("docker_pull")
 
 
 @pytest.mark.parametrize("cell", ["x = 1\n", "%%time\npass\n", "!ls\n", "%docker_ps\n"])

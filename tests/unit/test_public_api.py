@@ -10,7 +10,15 @@ import dockml_magic
 from dockml_magic.magics import DockerMagics
 
 MAGICS = {
-    "line": {"docker_env", "docker_images", "docker_ps", "docker_restart", "docker_stop"},
+    "line": {
+        "docker_env",
+        "docker_images",
+        "docker_pick",
+        "docker_ps",
+        "docker_pull",
+        "docker_restart",
+        "docker_stop",
+    },
     "cell": {"docker_cell"},
 }
 DOCKYTERS = {
@@ -27,6 +35,7 @@ DOCKYTERS = {
 def test_these_names_are_public() -> None:
     assert sorted(dockml_magic.__all__) == [
         "Environment",
+        "ImagePicker",
         "__version__",
         "load_ipython_extension",
         "start",
