@@ -22,7 +22,7 @@ check: $(VENV)/.ready  ## Lint, types, floors and unit tests: seconds, no Docker
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest tests/unit tests/contract
 
-test: $(VENV)/.ready $(OLD)/.ready engine browser  ## All suites: checks, unit, integration, notebooks, browser
+test: $(VENV)/.ready $(OLD)/.ready engine browser registry  ## All suites: checks, unit, integration, notebooks, browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -46,6 +46,9 @@ stop-engine:  ## Stop the engine that `make engine` started, and no other
 browser: $(VENV)/.ready
 	@$(BIN)/python -m tests.machine.packages chromium tmux
 
+registry: $(VENV)/.ready
+	@$(BIN)/python -m tests.machine.packages docker-registry iproute2 openssl
+
 clean:  ## Remove the virtual environments and build results
 	rm -rf $(VENV) $(OLD) build dist .pytest_cache .mypy_cache .ruff_cache
 
@@ -67,4 +70,4 @@ $(OLD)/.ready: pyproject.toml $(VENV)/.ready
 	@$(OLD)/bin/python -m pip install $(PIP_FLAGS) 'ipykernel>=6.29,<7' 'ipython<9' --editable .
 	@touch $@
 
-.PHONY: help demo check test bench notebooks engine stop-engine browser clean
+.PHONY: help demo check test bench notebooks engine stop-engine browser registry clean
