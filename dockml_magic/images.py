@@ -196,14 +196,15 @@ def explain(choice: Choice, *, is_here: bool, problem: str = "") -> Table:
             [["not confirmed", ", ".join(image.unsure).replace("_", " ")]] if image.unsure else []
         )
         rows += [["notes", image.notes]] if image.notes else []
-        if image.broken and not choice.doubt:
-            rows.append(["broken", image.broken])
         rows += [["why this one", choice.why]] if choice.why else []
         for place, other in enumerate(choice.others[:_NEXT]):
             rows.append(["" if place else "then", f"{other.reference} ({how_sure(other)})"])
     asked = "all, as the name says" if choice.wants_gpu else choice.options.gpus or "none"
     rows.append(["GPUs", asked])
     rows += [["options", ", ".join(f"{k}={v}" for k, v in options.items())]] if options else []
-    rows += [["beware", choice.doubt]] if choice.doubt and not is_here else []
+    if choice.doubt and not is_here:
+        rows.append(["beware", choice.doubt])
+    elif image is not None and image.broken:
+        rows.append(["broken", image.broken])
     rows += [["would not start", problem]] if problem else []
     return Table(["DRY RUN", choice.title], rows, empty="")

@@ -149,7 +149,8 @@ def test_it_says_what_is_known() -> None:
 def test_it_says_what_is_not_confirmed_and_what_is_broken() -> None:
     assert "version" in facts("keras2.2")["not confirmed"]
     assert "cuDNN 8.9" in facts("tf2.18-gpu")["beware"]
-    assert "cuDNN 8.9" in facts("tensorflow/tensorflow:2.18.0-gpu")["broken"]
+    assert "cuDNN 8.9" in facts("tf2.18-gpu", is_here=True)["broken"]
+    assert "cuDNN 8.9" in facts("tensorflow/tensorflow:2.18.0-gpu")["beware"]
     assert "It may not exist" in facts("tf1.4")["beware"]
     assert "beware" not in facts("tf1.4", is_here=True)
 
