@@ -24,7 +24,13 @@ from typing import Any
 from dockml_magic import engine as engines
 from dockml_magic import folders, labels
 from dockml_magic._version import __version__
-from dockml_magic.control import ControlChannel, KernelState
+from dockml_magic.control import (
+    Address,
+    ControlChannel,
+    KernelState,
+    address_from,
+    address_to_json,
+)
 from dockml_magic.display import Table
 from dockml_magic.engine import (
     ContainerState,
@@ -579,7 +585,7 @@ class KernelContainer:
 
     def _connect(self, entry: str) -> None:
         """Open the control channel: from now on we hold the lease."""
-        address: Path | tuple[str, int]
+        address: Address
         assert self._runtime is not None
         if self._shares_files:
             address = self._runtime / "control"
@@ -838,6 +844,13 @@ class KernelContainer:
         if self._runtime is not None:
             shutil.rmtree(self._runtime, ignore_errors=True)
 
+    def leave(self) -> None:
+        """End the kernel and give the lease back: another process holds it. For the end of this one."""
+        self.signal(signal.SIGKILL)
+        self.wait(STOP_TIMEOUT)
+        if self._control is not None:
+            self._control.close()
+
     def remove(self) -> None:
         """End the kernel, remove the container and its runtime folder. Being gone is success."""
         try:
@@ -879,6 +892,7 @@ class KernelContainer:
             "exclusive": self.plan.exclusive,
             "transport": self.plan.transport,
             "host_ports": list(self._host_ports),
+            "control": address_to_json(self._control.address) if self._control else "",
         }
 
     def adopt(self, described: Mapping[str, Any]) -> None:
@@ -895,12 +909,8 @@ class KernelContainer:
         self.plan = replace(self.plan, **found_plan)
         self._host_ports = tuple(described["host_ports"])
         self._runtime = folders.runtime_root() / self.session
-        address: Path | tuple[str, int] = self._runtime / "control"
-        if not self._shares_files:
-            found = self.engine.inspect(self.container_id)
-            address = ("127.0.0.1", found.host_ports[CONTROL_PORT] if found else 0)
         try:
-            self._control = ControlChannel(address, self.plan.key)
+            self._control = ControlChannel(address_from(described["control"]), self.plan.key)
         except OSError as error:
             raise KernelError("The container is gone.", hint="Start a new one.") from error
         self._control.wait(lambda s: s.generation > 0, timeout=5.0)

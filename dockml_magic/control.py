@@ -44,10 +44,25 @@ class KernelState:
     out_of_memory: bool = False
 
 
+Address = Path | tuple[str, int]
+"""Where a supervisor listens: a Unix socket, or a host and a port."""
+
+
+def address_to_json(address: Address) -> str | list[str | int]:
+    """Return an address as plain JSON."""
+    return str(address) if isinstance(address, Path) else list(address)
+
+
+def address_from(data: str | list[Any]) -> Address:
+    """Return what `address_to_json` was given."""
+    return Path(data) if isinstance(data, str) else (str(data[0]), int(data[1]))
+
+
 class ControlChannel:
     """A connection to the supervisor, and the newest state that came over it."""
 
-    def __init__(self, address: Path | tuple[str, int], key: str) -> None:
+    def __init__(self, address: Address, key: str) -> None:
+        self.address = address
         family = socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_STREAM)
         try:

@@ -28,6 +28,7 @@ from dockml_magic.errors import (
     RemoteCellError,
     UnknownEnvironmentError,
 )
+from dockml_magic.handover import end_handover, find_handed_over, hand_over
 from dockml_magic.messages import Message
 from dockml_magic.options import RunOptions, parse_words
 from dockml_magic.provisioner import PROVISIONER_NAME, DockerProvisioner, TellingManager
@@ -107,6 +108,35 @@ class Environment:
             kernel_name=self.name, kernel_spec_manager=_OneSpec(spec), log=_manager_log
         )
         self._manager.tell = tell
+        self.options = options
+        self._is_adopted = False
+
+    @classmethod
+    def adopt(cls, info: Mapping[str, Any], tell: Callable[[str], None]) -> Environment:
+        """Return an environment that another process has handed over. `restart` gives it a kernel.
+
+        Parameters
+        ----------
+        info : mapping
+            What `describe` said there.
+        tell : callable
+            As for a new one.
+
+        Raises
+        ------
+        DockmlError
+            If its container is gone.
+        """
+        options = RunOptions.from_json(info["options"])
+        environment = cls(info["name"], options, Path(info["workspace"]), tell)
+        _run(environment._manager.adopt(info))
+        environment._is_adopted = True
+        return environment
+
+    def describe(self) -> dict[str, Any]:
+        """Return what another process needs to adopt this; plain JSON, and secret."""
+        assert self._provisioner is not None
+        return _run(self._provisioner.get_provisioner_info())
 
     def start(self) -> Environment:
         """Start the container and return when its kernel has been seen to deliver output.
@@ -186,6 +216,11 @@ class Environment:
         """The kernel runs."""
         return self.container is not None and self.container.poll() is None
 
+    @property
+    def is_kept(self) -> bool:
+        """Its container was kept over the restart of the notebook's kernel, and waits for a kernel."""
+        return self._is_adopted and self.container is not None and self._relay is None
+
     def _death(self) -> KernelDiedError | None:
         container = self._container
         if container.poll() is None:
@@ -223,11 +258,13 @@ class Environment:
             If the kernel is dead, or dies under the cell.
         """
         relay = self._relay
-        if relay is None or (error := self._death()) is not None:
+        error = None if relay is None else self._death()
+        if relay is None or error is not None:
+            how = f" ({error.how})" if error and error.how else ""
             raise KernelError(
-                f"'{self.name}' is not running any more.",
+                f"'{self.name}' is not running any more{how}.",
                 hint=f"Start it again: %docker_env {self.name}   Or go back: %docker_env local",
-            ) from (error if relay else None)
+            ) from error
         stores = content.get("store_history", True) and not content.get("silent")
         if count is not None and stores:
             relay.count_as(count)
@@ -368,6 +405,7 @@ class Environments:
     def __init__(self) -> None:
         self._running: dict[str, Environment] = {}
         self.active: Environment | None = None
+        self._handed_over: list[KernelContainer] = []
 
     def __iter__(self) -> Iterator[Environment]:
         return iter(list(self._running.values()))
@@ -404,9 +442,33 @@ class Environments:
             with contextlib.suppress(DockmlError):
                 self.stop(name)
 
+    def hand_over(self, connection_file: str) -> None:
+        """Keep the containers for the next kernel of this notebook, which has the same connection file.
+
+        `end` does not end them then.
+        """
+        kept = [e for e in self if e.container is not None and e.container.state.phase != "gone"]
+        if kept and hand_over(connection_file, [environment.describe() for environment in kept]):
+            self._handed_over = [e.container for e in kept if e.container is not None]
+
+    def take_over(self, connection_file: str, tell: Callable[[str], None]) -> list[Environment]:
+        """Adopt what the last kernel of this notebook has handed over; return those whose container lives."""
+        adopted = []
+        for info in find_handed_over(connection_file):
+            with contextlib.suppress(DockmlError):
+                adopted.append(Environment.adopt(info, tell))
+        end_handover(connection_file)
+        for environment in adopted:
+            self.add(environment)
+        return adopted
+
     def end(self) -> None:
         """End all of them as this process ends, when no thread can be started any more."""
-        containers = [c for environment in self if (c := environment.container) is not None]
+        for kept in self._handed_over:
+            kept.leave()
+        containers = [
+            c for e in self if (c := e.container) is not None and c not in self._handed_over
+        ]
         for container in containers:
             container.ask_to_end()
         for container in containers:

@@ -252,6 +252,13 @@ class KernelDiedError(KernelError):
         self.out_of_memory = out_of_memory
         self.log_tail = log_tail
 
+    @property
+    def how(self) -> str:
+        """How it ended, in a word or two: "exit code 3", "killed for memory"; "" where nobody knows."""
+        if self.out_of_memory:
+            return "killed for memory"
+        return "" if self.exit_code is None else f"exit code {self.exit_code}"
+
     def __str__(self) -> str:
         """Return message, hint and the last lines of the log."""
         text = super().__str__()

@@ -51,6 +51,7 @@ def load(shell: InteractiveShell) -> None:
     for magic in _COMPLETED:
         shell.set_hook("complete_command", magics.complete, str_key=f"%{magic}")
     atexit.register(magics.environments.end)
+    magics.take_over()
 
 
 def unload(shell: InteractiveShell) -> None:
@@ -80,6 +81,18 @@ class DockerMagics(Magics):
         super().__init__(shell)
         self.environments = Environments()
         self.router = Router(shell, self.environments, self._cell_target)
+
+    def take_over(self) -> None:
+        """Adopt the environments that were kept while the notebook's own kernel was restarted."""
+        kept = self.environments.take_over(self.router.connection_file, tell)
+        for environment in kept:
+            environment.watch(self.router.watch)
+        if kept:
+            names = ", ".join(repr(environment.name) for environment in kept)
+            tell(
+                f"Kept over the restart, without their variables: {names}. "
+                f"Go on with: %docker_env {kept[0].name}"
+            )
 
     @line_magic
     def docker_env(self, line: str) -> Any:
@@ -131,12 +144,18 @@ class DockerMagics(Magics):
         known = options.name or name
         if known in self.environments:
             environment = self.environments.get(known)
+            is_same = options in (RunOptions(), RunOptions(name=known), environment.options)
             if not fresh and environment.is_alive:
-                if options != RunOptions() and options != RunOptions(name=options.name):
+                if not is_same:
                     raise ConfigError(
                         f"'{known}' is running already, with the options it was started with.",
                         hint="Start it anew with --fresh, or a second one with another --name.",
                     )
+                self.environments.active = environment
+                self._tell_where_cells_run()
+                return
+            if not fresh and is_same and environment.is_kept:
+                self._resume(environment)
                 self.environments.active = environment
                 self._tell_where_cells_run()
                 return
@@ -152,6 +171,14 @@ class DockerMagics(Magics):
             f"{describe_kernel(environment.report)}; ready in {time.perf_counter() - began:.1f} s."
         )
         return environment
+
+    def _resume(self, environment: Environment) -> None:
+        """Start a kernel in a container that was kept over a restart."""
+        environment.restart()
+        tell(
+            f"{environment.name!r} was kept over the restart: a new kernel in the same container, "
+            f"{describe_kernel(environment.report)}."
+        )
 
     @cell_magic
     def docker_cell(self, line: str, cell: str) -> None:
@@ -184,7 +211,10 @@ class DockerMagics(Magics):
                 )
             return self.environments.active
         if name in self.environments:
-            return self.environments.get(name)
+            environment = self.environments.get(name)
+            if environment.is_kept:
+                self._resume(environment)
+            return environment
         return self._start_beside(parsed.what, options)
 
     def _start_beside(self, name: str, options: RunOptions) -> Environment:
@@ -245,7 +275,7 @@ class DockerMagics(Magics):
                 [
                     ("* " if environment is self.environments.active else "  ") + environment.name,
                     environment.reference,
-                    "running" if alive else "dead",
+                    "running" if alive else "kept" if environment.is_kept else "dead",
                     describe_kernel(environment.report).partition(",")[0] if alive else "",
                     environment.container_id[:12],
                 ]

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Dict, Unicode
 
@@ -62,6 +63,28 @@ class TellingManager(AsyncKernelManager):
     """
 
     tell: Callable[[str], None] = print
+
+    async def adopt(self, info: Mapping[str, Any]) -> None:
+        """Manage a kernel that another process has started, so that it can be restarted.
+
+        Parameters
+        ----------
+        info : mapping
+            What `DockerProvisioner.get_provisioner_info` said there.
+
+        Raises
+        ------
+        DockmlError
+            If its container is gone.
+        """
+        factory = KernelProvisionerFactory.instance(parent=self.parent)
+        provisioner = factory.create_provisioner_instance(
+            info["kernel_id"], self.kernel_spec, parent=self
+        )
+        await provisioner.load_provisioner_info(dict(info))
+        self.provisioner = provisioner
+        self._launch_args = {"cwd": info["workspace"]}
+        self._attempted_start = True
 
 
 class DockerProvisioner(KernelProvisionerBase):

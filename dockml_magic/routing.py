@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import keyword
 import signal
 import sys
@@ -179,7 +180,7 @@ class Router:
             setattr(self.shell, _RUN_PIECE, self.run_piece)
             self.shell.Completer.custom_matchers.append(self._match)
             return
-        for name in ("do_execute", "do_complete", "do_debug_request"):
+        for name in ("do_execute", "do_complete", "do_debug_request", "do_shutdown"):
             original = getattr(self.kernel, name)
             setattr(self.kernel, name, getattr(self, f"_{name}")(original))
             self._taken.append(name)
@@ -472,6 +473,23 @@ class Router:
             return reply or {**failed, "message": f"'{environment.name}' does not answer."}
 
         return do_debug_request
+
+    @property
+    def connection_file(self) -> str:
+        """Where the notebook's own kernel is reached; "" in a terminal, and where nobody can restart it."""
+        return str(getattr(getattr(self.kernel, "parent", None), "abs_connection_file", ""))
+
+    def _do_shutdown(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def do_shutdown(restart: bool) -> Any:
+            """Keep the environments for the kernel that comes after this one; on the control channel's loop."""
+            if restart and self.connection_file:
+                with contextlib.suppress(
+                    DockmlError, OSError
+                ):  # the kernel has to end all the same
+                    self.environments.hand_over(self.connection_file)
+            return original(restart)
+
+        return do_shutdown
 
     # --- one cell, by a magic -----------------------------------------------------------------
 

@@ -155,17 +155,18 @@ def test_restart_from_the_menu_is_a_new_kernel_in_the_same_container(
     assert containers_of(lab.folder) == [container]
 
 
-def test_restart_from_the_menu_of_a_routed_notebook_begins_anew(
+def test_restart_from_the_menu_of_a_routed_notebook_keeps_its_environment(
     open_notebook: OpenNotebook, lab: Server
 ) -> None:
     notebook = open_notebook("routed")
-    notebook.run("x = 42")
+    notebook.run("x = 42\nopen('/tmp/in-the-container', 'w').close()")
+    (container,) = containers_of(lab.folder)
     notebook.restart()
     expect(notebook.run("import os; os.path.exists('/run/dockml')")).to_contain_text("False")
-    wait_until(lambda: not containers_of(lab.folder), what="its container to be gone")
     notebook.use(WIDGETS)
-    kept = notebook.run("import os; 'x' in globals(), os.path.exists('/run/dockml')")
+    kept = notebook.run("import os; 'x' in globals(), os.path.exists('/tmp/in-the-container')")
     expect(kept).to_contain_text("(False, True)")
+    assert containers_of(lab.folder) == [container]
 
 
 @pytest.mark.parametrize("path", PATHS)

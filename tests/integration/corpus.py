@@ -137,11 +137,13 @@ def opened(comm, message):
     global theirs
     theirs = comm
     print(message['content']['data'], len(message['buffers']))
+    sys.stdout.flush()
     comm.on_msg(lambda m: comm.send({'got': m['content']['data']}, buffers=[b'pong']))
     comm.on_close(lambda m: sys.stdout.write(str(m['content']['data'])))
     comm.send({'hello': 1})
 get_ipython().kernel.comm_manager.register_target('theirs', opened)
 """
+"""It flushes: ipykernel 4 sends a comm's message at once, and what was printed before it when a timer says so."""
 RAISE_LATE = "import time; time.sleep(0.3); 1/0"
 """An error at a time when all that was sent with it has arrived."""
 
@@ -434,6 +436,7 @@ _COMMS = [
         "@c.on_msg\n"
         "def got(message):\n"
         "    print(message['content']['data'], [bytes(b)[:4] for b in message['buffers']])\n"
+        "    sys.stdout.flush()\n"
         "    c.send({'echo': message['content']['data']}, buffers=message['buffers'])",
         comm("comm_msg", KERNEL_COMM, {"v": "\u00fc"}, b"\x00\x80\xff" * 100000, b""),
         CLOSE,

@@ -86,10 +86,13 @@ class Notebook:
 
     def __enter__(self) -> Notebook:
         self.manager.start_kernel(cwd=str(self.folder), env={**os.environ, **self._variables})
+        self._connect()
+        return self
+
+    def _connect(self) -> None:
         self.client: BlockingKernelClient = self.manager.client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=PATIENCE)
-        return self
 
     def __exit__(
         self,
@@ -166,6 +169,12 @@ class Notebook:
     def interrupt(self) -> None:
         """Press the stop button."""
         self.manager.interrupt_kernel()
+
+    def restart(self) -> None:
+        """Restart the host kernel, as a front end's menu does: what was loaded is gone."""
+        self.client.stop_channels()
+        self.manager.restart_kernel()
+        self._connect()
 
     def kill(self) -> None:
         """End the host kernel as `kill -9` does."""

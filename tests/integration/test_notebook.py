@@ -429,7 +429,7 @@ def test_a_kernel_that_dies_is_told_and_can_be_brought_back(
     assert died.reply["ename"] == "KernelDiedError"
     assert "The kernel of 'mortal' died (exit code 137, SIGKILL)" in died.traceback
     after = notebook.run("1 + 1")
-    assert "'mortal' is not running any more" in after.traceback
+    assert "'mortal' is not running any more (exit code 137)." in after.traceback
     assert notebook.ok("%%docker_cell local\n1 + 1").result == "2"
     notebook.ok(rescue)
     assert notebook.ok("1 + 1").result == "2"

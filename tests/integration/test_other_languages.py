@@ -464,6 +464,7 @@ def test_the_stop_button_ends_a_routed_r_cell(in_r: Notebook, busy: str) -> None
     cell = in_r.finish(msg_id)
     assert cell.printed() == "here\n"
     assert cell.reply["status"] != "ok"
+    assert "KernelDiedError" not in cell.traceback, cell.traceback
     assert in_r.ok("cat(kept)").printed() == "1"
 
 
