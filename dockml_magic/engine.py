@@ -47,6 +47,13 @@ OLDEST_API = "1.41"
 
 _REQUEST_TIMEOUT = 120
 
+_BUILD_NOISE = (
+    " ---> ",
+    "Removing intermediate container ",
+    "[Warning] One or more build-args ",
+)
+"""How lines of a build begin that say nothing of its steps."""
+
 BUILD_LINES = 20
 """Lines of a failed build that are shown."""
 
@@ -351,7 +358,7 @@ class DockerEngine:
                 ):
                     problem = event.get("error") or problem
                     for line in event.get("stream", "").splitlines():
-                        if line.strip() and not line.startswith("[Warning] One or more build-args"):
+                        if line.strip() and not line.startswith(_BUILD_NOISE):
                             lines.append(line)
                             report(line)
         except EngineUnreachableError:

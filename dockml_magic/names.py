@@ -534,7 +534,9 @@ def all_images(project: Project) -> list[Image]:
 def suggest(name: str, project: Project, local_references: Collection[str] = ()) -> list[str]:
     """Return the known names nearest to `name`, best first, at most four."""
     known = known_names(project, local_references)
-    return difflib.get_close_matches(name.lower(), known, n=4, cutoff=0.5)
+    # Many names differ in one digit only: of these the one that looks like what was typed.
+    digits = re.sub(r"(?<=[\d.])[ol]", lambda match: str("ol".index(match[0])), name.lower())
+    return difflib.get_close_matches(digits, known, n=4, cutoff=0.5)
 
 
 def known_names(project: Project, local_references: Collection[str] = ()) -> list[str]:

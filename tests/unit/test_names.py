@@ -120,6 +120,8 @@ def test_suggestions_come_from_project_catalogue_and_engine() -> None:
     project = Project(environments={"summariser": RunOptions()})
     assert suggest("sumariser", project)[0] == "summariser"
     assert "python3.9" in suggest("pyton3.9", project)
+    assert suggest("tf1.1O", project)[0] == "tf1.10"
+    assert suggest("tf1.l0", project)[0] == "tf1.10"
     assert suggest("me/mime:1", project, ["me/mine:1"]) == ["me/mine:1"]
     assert suggest("zzzzzzzz", project) == []
 
