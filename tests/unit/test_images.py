@@ -6,7 +6,7 @@ import pytest
 
 from dockml_magic.catalogue import Image, images
 from dockml_magic.display import Table, Tables
-from dockml_magic.errors import ConfigError
+from dockml_magic.errors import ConfigError, UnknownNameError
 from dockml_magic.images import add_search_options, explain, tables_of_images
 from dockml_magic.names import REASONS, Query, choose, rank
 from dockml_magic.options import RunOptions, build_parser
@@ -100,6 +100,11 @@ def test_without_an_engine_the_catalogue_is_still_there() -> None:
 
 def test_nothing_found_is_said() -> None:
     assert str(listed("zzz")).startswith("No such image. Narrow it:")
+
+
+def test_a_name_that_no_image_meets_is_told_with_what_there_is() -> None:
+    with pytest.raises(UnknownNameError, match=r"newest is 2\.21; there are 1\.4 … 2\.21"):
+        listed("tf1.99")
 
 
 def test_a_version_that_is_none_is_told() -> None:
