@@ -63,11 +63,25 @@ OLDEST_API = "1.41"
 
 _REQUEST_TIMEOUT = 120
 
+_BUILD_NOISE = (
+    " ---> ",
+    "Removing intermediate container ",
+    "[Warning] One or more build-args ",
+)
+"""How lines of a build begin that say nothing of its steps."""
+
 BUILD_LINES = 20
 """Lines of a failed build that are shown."""
 
 _REPORT_INTERVAL = 0.2
 """Seconds between two reports of a pull."""
+
+
+_COPIES = re.compile(
+    r"^\s*(?:COPY(?!\s+--from)|ADD|ONBUILD|FROM\s+\S*onbuild|RUN\s+--mount|#\s*syntax\s*=)",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""A step of a Dockerfile that may read the files beside it."""
 
 
 class NotStartableError(EngineError):
@@ -258,8 +272,9 @@ def make_archive(files: Mapping[PurePosixPath, bytes | None], uid: int = 0, gid:
 def build_reference(dockerfile: Path) -> str:
     """Return the name of the image that is built from a Dockerfile in its folder: "dockml/build:…".
 
-    It stands for the content of what the engine would get, the files that `.dockerignore` leaves in, so that the
-    image is built again when, and only when, one of them has changed.
+    It stands for the content of the Dockerfile and, where that copies any, of the files that the engine gets, which
+    are those that `.dockerignore` leaves in: the image is built again when, and only when, one of them has changed.
+    A notebook beside a Dockerfile that copies nothing may be saved as often as one likes.
     """
     from docker.utils.build import exclude_paths
 
@@ -267,6 +282,9 @@ def build_reference(dockerfile: Path) -> str:
     ignore = folder / ".dockerignore"
     content = hashlib.sha256(dockerfile.name.encode())
     try:
+        if not _COPIES.search(dockerfile.read_text(encoding="utf-8", errors="replace")):
+            content.update(dockerfile.read_bytes())
+            return f"dockml/build:{content.hexdigest()}"
         patterns = ignore.read_text(encoding="utf-8").splitlines() if ignore.is_file() else []
         patterns = [p for line in patterns if (p := line.strip()) and not p.startswith("#")]
         for name in sorted(exclude_paths(str(folder), patterns, dockerfile.name)):
@@ -669,7 +687,7 @@ class DockerEngine:
                 ):
                     problem = event.get("error") or problem
                     for line in event.get("stream", "").splitlines():
-                        if line.strip() and not line.startswith("[Warning] One or more build-args"):
+                        if line.strip() and not line.startswith(_BUILD_NOISE):
                             lines.append(line)
                             report(line)
         except EngineUnreachableError:

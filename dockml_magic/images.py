@@ -12,12 +12,14 @@ from dataclasses import replace
 from dockml_magic.catalogue import FRAMEWORKS, Image, minor, numbers, search
 from dockml_magic.display import Table, Tables
 from dockml_magic.errors import ConfigError
-from dockml_magic.names import Choice, all_images, parse_query, rank
+from dockml_magic.names import Choice, all_images, find, parse_query, rank
 from dockml_magic.project import Project
 
 _HEAD = ["NAME", "REFERENCE", "PYTHON", "CUDA", "CUDNN", "KERNEL", "SURE", "HERE"]
 _NEXT = 3
 """Further candidates that `explain` names."""
+
+_KERNELS = {"yes": "its own", "no": "from the bundle", "": "its own, or from the bundle"}
 
 _NARROW = (
     "Narrow it: a framework or a name (tf, torch1.1, tf1.15-gpu), --version 2, --python 3.8, --cuda 11, "
@@ -64,22 +66,23 @@ def tables_of_images(
         The user's own images.
     local : sequence of str or None
         References that the engine has, None where no engine answers.
+
+    Raises
+    ------
+    UnknownNameError
+        If a name is asked for that no image meets.
     """
     here = [_plain(reference) for reference in local or ()]
     everything = all_images(project)
     known = {image.reference for image in everything}
     strangers = [Image(name=name, reference=name, sure="") for name in here if name not in known]
     note = "" if local is not None else "No Docker engine answers: what is here is not marked."
-    question = vars(parsed)
-    if (
-        not any(value not in (None, "", False) for value in question.values())
-        and parsed.gpu is None
-    ):
+    if not any(vars(parsed).values()) and parsed.gpu is None:
         found = search(everything, local=here)
         return Tables(_overview(everything, here), _list([*found, *strangers], here, note=note))
-    query = parse_query(parsed.what) if parsed.what else None
+    query = parse_query(parsed.what)
     found = search(
-        filter(query.matches, everything) if query else everything,
+        find(parsed.what, project) if query else everything,
         version=parsed.version or "",
         python=parsed.python or "",
         cuda=parsed.cuda or "",
@@ -163,47 +166,33 @@ def explain(choice: Choice, *, is_here: bool, problem: str = "") -> Table:
     for size in ("memory", "shm_size"):
         if size in options:
             options[size] = f"{options[size] / 1024**3:.3g}g"
-    rows = [["name", choice.name], ["image", choice.reference]]
-    if choice.dockerfile:
-        rows.append(["built from", choice.dockerfile])
-    rows.append(
-        [
-            "is here",
-            "yes"
-            if is_here
-            else "no: it would be built"
-            if choice.dockerfile
-            else "no: it would be pulled",
-        ]
-    )
+    fetched = "built" if choice.dockerfile else "pulled"
+    rows = [
+        ["name", choice.name],
+        ["image", choice.reference],
+        ["built from", choice.dockerfile],
+        ["is here", "yes" if is_here else f"no: it would be {fetched}"],
+    ]
     if image is not None:
+        cuda = ", ".join(filter(None, (_fact(image, "cuda"), _fact(image, "cudnn"))))
         rows += [
             ["framework", image.title or "not known"],
             ["Python", _fact(image, "python") or "not known"],
-            [
-                "CUDA, cuDNN",
-                ", ".join(filter(None, (_fact(image, "cuda"), _fact(image, "cudnn")))) or "none",
-            ],
-            [
-                "kernel",
-                {"yes": "its own", "no": "from the bundle"}.get(
-                    image.has_ipykernel, "its own, or from the bundle"
-                ),
-            ],
+            ["CUDA, cuDNN", cuda or "none"],
+            ["kernel", _KERNELS[image.has_ipykernel]],
             ["how sure", f"{image.sure}, {image.source}"],
+            ["not confirmed", ", ".join(image.unsure).replace("_", " ")],
+            ["notes", image.notes],
+            ["broken", image.broken],
+            ["why this one", choice.why],
         ]
-        rows += (
-            [["not confirmed", ", ".join(image.unsure).replace("_", " ")]] if image.unsure else []
-        )
-        rows += [["notes", image.notes]] if image.notes else []
-        if image.broken and not choice.doubt:
-            rows.append(["broken", image.broken])
-        rows += [["why this one", choice.why]] if choice.why else []
         for place, other in enumerate(choice.others[:_NEXT]):
             rows.append(["" if place else "then", f"{other.reference} ({how_sure(other)})"])
     asked = "all, as the name says" if choice.wants_gpu else choice.options.gpus or "none"
-    rows.append(["GPUs", asked])
-    rows += [["options", ", ".join(f"{k}={v}" for k, v in options.items())]] if options else []
-    rows += [["beware", choice.doubt]] if choice.doubt and not is_here else []
-    rows += [["would not start", problem]] if problem else []
-    return Table(["DRY RUN", choice.title], rows, empty="")
+    rows += [
+        ["GPUs", asked],
+        ["options", ", ".join(f"{option}={value}" for option, value in options.items())],
+        ["beware", "" if is_here else choice.doubt],
+        ["would not start", problem],
+    ]
+    return Table(["DRY RUN", choice.title], [row for row in rows if row[1]], empty="")

@@ -377,11 +377,9 @@ def choose(
     elif not REFERENCE.fullmatch(asked):
         raise UnknownNameError(asked, suggest(asked, project))
     else:
-        choice = dataclasses.replace(
-            choice,
-            image=next((i for i in all_images(project) if i.reference == asked), None),
-            doubt=_doubt_about_tag(asked, is_here),
-        )
+        image = next((i for i in all_images(project) if i.reference == asked), None)
+        doubt = _fault(image) if image else _doubt_about_tag(asked, is_here)
+        choice = dataclasses.replace(choice, image=image, doubt=doubt)
     if title := project.titles.get(name):
         choice = dataclasses.replace(choice, title=title)
     return choice
@@ -435,7 +433,7 @@ def _library() -> frozenset[str]:
 def _chosen(choice: Choice, asked: str, candidates: Sequence[Image], fits: Fits) -> Choice:
     image, *others = candidates
     query = parse_query(asked)
-    if image.is_own or query is None:
+    if query is None or (image.is_own and image.name == asked.lower()):
         title = image.title or image.reference
         wants_gpu = image.gpu
     else:
@@ -458,7 +456,7 @@ def _chosen(choice: Choice, asked: str, candidates: Sequence[Image], fits: Fits)
 def _doubt_about(asked: str, image: Image, query: Query | None) -> str:
     """Return what the user should know before an image is pulled that was found by name."""
     if image.broken:
-        return f"'{asked}' is {image.reference}, the only one there is. {image.broken} {_first(image.notes)}".rstrip()
+        return f"'{asked}' is {image.reference}: no other is known to work. {_fault(image)}"
     if image.sure == "derived":
         return (
             f"'{asked}' is {image.reference}: a tag that follows from its neighbours and was not seen "
@@ -470,10 +468,10 @@ def _doubt_about(asked: str, image: Image, query: Query | None) -> str:
     return ""
 
 
-def _first(notes: str) -> str:
-    """Return the cure that a note names, as a sentence."""
-    cure = notes.partition("cure: ")[2]
-    return f"What helps: {cure}." if cure else ""
+def _fault(image: Image) -> str:
+    """Return what is broken in an image, and the cure that its notes name."""
+    cure = image.notes.partition("cure: ")[2]
+    return f"{image.broken} What helps: {cure}." if cure else image.broken
 
 
 def _doubt_about_tag(reference: str, is_here: Callable[[str], bool]) -> str:
@@ -536,7 +534,9 @@ def all_images(project: Project) -> list[Image]:
 def suggest(name: str, project: Project, local_references: Collection[str] = ()) -> list[str]:
     """Return the known names nearest to `name`, best first, at most four."""
     known = known_names(project, local_references)
-    return difflib.get_close_matches(name.lower(), known, n=4, cutoff=0.5)
+    # Many names differ in one digit only: of these the one that looks like what was typed.
+    digits = re.sub(r"(?<=[\d.])[ol]", lambda match: str("ol".index(match[0])), name.lower())
+    return difflib.get_close_matches(digits, known, n=4, cutoff=0.5)
 
 
 def known_names(project: Project, local_references: Collection[str] = ()) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from dockml_magic import catalogue
@@ -69,6 +71,13 @@ def test_there_are_many_and_each_is_there_once() -> None:
     assert len(ROWS) >= 700
     assert len({row["name"] for row in ROWS}) == len(ROWS)
     assert len({row["reference"] for row in ROWS}) == len(ROWS)
+
+
+def test_the_readme_names_every_framework_and_counts_the_images() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"{len(ROWS)} images of {len(FRAMEWORKS)} frameworks" in readme
+    for words in FRAMEWORKS.values():
+        assert f"`{words.word}`" in readme
 
 
 def test_every_framework_has_images_and_words_of_its_own() -> None:

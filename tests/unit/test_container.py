@@ -154,7 +154,7 @@ def test_what_is_not_sure_is_said_before_a_pull_and_not_of_an_image_that_is_here
 def dockerfile(workspace: Path, engine: FakeEngine) -> Path:
     engine.add_image("me/base:1", programs=["python3"])
     path = workspace / "Dockerfile"
-    path.write_text("FROM me/base:1\nRUN true\n")
+    path.write_text("FROM me/base:1\nCOPY . /here\n")
     return path
 
 
@@ -166,7 +166,7 @@ def test_a_dockerfile_is_built_once(
     reference = first.choice.reference
     assert reference.startswith("dockml/build:")
     assert [built for built, _ in engine.built] == [reference]
-    assert told == [f"building {reference} from {name}", "FROM me/base:1", "RUN true"]
+    assert told == [f"building {reference} from {name}", "FROM me/base:1", "COPY . /here"]
     assert plan(name).image == first.image
     assert len(engine.built) == 1
     plan(name, pull="always")

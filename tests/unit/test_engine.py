@@ -353,7 +353,7 @@ def folder_with(folder: Path, **files: str) -> Path:
 
 
 def test_a_build_is_named_by_its_content(tmp_path: Path) -> None:
-    path = folder_with(tmp_path, Dockerfile="FROM a", data="1")
+    path = folder_with(tmp_path, Dockerfile="FROM a\nCOPY . /", data="1")
     reference = build_reference(path)
     assert re.fullmatch(r"dockml/build:[0-9a-f]{64}", reference)
     assert build_reference(path) == reference
@@ -367,7 +367,7 @@ def test_a_build_is_named_by_its_content(tmp_path: Path) -> None:
 
 def test_what_dockerignore_leaves_out_does_not_count(tmp_path: Path) -> None:
     path = folder_with(
-        tmp_path, Dockerfile="FROM a", data__csv="1", __dockerignore="# big\n*.csv\n"
+        tmp_path, Dockerfile="FROM a\nCOPY . /", data__csv="1", __dockerignore="# big\n*.csv\n"
     )
     reference = build_reference(path)
     folder_with(tmp_path, data__csv="2")
@@ -377,9 +377,31 @@ def test_what_dockerignore_leaves_out_does_not_count(tmp_path: Path) -> None:
 
 
 def test_links_of_a_context_are_not_followed(tmp_path: Path) -> None:
-    path = folder_with(tmp_path, Dockerfile="FROM a")
+    path = folder_with(tmp_path, Dockerfile="FROM a\nCOPY . /")
     (tmp_path / "link").symlink_to("nowhere")
     reference = build_reference(path)
     (tmp_path / "link").unlink()
     (tmp_path / "link").symlink_to("elsewhere")
+    assert build_reference(path) != reference
+
+
+@pytest.mark.parametrize(
+    ("step", "counts"),
+    [
+        ("RUN pip install torch", False),
+        ("COPY --from=base /a /a", False),
+        ("# COPY nothing", False),
+        ("COPY a b", True),
+        ("  copy a b", True),
+        ("ADD a b", True),
+        ("ONBUILD COPY a b", True),
+        ("RUN --mount=type=bind,target=/src make", True),
+    ],
+)
+def test_files_count_only_where_they_are_copied(tmp_path: Path, step: str, *, counts: bool) -> None:
+    path = folder_with(tmp_path, Dockerfile=f"FROM a\n{step}\n", notebook__ipynb="1")
+    reference = build_reference(path)
+    folder_with(tmp_path, notebook__ipynb="2")
+    assert (build_reference(path) != reference) is counts
+    folder_with(tmp_path, Dockerfile=f"FROM b\n{step}\n")
     assert build_reference(path) != reference

@@ -6,7 +6,7 @@ import pytest
 
 from dockml_magic.catalogue import Image, images
 from dockml_magic.display import Table, Tables
-from dockml_magic.errors import ConfigError
+from dockml_magic.errors import ConfigError, UnknownNameError
 from dockml_magic.images import add_search_options, explain, tables_of_images
 from dockml_magic.names import REASONS, Query, choose, rank
 from dockml_magic.options import RunOptions, build_parser
@@ -102,6 +102,11 @@ def test_nothing_found_is_said() -> None:
     assert str(listed("zzz")).startswith("No such image. Narrow it:")
 
 
+def test_a_name_that_no_image_meets_is_told_with_what_there_is() -> None:
+    with pytest.raises(UnknownNameError, match=r"newest is 2\.21; there are 1\.4 … 2\.21"):
+        listed("tf1.99")
+
+
 def test_a_version_that_is_none_is_told() -> None:
     with pytest.raises(ConfigError, match="'new' is not a version"):
         asked("tf", "--version", "new")
@@ -149,7 +154,8 @@ def test_it_says_what_is_known() -> None:
 def test_it_says_what_is_not_confirmed_and_what_is_broken() -> None:
     assert "version" in facts("keras2.2")["not confirmed"]
     assert "cuDNN 8.9" in facts("tf2.18-gpu")["beware"]
-    assert "cuDNN 8.9" in facts("tensorflow/tensorflow:2.18.0-gpu")["broken"]
+    assert "cuDNN 8.9" in facts("tf2.18-gpu", is_here=True)["broken"]
+    assert "cuDNN 8.9" in facts("tensorflow/tensorflow:2.18.0-gpu")["beware"]
     assert "It may not exist" in facts("tf1.4")["beware"]
     assert "beware" not in facts("tf1.4", is_here=True)
 

@@ -120,6 +120,8 @@ def test_suggestions_come_from_project_catalogue_and_engine() -> None:
     project = Project(environments={"summariser": RunOptions()})
     assert suggest("sumariser", project)[0] == "summariser"
     assert "python3.9" in suggest("pyton3.9", project)
+    assert suggest("tf1.1O", project)[0] == "tf1.10"
+    assert suggest("tf1.l0", project)[0] == "tf1.10"
     assert suggest("me/mime:1", project, ["me/mine:1"]) == ["me/mine:1"]
     assert suggest("zzzzzzzz", project) == []
 
@@ -492,6 +494,16 @@ def test_an_own_image_may_have_any_name() -> None:
     assert (choice.reference, choice.wants_gpu, choice.is_known) == ("me/mine:1", True, True)
 
 
+def test_an_own_image_is_found_by_its_framework_and_asks_for_gpus_as_others_do() -> None:
+    own = Image(name="ours", reference="me/torch:7", framework="pytorch", version="1.13.1",
+                gpu=True, is_own=True)  # fmt: skip
+    project = Project(images={"ours": own})
+    assert choose("torch1.13", RunOptions(), project).reference == "me/torch:7"
+    assert not choose("torch1.13", RunOptions(), project).wants_gpu
+    assert choose("torch1.13-gpu", RunOptions(), project).wants_gpu
+    assert choose("torch1.12", RunOptions(), project).image != own
+
+
 def test_the_fit_decides_among_images_for_a_gpu_and_only_there() -> None:
     def newer_only(image: Image) -> int:
         return int(image.publisher == "ngc")
@@ -540,7 +552,9 @@ def test_an_image_of_the_project_may_be_a_dockerfile() -> None:
          "was not seen in any source. It may not exist."),
         ("keras2.2", "whose version is not confirmed"),
         ("tf2.18-gpu", "TensorFlow does not find the GPU in it"),
-        ("julia1.10", "the only one there is. It has no Python"),
+        ("julia1.10", "no other is known to work. It has no Python"),
+        ("tensorflow/tensorflow:2.18.0-gpu", "What helps: pip install tensorflow[and-cuda]"),
+        ("tensorflow/tensorflow:1.4.0-py3", ""),
         ("tensorflow/tensorflow:2.10.0-py3", "probably does not exist: tags ended in -py3 up to 2.1"),
     ],
 )  # fmt: skip
