@@ -24,7 +24,7 @@ import functools
 import importlib.resources
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from packaging.version import InvalidVersion, Version
@@ -437,12 +437,18 @@ def _finding(build: _Build, target: _Target) -> _Finding:
     )
 
 
+@functools.cache
 def _verdict_on(build: _Build, target: _Target) -> _Finding:
-    """Return the verdict: by the driver, then by reports, then by what the build has code for."""
+    """Return the verdict: by the driver, then by reports, then by what the build has code for.
+
+    What no driver cures is said before that the driver is too old.
+    """
     row = _row_of(build)
     cuda = build.cuda or (_pair(row["cuda"].split()[0]) if row and row["cuda"] else None)
     if cuda is not None and _driver_state(cuda, target.driver) == "too old":
-        return _driver_too_old(cuda, target)
+        with_a_new_one = _verdict_on(build, replace(target, driver=""))
+        is_hopeless = with_a_new_one.verdict == "will not run"
+        return with_a_new_one if is_hopeless else _driver_too_old(cuda, target)
     for report in _rows("gpu_reports"):
         if _is_about(report, build, target.capability, cuda):
             verdict = next(v for v in VERDICTS if v == report["verdict"])
@@ -679,6 +685,7 @@ def oldest_driver(cuda: str) -> str:
     return _driver_row(_known_pair(cuda))["min_linux_driver"]
 
 
+@functools.cache
 def _driver_state(cuda: tuple[int, int], driver: str) -> str:
     """Return "own" (as new as the CUDA itself), "minor" (same major: no PTX), or "too old"."""
     try:
@@ -736,6 +743,7 @@ def _capability(text: str) -> tuple[int, int]:
     return _known_pair(text) if "." in text else (int(text[:-1]), int(text[-1]))
 
 
+@functools.cache
 def _pair(version: str) -> tuple[int, int] | None:
     """Return major and minor of a version, None where it is not one."""
     try:

@@ -8,7 +8,9 @@ called, one with a runtime that is runc and notes the same.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -19,6 +21,7 @@ import pytest
 
 from dockml_magic import container as containers
 from dockml_magic.engine import DockerEngine, connect
+from dockml_magic.errors import GpuUnavailableError
 from dockml_magic.fit import Gpu
 from dockml_magic.gpu import HostGpus
 from tests.integration.conftest import Image, StartKernel
@@ -35,6 +38,18 @@ echo "$@" >> "{calls}"
 RUNTIME = """#!/bin/sh
 echo "$@" >> "{calls}"
 exec {runc} "$@"
+"""
+
+FIRST_WITH_CDI = 25
+"""The Docker whose engine reads CDI files where that is switched on."""
+
+CDI = """
+cdiVersion: 0.5.0
+kind: nvidia.com/gpu
+devices:
+- {name: "0", containerEdits: {env: ["GPU_0=0"]}}
+- {name: "1", containerEdits: {env: ["GPU_1=1"]}}
+- {name: all, containerEdits: {env: ["GPU_ALL=all"]}}
 """
 
 GPUS = (
@@ -76,6 +91,25 @@ def runtime_engine(folder: Path, calls: Path, engine: DockerEngine, image: Image
     _write_program(runtime, RUNTIME.format(calls=calls, runc=shutil.which("runc", path=_path())))
     options = ("--add-runtime", f"nvidia={runtime}")
     with _another_engine(folder / "runtime", "", *options) as endpoint:
+        _copy_image(engine, connect(endpoint), image("dockml/ipykernel:7"))
+        yield endpoint
+
+
+@pytest.fixture(scope="module")
+def cdi_engine(folder: Path, engine: DockerEngine, image: Image) -> Iterator[str]:
+    """Start an engine that finds a CDI file of NVIDIA's kind; give its endpoint."""
+    said = subprocess.run(
+        ["dockerd", "--version"], check=True, capture_output=True, env={"PATH": _path()}, text=True
+    )
+    version = re.search(r"version (\d+)", said.stdout)
+    if version is None or int(version[1]) < FIRST_WITH_CDI:
+        pytest.skip(f"CDI needs Docker {FIRST_WITH_CDI}")
+    specs = folder / "cdi-specs"
+    specs.mkdir()
+    (specs / "nvidia.yaml").write_text(CDI)
+    settings = folder / "cdi.json"
+    settings.write_text(json.dumps({"features": {"cdi": True}, "cdi-spec-dirs": [str(specs)]}))
+    with _another_engine(folder / "cdi", "", "--config-file", str(settings)) as endpoint:
         _copy_image(engine, connect(endpoint), image("dockml/ipykernel:7"))
         yield endpoint
 
@@ -159,6 +193,24 @@ def test_a_container_without_gpus_does_not_go_through_the_nvidia_runtime(
     calls.unlink(missing_ok=True)
     start(GPU_IMAGE, "--engine", runtime_engine, "--network", "none").ok("1")
     assert not calls.exists()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "given"),
+    [("all", "['GPU_ALL']"), ("2", "['GPU_0', 'GPU_1']"), ("device=1", "['GPU_1']")],
+)
+def test_a_gpu_request_goes_through_cdi_where_the_engine_has_it(
+    start: StartKernel, cdi_engine: str, gpus: str, given: str
+) -> None:
+    kernel = start(GPU_IMAGE, "--engine", cdi_engine, "--network", "none", "--gpus", gpus)
+    seen = kernel.ok("import os; sorted(name for name in os.environ if name.startswith('GPU_'))")
+    assert seen.result == given
+
+
+def test_a_gpu_that_cdi_does_not_know_is_told(start: StartKernel, cdi_engine: str) -> None:
+    with pytest.raises(GpuUnavailableError, match="does not know the GPU by CDI") as caught:
+        start(GPU_IMAGE, "--engine", cdi_engine, "--network", "none", "--gpus", "device=7")
+    assert "nvidia-ctk cdi" in caught.value.hint
 
 
 @pytest.mark.parametrize(
