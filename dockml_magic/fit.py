@@ -64,7 +64,7 @@ _DATA_CENTRE = re.compile(
 _TF_CURE = "tf{version}-gpu"
 _TORCH_CURE = "torch{version}-cu{cuda}"
 _KEEP = (
-    "To compile only once, keep the result: -v ~/.nv:/nv -e CUDA_CACHE_PATH=/nv "
+    "To compile only once, make the folder ~/.nv and keep the result there: -v ~/.nv:/nv -e CUDA_CACHE_PATH=/nv "
     "-e CUDA_CACHE_MAXSIZE=4294967296"
 )
 
@@ -237,15 +237,11 @@ class Fit:
         worse = [one for one in self.each if one.verdict != self.verdict]
         if worse:
             others = "; ".join(f"{one.gpu}: {one.verdict}" for one in worse)
+            assert self.gpu is not None
             told.append(
-                f"{others}. Best on {self.gpu}, which --gpus device={self.gpu_index} asks for."
+                f"{others}. Best on {self.gpu}, which --gpus device={self.gpu.index} asks for."
             )
         return told
-
-    @property
-    def gpu_index(self) -> int:
-        """The index of the GPU it fits best."""
-        return self.gpu.index if self.gpu else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -475,16 +471,26 @@ def _by_code(
     """Return the verdict by what a build that somebody described has code for."""
     capability = target.capability
     this, sure = _text(capability), row["confidence"]
+    needs_newer = cuda is not None and _driver_state(cuda, target.driver) == "minor"
     if native := _native(row["sass"], capability):
         return _Finding(
             verdict="fits",
             reason=f"{build.title} has code for GPUs of compute capability {native}, "
-            f"which runs on this one ({this}).",
+            f"which runs on this one ({this})"
+            + (
+                "; the driver is older than its CUDA, of the same major version."
+                if needs_newer
+                else "."
+            ),
+            cure="Should the engine refuse for the driver: -e NVIDIA_DISABLE_REQUIRE=1."
+            if needs_newer
+            else "",
             sure=sure,
         )
     ptx = _pair(row["ptx"])
     if ptx is not None and ptx <= capability:
-        if cuda is not None and _driver_state(cuda, target.driver) == "minor":
+        if needs_newer:
+            assert cuda is not None
             return _Finding(
                 verdict="will not run",
                 reason=f"{build.title} has no code for this GPU ({this}), only PTX, and to compile "

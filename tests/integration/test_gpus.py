@@ -21,9 +21,11 @@ import pytest
 
 from dockml_magic import container as containers
 from dockml_magic.engine import DockerEngine, connect
+from dockml_magic.environment import Environment
 from dockml_magic.errors import GpuUnavailableError
 from dockml_magic.fit import Gpu
 from dockml_magic.gpu import HostGpus
+from dockml_magic.options import RunOptions
 from tests.integration.conftest import Image, StartKernel
 from tests.integration.waiting import wait_until
 
@@ -227,3 +229,26 @@ def test_a_gpu_name_asks_for_all_gpus_unless_told_otherwise(
     monkeypatch.setattr(containers, "find_gpus", lambda: HostGpus(gpus=GPUS, driver="550.54.14"))
     kernel = start("tf1.10-gpu", "--engine", hook_engine, "--network", "none", *options)
     assert kernel.ok(VISIBLE).result == visible
+
+
+def test_an_environment_chooses_once_and_says_so_once(
+    workspace: Path, hook_engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[None] = []
+    told: list[str] = []
+
+    def find_gpus() -> HostGpus:
+        """Show the other one free at every second look."""
+        asked.append(None)
+        return HostGpus(gpus=GPUS if len(asked) == 1 else GPUS[:1], driver="550.54.14")
+
+    monkeypatch.setattr(containers, "find_gpus", find_gpus)
+    options = RunOptions(engine=hook_engine, network="none", gpus="auto")
+    environment = Environment("tf1.10-gpu", options, workspace, told.append).start()
+    try:
+        assert environment.run(VISIBLE).text == "'GPU-2'"
+        assert [line for line in told if "GPU" in line] == [
+            "--gpus auto: GPU 1 (Tesla V100-SXM2-16GB), 0.0 GB free"
+        ]
+    finally:
+        environment.stop()

@@ -282,6 +282,14 @@ def test_what_no_driver_cures_is_not_blamed_on_the_driver() -> None:
     assert "driver" not in fit.reason + fit.cure
 
 
+def test_a_driver_of_the_same_major_version_does_unless_the_toolkit_checks() -> None:
+    fit = judge(torch("2.7.0", "12.8", "9"), [Gpu(name=RTX3090)], "525.60.13")
+    assert fit.verdict == FITS
+    assert "older than its CUDA" in fit.reason
+    assert "NVIDIA_DISABLE_REQUIRE=1" in fit.cure
+    assert fit.lines("torch2.7-cu128") == []
+
+
 def test_there_are_enough_cases() -> None:
     assert len(CASES) >= 80
 
