@@ -159,6 +159,8 @@ CASES: dict[str, tuple[ImageFacts, str, str, str, str]] = {
     "tf2.14 RTX 3090": (tf("2.14.0-gpu"), RTX3090, NEW, FITS, ""),
     "tf2.15 found or not, tensorflow#62412": (tf("2.15.0-gpu"), RTX3090, NEW, UNKNOWN, "tf2.16-gpu"),
     "tf2.15 on H100, tensorflow#62320, and #62412": (tf("2.15.0-gpu"), H100, NEW, UNKNOWN, "ngc-tf2"),
+    "tf2.16: tensorflow#63362 is of pip's wheels, not of the image": (
+        tf("2.16.1-gpu"), RTX3090, NEW, FITS, ""),
     "tf2.16 H100: PTX 9.0": (tf("2.16.1-gpu"), H100, NEW, SLOW, "ngc-tf2"),
     "tf2.17 RTX 4090 has 8.9": (tf("2.17.0-gpu"), RTX4090, NEW, FITS, ""),
     "tf2.17 GTX 750 Ti: 5.0 dropped": (tf("2.17.0-gpu"), GTX750, NEW, FAILS, "tf2.16-gpu"),
@@ -206,7 +208,8 @@ CASES: dict[str, tuple[ImageFacts, str, str, str, str]] = {
     "torch2.1 cu121 K80": (torch("2.1.0", "12.1"), K80, "530.30.02", FAILS, "torch2.1-cu118"),
     "torch2.5 cu121 RTX 5070 Ti, pytorch#153928": (
         torch("2.5.1", "12.1", "9"), "NVIDIA GeForce RTX 5070 Ti", NEW, FAILS, "torch2.7-cu128"),
-    "torch2.6 cu126 RTX 5090": (torch("2.6.0", "12.6", "9"), RTX5090, NEW, FAILS, "torch2.7-cu128"),
+    "torch2.6 cu126 RTX 5090 (sm_50..sm_90: wyoming-xtts#1, Kokoro-FastAPI#306)": (
+        torch("2.6.0", "12.6", "9"), RTX5090, NEW, FAILS, "torch2.7-cu128"),
     "torch2.7 cu128 RTX 5090": (torch("2.7.0", "12.8", "9"), RTX5090, NEW, FITS, ""),
     "torch2.7 cu128 GB10 runs the 12.0 cubin": (torch("2.7.0", "12.8", "9"), GB10, NEW, FITS, ""),
     "torch2.7 cu128 B200": (torch("2.7.0", "12.8", "9"), B200, NEW, FITS, ""),
@@ -231,6 +234,8 @@ CASES: dict[str, tuple[ImageFacts, str, str, str, str]] = {
     "CUDA 13 on a driver for 12": (
         torch("2.9.0", "13.0", "9"), RTX4090, "570.26", FAILS, "torch2.9-cu126"),
     "a data-centre GPU may bridge it": (torch("2.1.0", "12.1"), A100, "470.57.02", UNKNOWN, "torch2.1-cu118"),
+    "no bridge to a GPU that CUDA 13 dropped": (
+        torch("2.9.0", "13.0", "9"), V100, "550.54.14", FAILS, "torch2.9-cu126"),
     "no bridge before CUDA 10": (tf("1.10.0-gpu-py3"), V100, "375.26", FAILS, ""),
     "a new driver runs an old CUDA": (tf("1.4.0-gpu-py3"), P100, "595.45.04", FITS, ""),
     "no driver version: taken for new": (torch("2.1.0", "12.1"), RTX3090, "", FITS, ""),
@@ -272,6 +277,20 @@ def test_a_fit_is_one_sentence_with_a_reason(
     assert not re.search(r"\. [A-Z]", fit.reason)
     assert instead in fit.cure
     assert "None" not in fit.reason + fit.cure
+
+
+def test_what_no_driver_cures_is_not_blamed_on_the_driver() -> None:
+    fit = judge(torch("2.9.0", "13.0", "9"), [Gpu(name=GTX1080)], "550.54.14")
+    assert "none for this one (6.1)" in fit.reason
+    assert "driver" not in fit.reason + fit.cure
+
+
+def test_a_driver_of_the_same_major_version_does_unless_the_toolkit_checks() -> None:
+    fit = judge(torch("2.7.0", "12.8", "9"), [Gpu(name=RTX3090)], "525.60.13")
+    assert fit.verdict == FITS
+    assert "older than its CUDA" in fit.reason
+    assert "NVIDIA_DISABLE_REQUIRE=1" in fit.cure
+    assert fit.lines("torch2.7-cu128") == []
 
 
 def test_there_are_enough_cases() -> None:
