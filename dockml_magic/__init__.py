@@ -1,8 +1,8 @@
 """Notebook cells in GPU containers of any framework version.
 
 `%load_ext dockml_magic`, then `%docker_env tf1.10-gpu`: the following cells run in a container of that
-version. For scripts there is `start`. Importing this package does nothing and is cheap: everything
-heavy waits until it is used.
+version. For scripts there is `start`, for finding an image `ImagePicker`. Importing this package does
+nothing and is cheap: everything heavy waits until it is used.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from dockml_magic.environment import Environment, start
+    from dockml_magic.picker import ImagePicker
 
 __all__ = [
     "Environment",
+    "ImagePicker",
     "__version__",
     "load_ipython_extension",
     "start",
@@ -30,6 +32,10 @@ def __getattr__(name: str) -> Any:
         from dockml_magic import environment
 
         return getattr(environment, name)
+    if name == "ImagePicker":
+        from dockml_magic.picker import ImagePicker
+
+        return ImagePicker
     raise AttributeError(f"module 'dockml_magic' has no attribute '{name}'")
 
 

@@ -160,6 +160,37 @@ class ListContainers(_Command):
         tell(str(table_of_containers(engine_for(RunOptions()))))
 
 
+class ListImages(_Command):
+    """`dockml images`."""
+
+    name = "dockml-images"
+    prog = "dockml images"
+    description = """List images: what there is of a framework, for which Python and CUDA, and what is here.
+
+dockml images                      every framework, and the images on this machine
+dockml images tf1.15 --cuda 10     TensorFlow 1.15 on any CUDA 10
+dockml images --local              only what is here
+
+NAME is what you give to %docker_env. A fact with a "?" is not confirmed. SURE says whether the tag was seen in
+a published source or is derived from its neighbours."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        from dockml_magic.images import add_search_options
+
+        add_search_options(parser)
+
+    def start(self) -> None:
+        """Run the command; called by traitlets."""
+        from pathlib import Path
+
+        from dockml_magic.container import local_references
+        from dockml_magic.images import tables_of_images
+        from dockml_magic.project import find_project
+
+        tell(str(tables_of_images(self.parsed, find_project(Path.cwd()), local_references())))
+
+
 class Pull(_Command):
     """`dockml pull`."""
 
@@ -190,6 +221,7 @@ class Dockml(JupyterApp):
     subcommands = {  # noqa: RUF012 - traitlets reads it so
         "kernels": (Kernels, Kernels.description),
         "ps": (ListContainers, ListContainers.description),
+        "images": (ListImages, ListImages.description.partition("\n")[0]),
         "pull": (Pull, Pull.description),
     }
 
@@ -197,7 +229,7 @@ class Dockml(JupyterApp):
         """Run the command; called by traitlets."""
         if self.subapp is None:
             self.print_help()
-            raise ConfigError("dockml needs a command.", hint="One of: kernels, ps, pull.")
+            raise ConfigError("dockml needs a command.", hint="One of: kernels, ps, images, pull.")
         self.subapp.start()
 
 

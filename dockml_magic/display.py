@@ -63,12 +63,17 @@ class Table:
         The cells.
     empty : str
         What to say when there is no row.
+    note : str
+        A sentence to say below the rows.
     """
 
-    def __init__(self, head: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
+    def __init__(
+        self, head: Sequence[str], rows: Sequence[Sequence[str]], empty: str, note: str = ""
+    ) -> None:
         self.head = list(head)
         self.rows = [list(row) for row in rows]
         self.empty = empty
+        self.note = note
 
     def __str__(self) -> str:
         """Return it as aligned text."""
@@ -76,10 +81,11 @@ class Table:
             return self.empty
         lines = [self.head, *self.rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.head))]
-        return "\n".join(
+        text = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
             for line in lines
-        )
+        ]
+        return "\n".join([*text, *filter(None, [self.note])])
 
     __repr__ = __str__
 
@@ -95,4 +101,21 @@ class Table:
             + "</tr>"
             for row in self.rows
         )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+
+
+class Tables:
+    """Tables one below the other."""
+
+    def __init__(self, *tables: Table) -> None:
+        self.tables = tables
+
+    def __str__(self) -> str:
+        """Return them as text, with an empty line between."""
+        return "\n\n".join(map(str, self.tables))
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return "".join(table._repr_html_() for table in self.tables)  # ours

@@ -16,7 +16,9 @@ import os
 import platform
 import queue
 import re
+import shutil
 import socket
+import stat
 import tarfile
 import threading
 import time
@@ -24,20 +26,24 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from dockml_magic import labels
 from dockml_magic.errors import (
+    ConfigError,
     ContainerNameTakenError,
     EngineError,
     EngineTooOldError,
     EngineUnreachableError,
     GpuUnavailableError,
+    ImageBuildError,
     ImageUnavailableError,
     MountError,
     PortTakenError,
 )
+from dockml_magic.fit import oldest_driver
+from dockml_magic.options import GpuRequest
 from dockml_magic.pull import (
     ImageName,
     PullMeter,
@@ -63,8 +69,25 @@ _REQUEST_TIMEOUT = 120
 _LAST_WORDS = 5.0
 """Seconds that the thread that reads a pull's events has to see that it was ended."""
 
+_BUILD_NOISE = (
+    " ---> ",
+    "Removing intermediate container ",
+    "[Warning] One or more build-args ",
+)
+"""How lines of a build begin that say nothing of its steps."""
+
+BUILD_LINES = 20
+"""Lines of a failed build that are shown."""
+
 _REPORT_INTERVAL = 0.2
 """Seconds between two reports of a pull."""
+
+
+_COPIES = re.compile(
+    r"^\s*(?:COPY(?!\s+--from)|ADD|ONBUILD|FROM\s+\S*onbuild|RUN\s+--mount|#\s*syntax\s*=)",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""A step of a Dockerfile that may read the files beside it."""
 
 
 class NotStartableError(EngineError):
@@ -93,6 +116,12 @@ class EngineFacts:
         URLs of its mirrors of Docker Hub.
     plain_registries : frozenset of str
         Registries to which it speaks without TLS.
+    runtimes : tuple of str
+        What it can run containers with: "runc", "nvidia".
+    cdi_gpus : tuple of str
+        The NVIDIA GPUs that it knows by CDI, such as "nvidia.com/gpu=all".
+    gpu_hook : bool or None
+        NVIDIA's hook, by which device requests work, is installed; None where we cannot look.
     """
 
     version: str
@@ -104,6 +133,9 @@ class EngineFacts:
     root: Path | None = None
     mirrors: tuple[str, ...] = ()
     plain_registries: frozenset[str] = frozenset()
+    runtimes: tuple[str, ...] = ()
+    cdi_gpus: tuple[str, ...] = ()
+    gpu_hook: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +146,33 @@ class ImageState:
     entrypoint: tuple[str, ...] = ()
     user: str = ""
     architecture: str = ""
+    size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerStats:
+    """What a container has used up to now, as the engine counts it.
+
+    Attributes
+    ----------
+    cpu, system : int
+        Nanoseconds of CPU of its processes, and of the whole machine.
+    cpus : int
+        That it may run on.
+    memory, memory_limit : int
+        Bytes; without what the kernel only caches and can drop, as `docker stats` shows it.
+    """
+
+    cpu: int = 0
+    system: int = 0
+    cpus: int = 1
+    memory: int = 0
+    memory_limit: int = 0
+
+    def cpu_percent(self, before: ContainerStats) -> float:
+        """Return how busy it was since `before`, by Docker's own formula: 100 is one CPU."""
+        passed = self.system - before.system
+        return max(0.0, (self.cpu - before.cpu) / passed * self.cpus * 100) if passed > 0 else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +223,20 @@ class Engine(Protocol):
         end. What it raises, and an interrupt, end the pull; layers that are complete are not downloaded again.
         """
 
+    def build(
+        self,
+        dockerfile: Path,
+        reference: str,
+        args: Mapping[str, str],
+        report: Callable[[str], None],
+        *,
+        pull: bool = False,
+    ) -> None:
+        """Build a Dockerfile in its folder and tag the image; `pull` fetches its base anew.
+
+        `report` gets each line of the build. Raises `ImageBuildError` with the last of them.
+        """
+
     def create(self, spec: ContainerSpec) -> str:
         """Create a container and return its id. It is not running yet."""
 
@@ -182,6 +255,9 @@ class Engine(Protocol):
     def logs(self, container_id: str, tail: int) -> str:
         """Return its last lines, "" when it is gone."""
 
+    def stats(self, container_id: str) -> ContainerStats | None:
+        """Return what it has used up to now, None where it does not run. Called every few seconds."""
+
     def wait(self, container_id: str, timeout: float) -> int | None:
         """Return its exit code, None if it still runs after `timeout` seconds or is gone."""
 
@@ -190,6 +266,23 @@ class Engine(Protocol):
 
     def list(self, wanted_labels: Mapping[str, str]) -> list[ContainerState]:
         """Return all containers, stopped ones too, that carry these labels ("" is any value)."""
+
+
+GpuRoute = Literal["device-requests", "cdi", "runtime"]
+
+
+def gpu_route(facts: EngineFacts) -> GpuRoute:
+    """Return how this engine gives GPUs to containers.
+
+    CDI where the engine says that it has found NVIDIA's devices, as then nothing can be missing. The nvidia
+    runtime where it is registered and the hook is not installed (a snap's engine does not see it). Else
+    device requests, which is what `docker run --gpus` sends, and whose errors say what is missing.
+    """
+    if facts.cdi_gpus:
+        return "cdi"
+    if "nvidia" in facts.runtimes and facts.gpu_hook is False:
+        return "runtime"
+    return "device-requests"
 
 
 def make_archive(files: Mapping[PurePosixPath, bytes | None], uid: int = 0, gid: int = 0) -> bytes:
@@ -206,6 +299,42 @@ def make_archive(files: Mapping[PurePosixPath, bytes | None], uid: int = 0, gid:
                 entry.size, entry.mode = len(content), 0o644
                 archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
+
+
+def build_reference(dockerfile: Path) -> str:
+    """Return the name of the image that is built from a Dockerfile in its folder: "dockml/build:…".
+
+    It stands for the content of the Dockerfile and, where that copies any, of the files that the engine gets, which
+    are those that `.dockerignore` leaves in: the image is built again when, and only when, one of them has changed.
+    A notebook beside a Dockerfile that copies nothing may be saved as often as one likes.
+    """
+    from docker.utils.build import exclude_paths
+
+    folder = dockerfile.parent
+    ignore = folder / ".dockerignore"
+    content = hashlib.sha256(dockerfile.name.encode())
+    try:
+        if not _COPIES.search(dockerfile.read_text(encoding="utf-8", errors="replace")):
+            content.update(dockerfile.read_bytes())
+            return f"dockml/build:{content.hexdigest()}"
+        patterns = ignore.read_text(encoding="utf-8").splitlines() if ignore.is_file() else []
+        patterns = [p for line in patterns if (p := line.strip()) and not p.startswith("#")]
+        for name in sorted(exclude_paths(str(folder), patterns, dockerfile.name)):
+            path = folder / name
+            mode = path.lstat().st_mode
+            content.update(f"\0{name}\0{mode:o}\0".encode(errors="surrogateescape"))
+            if stat.S_ISLNK(mode):
+                content.update(os.fsencode(path.readlink()))
+            elif stat.S_ISREG(mode):
+                with path.open("rb") as file:
+                    while block := file.read(1024 * 1024):
+                        content.update(block)
+    except OSError as error:
+        raise ConfigError(
+            f"The folder of '{dockerfile}' cannot be read: {error.strerror}: {error.filename}.",
+            hint="Name what the build does not need in a .dockerignore there.",
+        ) from error
+    return f"dockml/build:{content.hexdigest()}"
 
 
 class _Events:
@@ -457,6 +586,9 @@ class DockerEngine:
                 for host, about in (registries.get("IndexConfigs") or {}).items()
                 if not about.get("Secure", True)
             ),
+            runtimes=tuple(info.get("Runtimes") or ()),
+            cdi_gpus=_cdi_gpus(info, look=shares_files),
+            gpu_hook=_has_gpu_hook() if shares_files else None,
         )
 
     def find_image(self, reference: str) -> ImageState | None:
@@ -472,6 +604,7 @@ class DockerEngine:
             entrypoint=tuple(config.get("Entrypoint") or ()),
             user=config.get("User") or "",
             architecture=found.get("Architecture", ""),
+            size=found.get("Size") or 0,
         )
 
     def local_references(self) -> list[str]:
@@ -589,6 +722,51 @@ class DockerEngine:
             ]
         return pull_error(reference, f"{said} ({trouble})" if trouble else said, tags)
 
+    def build(
+        self,
+        dockerfile: Path,
+        reference: str,
+        args: Mapping[str, str],
+        report: Callable[[str], None],
+        *,
+        pull: bool = False,
+    ) -> None:
+        """Build a Dockerfile in its folder and tag the image."""
+        lines: list[str] = []
+        problem = ""
+        try:
+            with self._translated(reference=reference):
+                for event in self._client.api.build(
+                    path=str(dockerfile.parent),
+                    dockerfile=dockerfile.name,
+                    tag=reference,
+                    buildargs=dict(args),
+                    labels={labels.BUILT_FROM: str(dockerfile)},
+                    pull=pull,
+                    rm=True,
+                    forcerm=True,
+                    decode=True,
+                ):
+                    problem = event.get("error") or problem
+                    for line in event.get("stream", "").splitlines():
+                        if line.strip() and not line.startswith(_BUILD_NOISE):
+                            lines.append(line)
+                            report(line)
+        except EngineUnreachableError:
+            raise
+        except (
+            EngineError
+        ) as error:  # a Dockerfile that the engine cannot read, a base that is not there
+            problem = error.message
+        except OSError as error:
+            problem = f"the folder cannot be read: {error}"
+        if problem:
+            raise ImageBuildError(
+                f"'{dockerfile}' could not be built: {_sentence(problem)}",
+                hint="Correct it and run the cell again: what was built so far is kept.",
+                log_tail="\n".join(lines[-BUILD_LINES:]),
+            )
+
     def create(self, spec: ContainerSpec) -> str:
         """Create a container and return its id."""
         for mount in spec.mounts:
@@ -627,16 +805,11 @@ class DockerEngine:
             host_config["nano_cpus"] = round(spec.cpus * 1e9)
         if spec.network:
             host_config["network_mode"] = spec.network
+        env = dict(spec.env)
         if spec.gpus:
-            host_config["device_requests"] = [
-                {
-                    "Driver": "",
-                    "Count": spec.gpus.count,
-                    "DeviceIDs": list(spec.gpus.device_ids),
-                    "Capabilities": [["gpu"]],
-                    "Options": {},
-                }
-            ]
+            asked, variables = _ask_for_gpus(spec.gpus, gpu_route(self.facts))
+            host_config |= asked
+            env |= variables
         with self._translated(reference=spec.image, name=spec.name):
             created = api.create_container(
                 image=spec.image,
@@ -646,7 +819,7 @@ class DockerEngine:
                 user=spec.user,
                 working_dir=str(spec.workdir),
                 labels=dict(spec.labels),
-                environment=dict(spec.env),
+                environment=env,
                 ports=[(port.container_port, port.protocol) for port in spec.ports],
                 host_config=api.create_host_config(**host_config),
             )
@@ -713,6 +886,29 @@ class DockerEngine:
                 return ""
         return text.decode(errors="replace")
 
+    def stats(self, container_id: str) -> ContainerStats | None:
+        """Return what it has used up to now, None where it does not run."""
+        with self._translated():
+            try:
+                found = self._client.api.stats(container_id, stream=False, one_shot=True)
+            except self._errors.APIError as error:
+                if error.status_code not in (404, 409):
+                    raise
+                return None
+        memory = found.get("memory_stats") or {}
+        if not memory.get("usage"):  # it has ended
+            return None
+        kinds = memory.get("stats") or {}
+        cached = kinds.get("total_inactive_file", kinds.get("inactive_file", 0))  # cgroup v1, v2
+        cpu = found["cpu_stats"]
+        return ContainerStats(
+            cpu=cpu["cpu_usage"]["total_usage"],
+            system=cpu.get("system_cpu_usage", 0),
+            cpus=cpu.get("online_cpus") or 1,
+            memory=memory["usage"] - (cached if cached < memory["usage"] else 0),
+            memory_limit=memory.get("limit", 0),
+        )
+
     def wait(self, container_id: str, timeout: float) -> int | None:
         """Return its exit code, None if it still runs after `timeout` seconds or is gone."""
         import requests.exceptions
@@ -775,6 +971,58 @@ class DockerEngine:
             raise _unreachable(endpoint or self.facts.endpoint, error) from error
 
 
+def _ask_for_gpus(request: GpuRequest, route: GpuRoute) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what a request adds to the host configuration and to the container's environment."""
+    devices = request.device_ids or (
+        ("all",) if request.count < 0 else tuple(map(str, range(request.count)))
+    )
+    if route == "runtime":
+        return {"runtime": "nvidia"}, {"NVIDIA_VISIBLE_DEVICES": ",".join(devices)}
+    if route == "cdi":
+        ids = [f"{_CDI_GPU}={device}" for device in devices]
+        return {"device_requests": [{"Driver": "cdi", "DeviceIDs": ids}]}, {}
+    return {
+        "device_requests": [
+            {
+                "Driver": "",
+                "Count": request.count,
+                "DeviceIDs": list(request.device_ids),
+                "Capabilities": [["gpu"]],
+                "Options": {},
+            }
+        ]
+    }, {}
+
+
+_CDI_GPU = "nvidia.com/gpu"
+"""The kind of NVIDIA's devices in CDI files (https://github.com/cncf-tags/container-device-interface)."""
+
+_GPU_HOOKS = ("nvidia-container-runtime-hook", "nvidia-cdi-hook")
+"""What an engine looks for on its PATH as it starts (moby, daemon/nvidia_linux.go)."""
+
+
+def _cdi_gpus(info: Mapping[str, Any], *, look: bool) -> tuple[str, ...]:
+    """Return the NVIDIA GPUs that an engine knows by CDI.
+
+    Engines from 28.2 on list what they found. Older ones say only in which folders they look, where CDI is
+    switched on; with `look` so do we.
+    """
+    listed = [device.get("ID", "") for device in info.get("DiscoveredDevices") or ()]
+    if listed or not look:
+        return tuple(name for name in listed if name.startswith(_CDI_GPU))
+    for folder in info.get("CDISpecDirs") or ():
+        for path in sorted(Path(folder).glob("*.*")):
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                if path.suffix in (".yaml", ".json") and _CDI_GPU in path.read_text():
+                    return (f"{_CDI_GPU}=all",)
+    return ()
+
+
+def _has_gpu_hook() -> bool:
+    path = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
+    return any(shutil.which(hook, path=path) for hook in _GPU_HOOKS)
+
+
 def _sentence(text: str) -> str:
     """Return the engine's text as one line."""
     return " ".join(str(text).split()).rstrip(".") + "."
@@ -784,17 +1032,8 @@ def _error_of(text: str, reference: str, name: str) -> EngineError:
     """Return our error for what the engine said."""
     said = _sentence(text)
     lower = said.lower()
-    if "could not select device driver" in lower or "failed to discover gpu" in lower:
-        return GpuUnavailableError(
-            "The engine cannot give GPUs to containers: its NVIDIA part is not installed.",
-            hint="Ask for nvidia-container-toolkit, then `nvidia-ctk runtime configure --runtime=docker` "
-            "and a restart of Docker. Without it: --gpus none.",
-        )
-    if "nvidia-container-cli" in lower or "unsatisfied condition" in lower:
-        return GpuUnavailableError(
-            f"The NVIDIA container toolkit refused: {said}",
-            hint="The driver is missing or too old for this image. Without GPU: --gpus none.",
-        )
+    if gpu_error := _gpu_error_of(said):
+        return gpu_error
     if re.search(
         r"exec: .*(?:no such file or directory|permission denied)|executable file .*not found",
         lower,
@@ -829,6 +1068,75 @@ def _error_of(text: str, reference: str, name: str) -> EngineError:
         f"The Docker engine refused: {said}",
         hint="If it is about one of the options, correct it; else the engine's own log says more.",
     )
+
+
+_NO_GPU = "Without GPU: --gpus none."
+_GPU_ERRORS = (
+    (
+        r"could not select device driver|failed to discover GPU|AMD CDI spec not found"
+        r"|unknown or invalid runtime name: nvidia|unknown runtime specified nvidia",
+        "The engine cannot give GPUs to containers: its NVIDIA part is not installed.",
+        "Ask for nvidia-container-toolkit, then `nvidia-ctk runtime configure --runtime=docker` "
+        f"and a restart of Docker. {_NO_GPU}",
+    ),
+    (
+        r"unresolvable CDI devices? \S+|CDI device injection failed",
+        "The engine does not know the GPU by CDI",
+        "See the GPUs with: nvidia-ctk cdi list. If there are none, ask for: "
+        f"nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml. {_NO_GPU}",
+    ),
+    (
+        r"nvidia-container-.*unknown device",
+        "There is no such GPU, or MIG instance of one",
+        "See them with: nvidia-smi -L. Their indices and UUIDs go into --gpus device=; --gpus auto chooses.",
+    ),
+    (
+        r"nvidia-container-.*\bmig\b",
+        "The NVIDIA container toolkit refused a MIG instance",
+        "See the instances with: nvidia-smi -L, and ask for one: --gpus device=MIG-…",
+    ),
+    (
+        r"driver/library version mismatch",
+        "The NVIDIA driver was updated, and the old one still runs.",
+        f"Ask for a restart of this machine, or for the driver's modules to be loaded anew. {_NO_GPU}",
+    ),
+    (
+        r"driver not loaded|libnvidia-ml|no adapters were found|load library failed|nvml error",
+        "The NVIDIA driver does not run on the engine's machine",
+        f"Check it with: nvidia-smi. {_NO_GPU}",
+    ),
+    (
+        r"nvidia-container-(?:cli|runtime)|nvidia-ctk|nvidia-cdi-hook",
+        "The NVIDIA container toolkit refused",
+        f"Check the driver with: nvidia-smi. {_NO_GPU}",
+    ),
+)
+"""What the engine and NVIDIA's toolkit say, and what we do; where ours is no whole sentence, theirs follows.
+
+From moby's daemon/errors.go and daemon/devices_*.go, libnvidia-container's src/*.c, and the threads
+docker/cli#2425, NVIDIA/nvidia-docker#1034 and #1442, FasterLivePortrait#116, fireshare#689.
+"""
+
+
+def _gpu_error_of(said: str) -> GpuUnavailableError | None:
+    """Return our error where a text of the engine is about GPUs."""
+    if match := re.search(r"unsatisfied condition: cuda ?>= ?(\d+\.\d+)", said, re.IGNORECASE):
+        needed = oldest_driver(match[1])
+        return GpuUnavailableError(
+            f"The NVIDIA driver is older than this image's CUDA {match[1]} asks for.",
+            hint=f"A driver of {needed} or newer runs it, or choose an image with an older CUDA. The check can "
+            f"be skipped, and the CUDA may work: -e NVIDIA_DISABLE_REQUIRE=1. {_NO_GPU}",
+        )
+    if "unsatisfied condition" in said or "please update your driver" in said:
+        return GpuUnavailableError(
+            f"The NVIDIA driver or GPU is not what this image asks for: {said}",
+            hint=f"Choose an image with an older CUDA, or ask for a newer driver. {_NO_GPU}",
+        )
+    for pattern, message, hint in _GPU_ERRORS:
+        if re.search(pattern, said, re.IGNORECASE):
+            whole = message.endswith(".")
+            return GpuUnavailableError(message if whole else f"{message}: {said}", hint=hint)
+    return None
 
 
 def _unreachable(endpoint: str, error: Exception) -> EngineUnreachableError:

@@ -13,6 +13,8 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -22,10 +24,12 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 
 from dockml_magic.container import KernelContainer, engine_for, make_plan
 from dockml_magic.errors import (
+    ConfigError,
     DockmlError,
     KernelDiedError,
     KernelError,
     RemoteCellError,
+    StartAbandonedError,
     UnknownEnvironmentError,
 )
 from dockml_magic.handover import end_handover, find_handed_over, hand_over
@@ -88,6 +92,7 @@ class Environment:
         # own plan finds the image present.
         self.engine = engine_for(options)
         plan = make_plan(name, options, folder, engine=self.engine, tell=tell)
+        options = replace(options, gpus=plan.choice.options.gpus)
         if plan.choice.options.pull == "always":  # and that it was just now
             options = replace(options, pull="missing")
         self.name = plan.choice.name
@@ -112,6 +117,8 @@ class Environment:
         self._manager.tell = tell
         self.options = options
         self._is_adopted = False
+        self._is_abandoned = False
+        self._starting: Future[Any] | None = None
 
     @classmethod
     def adopt(cls, info: Mapping[str, Any], tell: Callable[[str], None]) -> Environment:
@@ -147,14 +154,36 @@ class Environment:
         ------
         DockmlError
             If it does not come up; nothing is left then, also after an interrupt.
+        StartAbandonedError
+            If `abandon` was called.
         """
         try:
-            _run(self._manager.start_kernel(cwd=str(self._folder)))
+            _run(self._manager.start_kernel(cwd=str(self._folder)), self._note_start)
             self._connect()
+            self._raise_if_abandoned()
+        except CancelledError:
+            self.stop()
+            raise StartAbandonedError(self.name) from None
         except BaseException:
             self.stop()
             raise
         return self
+
+    def abandon(self) -> None:
+        """Make a `start` that runs in another thread, or is about to, give up and leave nothing."""
+        self._is_abandoned = True
+        if self._starting is not None:
+            self._starting.cancel()
+
+    def _note_start(self, future: Future[Any]) -> None:
+        self._starting = future
+        if self._is_abandoned:
+            future.cancel()
+
+    def _raise_if_abandoned(self) -> None:
+        self._starting = None
+        if self._is_abandoned:
+            raise StartAbandonedError(self.name)
 
     def _connect(self) -> None:
         container = self._container
@@ -181,6 +210,15 @@ class Environment:
         self._opened = opened
         if self._relay is not None:
             self._on_close = opened(self, self._relay)
+
+    @property
+    def tell(self) -> Callable[[str], None]:
+        """What gets a line for the user when something takes time."""
+        return self._manager.tell
+
+    @tell.setter
+    def tell(self, tell: Callable[[str], None]) -> None:
+        self._manager.tell = tell
 
     @property
     def _provisioner(self) -> DockerProvisioner | None:
@@ -402,12 +440,34 @@ def start(name: str, *options: str, folder: str | os.PathLike[str] = ".") -> Env
 
 
 class Environments:
-    """The environments of one notebook, by name, and which one is active."""
+    """The environments of one notebook, by name, and which one is active.
+
+    Attributes
+    ----------
+    changed : list of callable
+        Called after one was started or stopped, and after cells go elsewhere; in any thread.
+    """
 
     def __init__(self) -> None:
         self._running: dict[str, Environment] = {}
-        self.active: Environment | None = None
+        self._active: Environment | None = None
+        self._starting: set[str] = set()
         self._handed_over: list[KernelContainer] = []
+        self.changed: list[Callable[[], None]] = []
+
+    @property
+    def active(self) -> Environment | None:
+        """Where cells run; None is the notebook's own kernel."""
+        return self._active
+
+    @active.setter
+    def active(self, environment: Environment | None) -> None:
+        self._active = environment
+        self._tell_change()
+
+    def _tell_change(self) -> None:
+        for changed in list(self.changed):
+            changed()
 
     def __iter__(self) -> Iterator[Environment]:
         return iter(list(self._running.values()))
@@ -429,13 +489,35 @@ class Environments:
     def add(self, environment: Environment) -> None:
         """Take in one that was started."""
         self._running[environment.name] = environment
+        self._tell_change()
+
+    @contextmanager
+    def starting(self, name: str) -> Iterator[None]:
+        """Keep others away from a name while one is started under it.
+
+        Raises
+        ------
+        ConfigError
+            If that is going on already, in another thread.
+        """
+        if name in self._starting:
+            raise ConfigError(
+                f"'{name}' is being started already.",
+                hint="Wait for it, or start a second one with another --name.",
+            )
+        self._starting.add(name)
+        try:
+            yield
+        finally:
+            self._starting.discard(name)
 
     def stop(self, name: str) -> None:
         """Stop one and forget it; cells go back to the notebook's own kernel if it was active."""
         environment = self.get(name)
-        if self.active is environment:
-            self.active = None
         del self._running[name]
+        if self._active is environment:
+            self._active = None
+        self._tell_change()
         environment.stop()
 
     def stop_all(self) -> None:
@@ -543,8 +625,11 @@ def _event_loop() -> asyncio.AbstractEventLoop:
     return _loop
 
 
-def _run(work: Awaitable[T]) -> T:
-    """Run a coroutine on our loop and wait for it; an interrupt cancels it and waits for its clean-up."""
+def _run(work: Awaitable[T], begun: Callable[[Future[T]], None] = lambda _: None) -> T:
+    """Run a coroutine on our loop and wait for it; an interrupt cancels it and waits for its clean-up.
+
+    `begun` gets the future, which another thread may cancel.
+    """
     ended = threading.Event()
 
     async def watched() -> T:
@@ -554,9 +639,10 @@ def _run(work: Awaitable[T]) -> T:
             ended.set()
 
     future = asyncio.run_coroutine_threadsafe(watched(), _event_loop())
+    begun(future)
     try:
         return future.result()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, CancelledError):
         future.cancel()
         ended.wait(10.0)
         raise

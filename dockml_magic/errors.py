@@ -17,12 +17,14 @@ __all__ = [
     "EngineTooOldError",
     "EngineUnreachableError",
     "GpuUnavailableError",
+    "ImageBuildError",
     "ImageUnavailableError",
     "KernelBundleError",
     "KernelDiedError",
     "KernelError",
     "KernelMissingError",
     "KernelStartTimeoutError",
+    "MissingTagError",
     "MountError",
     "PortTakenError",
     "ProjectFileError",
@@ -83,6 +85,26 @@ class UnknownNameError(ConfigError):
         )
         self.name = name
         self.suggestions = tuple(suggestions)
+
+
+class MissingTagError(ConfigError):
+    """A reference whose tag is known not to exist.
+
+    Attributes
+    ----------
+    reference : str
+        What was asked for.
+    next_best : str
+        A name to use instead.
+    """
+
+    def __init__(self, reference: str, reason: str, next_best: str, instead: str) -> None:
+        super().__init__(
+            f"There is no image '{reference}': {reason}.",
+            hint=f"Next best: {next_best} ({instead}).",
+        )
+        self.reference = reference
+        self.next_best = next_best
 
 
 class UnknownEnvironmentError(ConfigError):
@@ -149,6 +171,29 @@ class ImageUnavailableError(EngineError):
         self.reference = reference
 
 
+class ImageBuildError(EngineError):
+    """A Dockerfile could not be built.
+
+    Attributes
+    ----------
+    log_tail : str
+        The last lines of the build.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", log_tail: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.log_tail = log_tail
+
+    def __str__(self) -> str:
+        """Return message, hint and the last lines of the build."""
+        text = super().__str__()
+        return (
+            f"{text}\nLast lines of the build:\n{_indented(self.log_tail)}"
+            if self.log_tail
+            else text
+        )
+
+
 class PullStopped(KeyboardInterrupt):
     """The reader interrupted a pull: an interrupt still, which nobody catches by mistake.
 
@@ -202,6 +247,13 @@ class KernelStartTimeoutError(KernelError, TimeoutError):
     """The kernel did not answer in time."""
 
 
+class StartAbandonedError(KernelError):
+    """The user gave up a start."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The start of '{name}' was stopped; nothing of it is left.")
+
+
 class KernelDiedError(KernelError):
     """The kernel's process ended.
 
@@ -241,8 +293,7 @@ class KernelDiedError(KernelError):
         text = super().__str__()
         if not self.log_tail:
             return text
-        indented = "\n".join(f"  | {line}" for line in self.log_tail.splitlines())
-        return f"{text}\nLast lines of its log:\n{indented}"
+        return f"{text}\nLast lines of its log:\n{_indented(self.log_tail)}"
 
 
 class RemoteCellError(DockmlError):
@@ -267,3 +318,7 @@ class RemoteCellError(DockmlError):
     def _render_traceback_(self) -> list[str]:
         """Show the traceback of the environment, not ours."""
         return self.traceback or [str(self)]
+
+
+def _indented(log: str) -> str:
+    return "\n".join(f"  | {line}" for line in log.splitlines())

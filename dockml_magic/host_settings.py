@@ -71,6 +71,18 @@ def read_host_settings(environ: Mapping[str, str] = os.environ) -> HostSettings:
     return HostSettings(env=env, ca_bundle=Path(bundle))
 
 
+def build_args(settings: HostSettings) -> dict[str, str]:
+    """Return what a build of a Dockerfile gets: the proxies, and pip's settings for one that declares them.
+
+    A CA bundle stays out: it is a file, which a build does not have.
+    """
+    return {
+        name: value
+        for name, value in settings.env.items()
+        if name.lower() in _PROXIES or (name.startswith("PIP_") and name not in _CA_VARIABLES)
+    }
+
+
 def _pip_config(environ: Mapping[str, str]) -> dict[str, str]:
     """Return pip's [global] settings, read in pip's order: site-wide, user, this environment."""
     home = Path(environ.get("HOME", "~")).expanduser()

@@ -19,5 +19,8 @@ USER = f"{NAMESPACE}.user"
 SESSION = f"{NAMESPACE}.session"
 """One id per container: names its runtime folder."""
 
+BUILT_FROM = f"{NAMESPACE}.built-from"
+"""The Dockerfile that an image was built from."""
+
 KEEPS = f"{NAMESPACE}.keeps"
 """On an image: the reference whose pull came as far as its layers, and not to its end."""

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
-from dockml_magic.container import describe_kernel, engine_for, pull_for, table_of_containers
-from dockml_magic.display import Table, tell
+from dockml_magic.container import (
+    choose_here,
+    decide_here,
+    describe_kernel,
+    engine_for,
+    local_references,
+    pull_for,
+    table_of_containers,
+)
+from dockml_magic.display import Table, Tables, tell
 from dockml_magic.environment import Environment, Environments, raise_remote_error
-from dockml_magic.errors import ConfigError, DockmlError
+from dockml_magic.errors import ConfigError, GpuUnavailableError
+from dockml_magic.images import add_search_options, explain, tables_of_images
 from dockml_magic.names import LOCAL, known_names
 from dockml_magic.options import (
     RunOptions,
@@ -95,37 +104,69 @@ class DockerMagics(Magics):
         %docker_env NAME [options]   start NAME or switch to it
         %docker_env local            back to the notebook's own kernel
         %docker_env                  where cells run now, and what is running
+        %docker_env NAME --dry-run   what would be started, and why; nothing is
 
-        NAME is an environment of dockml.toml, a short name such as tf1.10 or python3.9, or any image
-        reference. The notebook's folder is mounted at the same path and is the working directory. Other lines of
-        the cell run in the environment. See all options with: %docker_env -h
+        NAME is an environment of dockml.toml, a short name such as tf1.10-gpu or python3.9, ./Dockerfile or a
+        folder with one, or any image reference; see %docker_images. The notebook's folder is mounted at the
+        same path and is the working directory. Other lines of the cell run in the environment. See all options
+        with: %docker_env -h
         """
         parser = _parser("%docker_env", self.docker_env)
         parser.add_argument("what", nargs="?", metavar="NAME")
         parser.add_argument("--fresh", action="store_true", help="stop NAME first if it runs")
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="say what would be started, and why; start nothing",
+        )
         add_run_options(parser)
         if (parsed := _parse(parser, line)) is None:
             return None
         if parsed.what is None:
-            self._tell_where_cells_run()
+            tell(self._where_cells_run())
             return self._table_of_environments()
+        if parsed.dry_run:
+            return _dry_run(parsed.what, options_from(parsed))
         if parsed.what == LOCAL:
             self.environments.active = None
-            self._tell_where_cells_run()
+            tell(self._where_cells_run())
         else:
-            self._switch_to(parsed.what, options_from(parsed), fresh=parsed.fresh)
+            self.switch_to(parsed.what, options_from(parsed), fresh=parsed.fresh)
         self.router.run_rest_of_cell(line)
         return None
 
-    def _tell_where_cells_run(self) -> None:
+    def _where_cells_run(self) -> str:
         active = self.environments.active
-        tell(
+        return (
             f"Cells run in {active.name!r}."
             if active
             else "Cells run in the notebook's own kernel."
         )
 
-    def _switch_to(self, name: str, options: RunOptions, *, fresh: bool) -> None:
+    def switch_to(
+        self,
+        name: str,
+        options: RunOptions,
+        *,
+        fresh: bool = False,
+        tell: Callable[[str], None] = tell,
+        begun: Callable[[Environment], None] = lambda _: None,
+    ) -> None:
+        """Have the next cells run in `name`, which is started unless it runs.
+
+        Parameters
+        ----------
+        name : str
+            As the user typed it.
+        options : RunOptions
+            As the user typed them.
+        fresh : bool
+            Stop it first if it runs.
+        tell : callable
+            Gets lines for the user; by default they go to the output of the cell.
+        begun : callable
+            Gets a new environment when its image is here, before it is started.
+        """
         known = options.name or name
         if known in self.environments:
             environment = self.environments.get(known)
@@ -137,19 +178,25 @@ class DockerMagics(Magics):
                         hint="Start it anew with --fresh, or a second one with another --name.",
                     )
                 self.environments.active = environment
-                self._tell_where_cells_run()
+                tell(self._where_cells_run())
                 return
             if not fresh and is_same and environment.is_kept:
-                self._resume(environment)
+                self._resume(environment, tell)
                 self.environments.active = environment
-                self._tell_where_cells_run()
+                tell(self._where_cells_run())
                 return
             self.environments.stop(known)
-        self.environments.active = self._start(name, options)
+        self.environments.active = self._start(name, options, tell, begun)
 
-    def _start(self, name: str, options: RunOptions) -> Environment:
+    def _start(
+        self,
+        name: str,
+        options: RunOptions,
+        tell: Callable[[str], None],
+        begun: Callable[[Environment], None],
+    ) -> Environment:
         began = time.perf_counter()
-        environment = self._start_beside(name, options)
+        environment = self._start_beside(name, options, tell, begun)
         image = "" if environment.reference == environment.name else f"{environment.reference}, "
         tell(
             f"Cells run in {environment.name!r}: {image}"
@@ -157,7 +204,7 @@ class DockerMagics(Magics):
         )
         return environment
 
-    def _resume(self, environment: Environment) -> None:
+    def _resume(self, environment: Environment, tell: Callable[[str], None] = tell) -> None:
         """Start a kernel in a container that was kept over a restart."""
         environment.restart()
         tell(
@@ -202,10 +249,20 @@ class DockerMagics(Magics):
             return environment
         return self._start_beside(parsed.what, options)
 
-    def _start_beside(self, name: str, options: RunOptions) -> Environment:
-        environment = Environment(name, options, Path.cwd(), tell).start()
-        environment.watch(self.router.watch)
-        self.environments.add(environment)
+    def _start_beside(
+        self,
+        name: str,
+        options: RunOptions,
+        to: Callable[[str], None] = tell,
+        begun: Callable[[Environment], None] = lambda _: None,
+    ) -> Environment:
+        with self.environments.starting(options.name or name):
+            environment = Environment(name, options, Path.cwd(), to)
+            begun(environment)
+            environment.start()
+            environment.tell = tell
+            environment.watch(self.router.watch)
+            self.environments.add(environment)
         return environment
 
     @line_magic
@@ -234,11 +291,41 @@ class DockerMagics(Magics):
         running = self.environments.names()
         if magic in ("docker_stop", "docker_restart"):
             return running
-        images: list[str] = []
-        with contextlib.suppress(DockmlError):
-            images = engine_for(RunOptions()).local_references()
+        images = local_references() or []
         environments = [] if magic == "docker_pull" else [LOCAL, *running]
         return sorted({*environments, *known_names(find_project(Path.cwd()), images)})
+
+    @line_magic
+    def docker_pick(self, line: str) -> Any:
+        """Find an image, and start it, in a widget: %docker_pick [WORD ...].
+
+        The words are what the filter begins with: a NAME, or words that all stand in an image's row, such as
+        %docker_pick torch 2.1 cu118
+        """
+        parser = _parser("%docker_pick", self.docker_pick)
+        parser.add_argument("words", nargs="*", metavar="WORD", help="what to look for")
+        if (parsed := _parse(parser, line)) is None:
+            return None
+        from dockml_magic.picker import ImagePicker
+
+        return ImagePicker(" ".join(parsed.words), notebook=self)
+
+    @line_magic
+    def docker_images(self, line: str) -> Tables | None:
+        """List images: what there is of a framework, for which Python and CUDA, and what is here.
+
+        %docker_images                      every framework, and the images on this machine
+        %docker_images tf1.15 --cuda 10     TensorFlow 1.15 on any CUDA 10
+        %docker_images --local              only what is here
+
+        NAME is what you give to %docker_env. A fact with a "?" is not confirmed. SURE says whether the tag was seen in
+        a published source or is derived from its neighbours.
+        """
+        parser = _parser("%docker_images", self.docker_images)
+        add_search_options(parser)
+        if (parsed := _parse(parser, line)) is None:
+            return None
+        return tables_of_images(parsed, find_project(Path.cwd()), local_references())
 
     @line_magic
     def docker_ps(self, line: str) -> Table | None:
@@ -302,6 +389,17 @@ class DockerMagics(Magics):
                 f"{prog} needs a NAME: no environment is active.", hint="See them with: %docker_ps"
             )
         return [self.environments.active.name]
+
+
+def _dry_run(name: str, options: RunOptions) -> Table:
+    """Return what a start would do. Nothing is started, pulled or built."""
+    engine, folder, problem = engine_for(options), Path.cwd(), ""
+    try:
+        choice, image = choose_here(name, options, folder, engine)
+    except GpuUnavailableError as error:
+        choice, image = decide_here(name, options, folder, engine)
+        problem = f"{error.message} {error.hint}"
+    return explain(choice, is_here=image is not None, problem=problem)
 
 
 def _parser(prog: str, magic: Any) -> argparse.ArgumentParser:

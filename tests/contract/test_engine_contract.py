@@ -27,6 +27,7 @@ from dockml_magic.engine import (
 from dockml_magic.errors import (
     ContainerNameTakenError,
     EngineError,
+    ImageBuildError,
     ImageUnavailableError,
     MountError,
     PortTakenError,
@@ -158,6 +159,7 @@ def test_an_image_that_is_here_is_found(bench: Bench) -> None:
     image = bench.engine.find_image(IMAGE)
     assert image is not None
     assert image.id.startswith("sha256:")
+    assert image.size > 1_000_000
     assert image.architecture
 
 
@@ -358,6 +360,26 @@ def test_logs_give_the_last_lines(bench: Bench) -> None:
     assert bench.engine.logs(container, tail=100) == "one\ntwo\nthree\n"
 
 
+def test_stats_tell_what_a_running_container_uses(bench: Bench) -> None:
+    container = bench.started(RUNS_ON)
+    first, second = bench.engine.stats(container), bench.engine.stats(container)
+    assert first is not None
+    assert second is not None
+    assert 0 < first.memory < first.memory_limit
+    assert first.cpus >= 1
+    assert second.system > first.system
+    assert second.cpu >= first.cpu
+    assert 0.0 <= second.cpu_percent(first) <= second.cpus * 100
+
+
+def test_there_are_no_stats_of_what_does_not_run(bench: Bench) -> None:
+    container = bench.started(ENDS_WITH_3)
+    wait_until(lambda: bench.status(container) == "exited", what="the container to end")
+    assert bench.engine.stats(container) is None
+    bench.engine.remove(container)
+    assert bench.engine.stats(container) is None
+
+
 def test_a_container_with_auto_remove_goes_when_it_ends(bench: Bench) -> None:
     container = bench.started(ENDS_WITH_3, auto_remove=True)
     wait_until(lambda: bench.engine.inspect(container) is None)
@@ -449,3 +471,36 @@ def test_what_has_ended_is_listed_too(bench: Bench) -> None:
     (state,) = bench.engine.list({LABEL: bench.label})
     assert (state.id, state.status, state.image) == (container, "exited", IMAGE)
     assert state.labels[LABEL] == bench.label
+
+
+# --- builds ---------------------------------------------------------------------------------------
+
+
+def dockerfile(folder: Path, *lines: str) -> Path:
+    path = folder / "Dockerfile"
+    path.write_text("\n".join([f"FROM {IMAGE}", *lines, ""]))
+    return path
+
+
+def test_a_build_is_told_line_by_line_and_its_image_is_here(bench: Bench, tmp_path: Path) -> None:
+    reference = f"dockml/contract-test:{secrets.token_hex(6)}"
+    lines: list[str] = []
+    path = dockerfile(tmp_path, "RUN true")
+    try:
+        bench.engine.build(path, reference, {"PIP_INDEX_URL": "http://x/"}, lines.append)
+        assert bench.engine.find_image(reference) is not None
+        assert any("RUN true" in line for line in lines)
+        assert not any("[Warning]" in line for line in lines)
+    finally:
+        if isinstance(bench.engine, DockerEngine):
+            bench.engine._client.api.remove_image(reference)
+
+
+@pytest.mark.parametrize(
+    "lines", [["RUN false"], ["FROM dockml/contract-test:no-such-image"]], ids=["command", "base"]
+)
+def test_a_build_that_fails_says_where(bench: Bench, tmp_path: Path, lines: list[str]) -> None:
+    with pytest.raises(ImageBuildError, match="could not be built") as caught:
+        bench.engine.build(dockerfile(tmp_path, *lines), "dockml/contract-test:failed", {}, print)
+    assert lines[-1] in caught.value.log_tail
+    assert bench.engine.find_image("dockml/contract-test:failed") is None

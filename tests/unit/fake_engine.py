@@ -10,12 +10,20 @@ import secrets
 import tarfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from dockml_magic.engine import ContainerState, Engine, EngineFacts, ImageState, NotStartableError
+from dockml_magic.engine import (
+    ContainerState,
+    ContainerStats,
+    Engine,
+    EngineFacts,
+    ImageState,
+    NotStartableError,
+)
 from dockml_magic.errors import (
     ContainerNameTakenError,
     EngineError,
+    ImageBuildError,
     ImageUnavailableError,
     MountError,
     PortTakenError,
@@ -47,6 +55,7 @@ class _Container:
     status: str = "created"
     exit_code: int = 0
     log: str = ""
+    cpu: int = 0
     host_ports: dict[int, int] = field(default_factory=dict)
     taken: set[tuple[str, int]] = field(default_factory=set)
     files: dict[PurePosixPath, bytes] = field(default_factory=dict)
@@ -72,6 +81,8 @@ class FakeEngine:
         Addresses that other programs of the host hold.
     pulled : list of str
         What was pulled, in order.
+    built : list of (str, dict)
+        What was built, in order, with its build args.
     specs : list of ContainerSpec
         What containers were asked for, in order.
     """
@@ -94,13 +105,16 @@ class FakeEngine:
         self.layer_size = 1_000_000
         self.busy_ports: set[tuple[str, int]] = set()
         self.pulled: list[str] = []
+        self.built: list[tuple[str, dict[str, str]]] = []
         self.specs: list[ContainerSpec] = []
 
     def add_image(
         self, reference: str, *, programs: Collection[str] = ("python", "python3")
     ) -> ImageState:
         """Put an image here."""
-        state = ImageState(id=f"sha256:{secrets.token_hex(32)}", architecture="amd64")
+        state = ImageState(
+            id=f"sha256:{secrets.token_hex(32)}", architecture="amd64", size=100_000_000
+        )
         self._images[_tagged(reference)] = _Image(state, programs)
         return state
 
@@ -134,6 +148,29 @@ class FakeEngine:
         report(PullProgress(reference=reference, layers=(layer,), is_complete=True))
         self.pulled.append(reference)
         self.add_image(reference, programs=self.registry[reference])
+
+    def build(
+        self,
+        dockerfile: Path,
+        reference: str,
+        args: Mapping[str, str],
+        report: Callable[[str], None],
+        *,
+        pull: bool = False,
+    ) -> None:
+        """Build: a `RUN false` fails, everything else is as its base."""
+        programs: Collection[str] = ()
+        for line in dockerfile.read_text().splitlines():
+            report(line)
+            word, _, rest = line.partition(" ")
+            if word == "FROM" and (base := self._image(rest)) is not None:
+                programs = base.programs
+            elif (word, rest) == ("RUN", "false") or word == "FROM":
+                raise ImageBuildError(
+                    f"'{dockerfile}' could not be built: {line}.", log_tail=f"Step: {line}"
+                )
+        self.built.append((reference, dict(args)))
+        self.add_image(reference, programs=programs)
 
     def create(self, spec: ContainerSpec) -> str:
         for mount in spec.mounts:
@@ -214,6 +251,20 @@ class FakeEngine:
     def logs(self, container_id: str, tail: int) -> str:
         container = self._containers.get(container_id)
         return "".join(container.log.splitlines(keepends=True)[-tail:]) if container else ""
+
+    def stats(self, container_id: str) -> ContainerStats | None:
+        container = self._containers.get(container_id)
+        if container is None or container.status != "running":
+            return None
+        container.cpu += 1_000_000
+        limit = container.spec.memory or 8_000_000_000
+        return ContainerStats(
+            cpu=container.cpu,
+            system=container.cpu * 10,
+            cpus=2,
+            memory=20_000_000,
+            memory_limit=limit,
+        )
 
     def wait(self, container_id: str, timeout: float) -> int | None:
         container = self._containers.get(container_id)

@@ -28,7 +28,7 @@ from dockml_magic.engine import EngineFacts
 from dockml_magic.errors import (
     ConfigError,
     DockmlError,
-    GpuUnavailableError,
+    ImageBuildError,
     ImageUnavailableError,
     KernelDiedError,
     KernelError,
@@ -38,7 +38,6 @@ from dockml_magic.errors import (
     ProjectFileError,
     UnknownNameError,
 )
-from dockml_magic.gpu import HostGpus
 from dockml_magic.options import RunOptions
 from tests.unit.fake_engine import FakeEngine, Run
 
@@ -70,11 +69,6 @@ def plan(
         )
 
     return make
-
-
-@pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[HostGpus], None]:
-    return lambda found: monkeypatch.setattr(containers, "find_gpus", lambda: found)
 
 
 Plan = Callable[..., containers.KernelPlan]
@@ -117,7 +111,7 @@ def test_a_workspace_that_does_not_exist_is_told(engine: FakeEngine, workspace: 
 def test_a_mistyped_name_comes_with_the_nearest_ones(engine: FakeEngine, workspace: Path) -> None:
     engine.add_image("tf110")
     with pytest.raises(UnknownNameError) as caught:
-        choose_here("tf-1.10", RunOptions(), workspace, engine)
+        choose_here("tff1.10", RunOptions(), workspace, engine)
     assert "tf1.10" in caught.value.suggestions
 
 
@@ -126,34 +120,108 @@ def test_a_bare_word_that_is_a_local_image_is_chosen(engine: FakeEngine, workspa
     assert choose_here("mine", RunOptions(), workspace, engine)[1] == image
 
 
-def test_a_gpu_name_without_gpu_says_so_and_names_the_twin(
-    engine: FakeEngine, workspace: Path, gpus: Callable[[HostGpus], None]
+def test_a_written_form_of_a_name_may_be_a_local_image(engine: FakeEngine, workspace: Path) -> None:
+    choice, _ = choose_here("tensorflow:1.10-gpu", RunOptions(gpus="none"), workspace, engine)
+    assert choice.reference == "tensorflow/tensorflow:1.10.0-gpu-py3"
+    image = engine.add_image("tensorflow:1.10-gpu")
+    choice, found = choose_here("tensorflow:1.10-gpu", RunOptions(), workspace, engine)
+    assert (choice.reference, found) == ("tensorflow:1.10-gpu", image)
+
+
+def test_what_is_not_sure_is_said_before_a_pull_and_not_of_an_image_that_is_here(
+    engine: FakeEngine, plan: Plan, told: list[str]
 ) -> None:
-    gpus(HostGpus(why_none="it has no NVIDIA GPU"))
-    with pytest.raises(GpuUnavailableError) as caught:
-        choose_here("tf1.10-gpu", RunOptions(), workspace, engine)
-    assert str(caught.value).splitlines() == [
-        "'tf1.10-gpu' needs an NVIDIA GPU, and this machine has none: it has no NVIDIA GPU.",
-        "On the CPU: tf1.10. Or the same image without GPU: tf1.10-gpu --gpus none",
+    reference = "tensorflow/tensorflow:1.4.0-py3"
+    engine.registry[reference] = ["python"]
+    plan("tf1.4")
+    assert "a tag that follows from its neighbours" in told[0]
+    told.clear()
+    plan("tf1.4")
+    assert told == []
+
+
+# --- Dockerfiles ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dockerfile(workspace: Path, engine: FakeEngine) -> Path:
+    engine.add_image("me/base:1", programs=["python3"])
+    path = workspace / "Dockerfile"
+    path.write_text("FROM me/base:1\nCOPY . /here\n")
+    return path
+
+
+@pytest.mark.parametrize("name", [".", "./Dockerfile", "Dockerfile"])
+def test_a_dockerfile_is_built_once(
+    engine: FakeEngine, dockerfile: Path, plan: Plan, told: list[str], name: str
+) -> None:
+    first = plan(name)
+    reference = first.choice.reference
+    assert reference.startswith("dockml/build:")
+    assert [built for built, _ in engine.built] == [reference]
+    assert told == [f"building {reference} from {name}", "FROM me/base:1", "COPY . /here"]
+    assert plan(name).image == first.image
+    assert len(engine.built) == 1
+    plan(name, pull="always")
+    assert len(engine.built) == 2
+
+
+def test_a_change_in_the_folder_builds_anew(
+    engine: FakeEngine, dockerfile: Path, plan: Plan
+) -> None:
+    references = [plan(".").choice.reference]
+    (dockerfile.parent / "requirements.txt").write_text("torch")
+    references.append(plan(".").choice.reference)
+    dockerfile.write_text("FROM me/base:1\n")
+    references.append(plan(".").choice.reference)
+    assert len(set(references)) == len(engine.built) == 3
+
+
+def test_a_dockerfile_may_have_another_name_and_place(
+    engine: FakeEngine, dockerfile: Path, plan: Plan
+) -> None:
+    folder = dockerfile.parent / "docker"
+    folder.mkdir()
+    dockerfile.rename(folder / "gpu.Dockerfile")
+    assert plan("docker/gpu.Dockerfile").choice.name == "docker/gpu.Dockerfile"
+    assert len(engine.built) == 1
+
+
+def test_an_environment_of_the_project_may_be_built(
+    engine: FakeEngine, dockerfile: Path, plan: Plan
+) -> None:
+    (dockerfile.parent / "dockml.toml").write_text("[environments.mine]\nimage = './Dockerfile'")
+    assert plan("mine").choice.name == "mine"
+    assert len(engine.built) == 1
+
+
+@pytest.mark.parametrize("name", [".", "./Dockerfile", "gpu.Dockerfile"])
+def test_a_dockerfile_that_is_not_there_is_told(plan: Plan, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"There is no Dockerfile '.*Dockerfile'"):
+        plan(name)
+
+
+def test_a_build_that_fails_is_told_with_its_last_lines(dockerfile: Path, plan: Plan) -> None:
+    dockerfile.write_text("FROM me/base:1\nRUN false\n")
+    with pytest.raises(ImageBuildError) as caught:
+        plan(".")
+    assert str(caught.value).splitlines()[-2:] == [
+        "Last lines of the build:",
+        "  | Step: RUN false",
     ]
 
 
-def test_a_gpu_name_with_a_gpu_or_without_asking_for_one_is_fine(
-    engine: FakeEngine, workspace: Path, gpus: Callable[[HostGpus], None]
+def test_a_build_gets_the_proxies_and_pips_settings(
+    engine: FakeEngine, dockerfile: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpus(HostGpus(names=("NVIDIA H200",)))
-    assert choose_here("tf1.10-gpu", RunOptions(), workspace, engine)[0].wants_gpu
-    gpus(HostGpus(why_none="no"))
-    choice, _ = choose_here("tf1.10-gpu", RunOptions(gpus="none"), workspace, engine)
-    assert not choice.wants_gpu
-
-
-def test_gpus_of_another_machine_are_the_engines_business(
-    workspace: Path, gpus: Callable[[HostGpus], None]
-) -> None:
-    gpus(HostGpus(why_none="no"))
-    engine = FakeEngine(ELSEWHERE)
-    assert choose_here("tf1.10-gpu", RunOptions(), workspace, engine)[0].wants_gpu
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://pypi.example.com/simple")
+    monkeypatch.setenv("SECRET", "1")
+    plan(".")
+    args = engine.built[0][1]
+    assert args["HTTPS_PROXY"] == args["https_proxy"] == "http://proxy:3128"
+    assert args["PIP_INDEX_URL"] == "https://pypi.example.com/simple"
+    assert not {"SECRET", "LANG", "TERM", "PIP_CERT"} & set(args)
 
 
 # --- the plan -------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from IPython.core.interactiveshell import InteractiveShell
 import dockml_magic
 from dockml_magic import container
 from dockml_magic.errors import ConfigError, UnknownEnvironmentError, UnknownNameError
+from dockml_magic.gpu import HostGpus
 from tests.unit.fake_engine import FakeEngine
 
 Magic = Callable[[str], Any]
@@ -90,7 +91,7 @@ def test_going_back_is_always_possible(magic: Magic, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == "Cells run in the notebook's own kernel.\n"
 
 
-@pytest.mark.parametrize("name", ["env", "ps", "pull", "stop", "restart"])
+@pytest.mark.parametrize("name", ["env", "images", "pick", "ps", "pull", "stop", "restart"])
 def test_every_magic_has_help(magic: Magic, capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert magic(f"docker_{name} -h") is None
     assert capsys.readouterr().out.startswith(f"usage: %docker_{name}")
@@ -136,6 +137,51 @@ def test_an_unknown_name_leaves_cells_where_they_were(
         magic("docker_env tf1.100")
     assert "No environment runs" in str(magic("docker_env"))
     assert engine.specs == []
+
+
+@pytest.fixture
+def connected(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """The engine that the magics reach."""
+    monkeypatch.setattr(container.engines, "connect", lambda name: engine)
+    return engine
+
+
+def test_a_dry_run_says_what_would_start_and_starts_nothing(
+    magic: Magic, connected: FakeEngine
+) -> None:
+    lines = str(magic("docker_env tf1.13 --memory 4g --dry-run")).splitlines()
+    assert lines[0].split(maxsplit=2) == ["DRY", "RUN", "TensorFlow 1.13"]
+    table = dict(line.split("  ", 1) for line in lines)
+    facts = {key: value.strip() for key, value in table.items()}
+    assert facts["image"] == "tensorflow/tensorflow:1.13.1-py3-jupyter"
+    assert facts["is here"] == "no: it would be pulled"
+    assert facts["Python"] == "3.5"
+    assert facts["kernel"] == "its own"
+    assert facts["how sure"].startswith("seen, ")
+    assert facts["why this one"] == "it has a kernel, or may have one"
+    assert facts["then"] == "tensorflow/tensorflow:1.13.1-py3 (seen)"
+    assert facts["GPUs"] == "none"
+    assert facts["options"] == "memory=4g"
+    assert "would not start" not in facts
+    assert (connected.pulled, connected.specs) == ([], [])
+    assert "No environment runs" in str(magic("docker_env"))
+
+
+def test_a_dry_run_says_that_it_would_not_start(
+    magic: Magic, connected: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container, "find_gpus", lambda: HostGpus(why_none="it has no GPU"))
+    table = str(magic("docker_env tf1.10-gpu --dry-run"))
+    assert "tensorflow/tensorflow:1.10.0-gpu-py3" in table
+    assert "all, as the name says" in table
+    assert "'tf1.10-gpu' needs an NVIDIA GPU, and this machine has none: it has no GPU." in table
+
+
+def test_images_are_listed(magic: Magic, connected: FakeEngine) -> None:
+    connected.add_image("tensorflow/tensorflow:1.10.0-py3")
+    table = magic("docker_images tf1.10 --local")
+    assert [row[0] for row in table.tables[0].rows] == ["tf1.10"]
+    assert "<td" in table._repr_html_()
 
 
 def test_a_pull_is_shown_and_starts_nothing(

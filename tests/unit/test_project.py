@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from dockml_magic.catalogue import Image
 from dockml_magic.errors import ProjectFileError
 from dockml_magic.options import RunOptions
-from dockml_magic.project import Project, find_project
+from dockml_magic.project import Project, find_project, user_images_file
 
 EVERY_ENTRY = """
 [environments.summariser]
@@ -201,3 +202,133 @@ def test_without_a_file_there_are_no_environments(tmp_path: Path) -> None:
     project = find_project(tmp_path)
     assert project in (Project(), project)
     assert project.environments == {}
+
+
+# --- the user's own images ------------------------------------------------------------------------
+
+EVERY_FACT = """
+[images."My-TF1.10"]
+reference = "registry.example.com:5000/team/tf:1.10"
+title = "Our TensorFlow"
+framework = "tf"
+version = "1.10.0"
+gpu = true
+python = "3.6"
+python_exe = "/opt/python"
+cuda = "9.0"
+cudnn = "7"
+has_ipykernel = false
+base_os = "ubuntu18.04"
+notes = "ask Ann"
+cpu_twin = "tf1.10"
+"""
+
+
+def test_an_image_of_ones_own_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path, EVERY_FACT)
+    assert find_project(tmp_path).images == {
+        "my-tf1.10": Image(
+            name="my-tf1.10",
+            reference="registry.example.com:5000/team/tf:1.10",
+            title="Our TensorFlow",
+            framework="tensorflow",
+            version="1.10.0",
+            gpu=True,
+            python="3.6",
+            python_exe="/opt/python",
+            cuda="9.0",
+            cudnn="7",
+            has_ipykernel="no",
+            base_os="ubuntu18.04",
+            notes="ask Ann",
+            cpu_twin="tf1.10",
+            source=str(path),
+            is_own=True,
+        )
+    }
+
+
+def test_pyproject_may_have_images_too(tmp_path: Path) -> None:
+    write(tmp_path, '[tool.dockml.images.mine]\nreference = "me/mine:1"', "pyproject.toml")
+    image = find_project(tmp_path).images["mine"]
+    assert (image.reference, image.title) == ("me/mine:1", "mine")
+
+
+def test_an_entry_of_the_catalogue_is_changed_in_what_is_said(tmp_path: Path) -> None:
+    write(tmp_path, '[images."tf1.4"]\nreference = "mirror.example.com/tensorflow:1.4.0-py3"')
+    image = find_project(tmp_path).images["tf1.4"]
+    assert image.reference == "mirror.example.com/tensorflow:1.4.0-py3"
+    assert (image.python, image.version, image.title) == ("3.5", "1.4.0", "TensorFlow 1.4.0")
+    assert image.sure == "seen"  # the catalogue's doubt was about another tag
+    write(tmp_path, '[images."tf1.4"]\nnotes = "slow here"')
+    image = find_project(tmp_path).images["tf1.4"]
+    assert (image.reference, image.sure) == ("tensorflow/tensorflow:1.4.0-py3", "derived")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "problem"),
+    [
+        ("[images.x]", "images.x", "it has no reference"),
+        ("images = 3", "images", "not a table"),
+        ("[images]\nx = 'a:1'", "images.x", "not a table"),
+        ("[images.tf1.10]\nreference = 'a:1'", "images.tf1", "it has no reference|unknown entry|not a table"),
+        ("[images.x]\nreference = 'A B'", "images.x.reference", "'A B' is not a reference"),
+        ("[images.x]\nreference = 3", "images.x.reference", "3 is not a string"),
+        ("[images.x]\nimage = 'a:1'", "images.x.image", "unknown entry"),
+        ("[images.x]\nreference = 'a:1'\ngpu = 'yes'", "images.x.gpu", "'yes' is not true or false"),
+        ("[images.x]\nreference = 'a:1'\nversion = 'new'", "images.x.version", "'new' is not a version"),
+        ("[images.x]\nreference = 'a:1'\ncuda = 10.0", "images.x.cuda", "10.0 is not a string"),
+        ("[images.x]\nreference = 'a:1'\nframework = 'tfx'", "images.x.framework", "no framework"),
+        ("[images.local]\nreference = 'a:1'", "images.local", "not a name"),
+        ("[images.'a/b']\nreference = 'a:1'", "images.a/b", "not a name"),
+    ],
+)  # fmt: skip
+def test_an_image_that_is_not_understood_is_named(
+    tmp_path: Path, text: str, key: str, problem: str
+) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ProjectFileError, match=problem) as caught:
+        find_project(tmp_path)
+    assert caught.value.path == str(path)
+    assert caught.value.key.startswith(key)
+
+
+def user_file(text: str) -> Path:
+    path = user_images_file()
+    path.parent.mkdir(parents=True)
+    return write(path.parent, text, path.name)
+
+
+def test_the_users_own_file_is_for_every_project(tmp_path: Path) -> None:
+    user_file('[images.both]\nreference = "me/own:1"\n[images.own]\nreference = "me/own:2"')
+    assert set(find_project(tmp_path).images) == {"both", "own"}
+    write(tmp_path, '[images.both]\nreference = "me/project:1"')
+    project = find_project(tmp_path)
+    assert project.images["both"].reference == "me/project:1"
+    assert project.images["own"].reference == "me/own:2"
+
+
+def test_the_users_own_file_is_where_settings_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/somewhere")
+    assert user_images_file() == Path("/somewhere/dockml/images.toml")
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    assert user_images_file() == Path.home() / ".config/dockml/images.toml"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("[environments.x]", "environments"), ("[images.x]", "images.x"), ("[images", "")],
+)
+def test_a_mistake_in_the_users_own_file_is_named(tmp_path: Path, text: str, key: str) -> None:
+    path = user_file(text)
+    with pytest.raises(ProjectFileError) as caught:
+        find_project(tmp_path)
+    assert (caught.value.path, caught.value.key) == (str(path), key)
+
+
+@pytest.mark.parametrize("name", ["./docker", "docker/Dockerfile", "gpu.Dockerfile"])
+def test_a_dockerfile_of_an_environment_is_taken_from_the_files_folder(
+    tmp_path: Path, name: str
+) -> None:
+    options = environment(tmp_path, f'image = "{name}"')
+    assert options.image == str((tmp_path / name).resolve())

@@ -10,7 +10,15 @@ import dockml_magic
 from dockml_magic.magics import DockerMagics
 
 MAGICS = {
-    "line": {"docker_env", "docker_ps", "docker_pull", "docker_restart", "docker_stop"},
+    "line": {
+        "docker_env",
+        "docker_images",
+        "docker_pick",
+        "docker_ps",
+        "docker_pull",
+        "docker_restart",
+        "docker_stop",
+    },
     "cell": {"docker_cell"},
 }
 DOCKYTERS = {
@@ -27,6 +35,7 @@ DOCKYTERS = {
 def test_these_names_are_public() -> None:
     assert sorted(dockml_magic.__all__) == [
         "Environment",
+        "ImagePicker",
         "__version__",
         "load_ipython_extension",
         "start",
@@ -91,6 +100,8 @@ def test_importing_the_package_is_cheap() -> None:
 
 
 def test_the_floors_below_the_engine_need_no_docker_and_no_jupyter() -> None:
-    modules = "catalogue, errors, names, options, project, spec, host_settings, engine, container"
+    modules = (
+        "catalogue, errors, images, names, options, project, spec, host_settings, engine, container"
+    )
     found = imported_by(f"from dockml_magic import {modules}")
     assert found.isdisjoint(HEAVY - {"asyncio"})

@@ -1,0 +1,1 @@
+"""The tool that compares the catalogue with registries; for maintainers."""

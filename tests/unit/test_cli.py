@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+
+from dockml_magic import container
+from dockml_magic.cli import Dockml, main
+from dockml_magic.errors import EngineUnreachableError
+from tests.unit.fake_engine import FakeEngine
+
+
+@pytest.fixture(autouse=True)
+def connected(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container.engines, "connect", lambda name: engine)
+    Dockml.clear_instance()
+
+
+def test_images_are_searched(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    engine.add_image("tensorflow/tensorflow:1.10.0-py3")
+    main(["images", "tensorflow==1.10", "--cpu", "--python", "3"])
+    head, first, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == [
+        "NAME",
+        "REFERENCE",
+        "PYTHON",
+        "CUDA",
+        "CUDNN",
+        "KERNEL",
+        "SURE",
+        "HERE",
+    ]
+    assert first.split() == [
+        "tf1.10",
+        "tensorflow/tensorflow:1.10.0-py3",
+        "3.5",
+        "yes",
+        "seen",
+        "here",
+    ]
+
+
+def test_images_are_listed_without_an_engine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str | None) -> FakeEngine:
+        raise EngineUnreachableError("No engine.")
+
+    monkeypatch.setattr(container.engines, "connect", refuse)
+    main(["images"])
+    assert "No Docker engine answers" in capsys.readouterr().out
+
+
+def test_a_mistake_is_two_lines_and_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["images", "--cuda", "new"])
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "'new' is not a version.\nWrite it as in --version 1.10\n"
