@@ -53,11 +53,20 @@ from dockml_magic.errors import (
     MountError,
     UnknownNameError,
 )
-from dockml_magic.gpu import find_gpus
+from dockml_magic.fit import (
+    NVIDIA_SMI,
+    VERDICTS,
+    image_facts,
+    judge,
+    parse_nvidia_smi,
+    pick,
+    requested,
+)
+from dockml_magic.gpu import HostGpus, find_gpus
 from dockml_magic.host_settings import CA_FILE, HostSettings, build_args, read_host_settings
 from dockml_magic.kernel_bundle import ensure_bundle
 from dockml_magic.names import Choice, choose, suggest
-from dockml_magic.options import PublishedPort, RunOptions
+from dockml_magic.options import AUTO, GpuRequest, PublishedPort, RunOptions, parse_gpus
 from dockml_magic.project import find_project
 from dockml_magic.pull import PullProgress, check_room
 from dockml_magic.spec import (
@@ -105,6 +114,9 @@ _PYTHON_KERNELS = ("python", "python3")
 
 _KNOWN_ON_IPC = (*_PYTHON_KERNELS, "ir")
 """Kernels tried over Unix sockets; those of other languages have been seen to hang on them."""
+
+_NVIDIA_SMI_TIMEOUT = 30.0
+"""Seconds that an engine on another machine may take to say which GPUs it has."""
 
 _INTERRUPT_TIMEOUT = 5.0
 """Seconds to wait for the reply to an interrupt that is a message."""
@@ -177,11 +189,16 @@ def _remove_never_started(engine: Engine) -> None:
 
 
 def choose_here(
-    name: str, options: RunOptions, folder: Path, engine: Engine
+    name: str,
+    options: RunOptions,
+    folder: Path,
+    engine: Engine,
+    tell: Callable[[str], None] | None = None,
 ) -> tuple[Choice, ImageState | None]:
     """Return what `name` means in this folder and on this machine, and its image if it is here.
 
-    Fetches nothing.
+    Fetches nothing. Without `tell`, nothing is started either, which an engine on another machine would have
+    to do to say which GPUs it has.
 
     Raises
     ------
@@ -193,15 +210,7 @@ def choose_here(
             hint="Create the folder, or start from one that exists.",
         )
     choice, image = decide_here(name, options, folder, engine)
-    if choice.wants_gpu and engine.facts.shares_files:
-        gpus = find_gpus()
-        if not gpus.names:
-            on_cpu = f"On the CPU: {choice.cpu_twin}. Or the" if choice.cpu_twin else "The"
-            raise GpuUnavailableError(
-                f"'{name}' needs an NVIDIA GPU, and this machine has none: {gpus.why_none}.",
-                hint=f"{on_cpu} same image without GPU: {name} --gpus none",
-            )
-    return choice, image
+    return _settle_gpus(name, choice, engine, image, tell), image
 
 
 def decide_here(
@@ -214,8 +223,15 @@ def decide_here(
     UnknownNameError, MissingTagError, ConfigError
     """
     project = find_project(folder)
+    found = find_gpus() if engine.facts.shares_files else HostGpus()
     choice = choose(
-        name, options, project, is_here=lambda reference: engine.find_image(reference) is not None
+        name,
+        options,
+        project,
+        is_here=lambda reference: engine.find_image(reference) is not None,
+        fits=lambda image: (
+            -VERDICTS.index(judge(image, found.gpus, found.driver).verdict) if found.gpus else 0
+        ),
     )
     if choice.dockerfile:
         choice = replace(choice, reference=build_reference(_find_dockerfile(choice, folder)))
@@ -223,6 +239,104 @@ def decide_here(
     if image is None and not choice.is_known and ":" not in choice.reference:
         raise UnknownNameError(name, suggest(name, project, engine.local_references()))
     return choice, image
+
+
+def _settle_gpus(
+    name: str,
+    choice: Choice,
+    engine: Engine,
+    image: ImageState | None,
+    tell: Callable[[str], None] | None,
+) -> Choice:
+    """Say whether the image can use the GPUs that it will get, and decide which where that is ours to do.
+
+    It is where the name asks for them, and with `--gpus auto`. An image that will not run is refused then; GPUs
+    that the user asks for themselves (`--gpus all`) they get, with a warning.
+    """
+    asked = choice.options.gpus
+    request = GpuRequest(count=-1) if choice.wants_gpu else parse_gpus(asked) if asked else None
+    if request is None:
+        return choice
+    is_ours = choice.wants_gpu or asked == AUTO
+    if engine.facts.shares_files:
+        found = find_gpus()
+        if is_ours and not found.gpus:
+            raise GpuUnavailableError(
+                f"'{name}' needs an NVIDIA GPU, and this machine has none: {found.why_none}.",
+                hint=_on_the_cpu(name, choice),
+            )
+    else:
+        found = _gpus_of_engine(engine, choice.reference) if image and tell else HostGpus()
+    gpus = found.gpus if is_ours else requested(request, found.gpus)
+    if not gpus:
+        return choice  # only the engine can say more
+    facts = choice.image or image_facts(choice.reference)
+    picked = pick(facts, gpus, found.driver) if asked == AUTO else None
+    fit = judge(facts, [picked.gpu] if picked else gpus, found.driver)
+    if is_ours and fit.verdict == "will not run":
+        raise GpuUnavailableError(
+            f"'{name}' will not run on {fit.gpu}: {fit.reason}",
+            hint="\n".join(
+                filter(
+                    None,
+                    [
+                        fit.cure,
+                        f"To try it nevertheless: {name} --gpus all. {_on_the_cpu(name, choice)}",
+                    ],
+                )
+            ),
+        )
+    # What nobody knows is worth a line before gigabytes move, and none at every start after it.
+    if tell and not (fit.verdict == "not known" and image):
+        for line in fit.lines(name):
+            tell(line)
+    if picked:
+        device = picked.device
+        told = f"--gpus {AUTO}: {picked.description}"
+    elif choice.wants_gpu and found.limited_by:
+        device = ",".join(device for gpu in gpus for device in gpu.devices)
+        told = f"{found.limited_by} leaves {', '.join(map(str, gpus))}: others are not asked for"
+    else:
+        return choice
+    if tell:
+        tell(told)
+    return replace(
+        choice, options=replace(choice.options, gpus=f"device={device}"), wants_gpu=False
+    )
+
+
+def _on_the_cpu(name: str, choice: Choice) -> str:
+    same = f"he same image without GPU: {name} --gpus none"
+    return f"On the CPU: {choice.cpu_twin}. Or t{same}" if choice.cpu_twin else f"T{same}"
+
+
+def _gpus_of_engine(engine: Engine, reference: str) -> HostGpus:
+    """Ask an engine that is not on this machine for its GPUs, through a container of an image that is there."""
+    spec = ContainerSpec(
+        image=reference,
+        name=f"dockml-gpus-{secrets.token_hex(6)}",
+        entrypoint=NVIDIA_SMI,
+        user="0:0",
+        workdir=PurePosixPath("/"),
+        labels={labels.VERSION: __version__, labels.USER: str(os.getuid())},
+        env={"NVIDIA_DRIVER_CAPABILITIES": "utility"},
+        gpus=GpuRequest(count=-1),
+        network="none",
+        auto_remove=False,  # its output is read after its end
+    )
+    container_id = ""
+    try:
+        container_id = engine.create(spec)
+        engine.start(container_id)
+        engine.wait(container_id, _NVIDIA_SMI_TIMEOUT)
+        gpus, driver = parse_nvidia_smi(engine.logs(container_id, LOG_LINES))
+    except EngineError as error:
+        log.info("the engine does not say which GPUs it has: %s", error)
+        return HostGpus(why_none=error.message)
+    finally:
+        if container_id:
+            engine.remove(container_id)
+    return HostGpus(gpus=gpus, driver=driver)
 
 
 def _find_dockerfile(choice: Choice, folder: Path) -> Path:
@@ -253,6 +367,7 @@ def make_plan(
     engine: Engine,
     tell: Callable[[str], None],
     transport: str | None = None,
+    judged: bool = False,
 ) -> KernelPlan:
     """Decide what to start for `name`, and fetch its image where it is missing.
 
@@ -270,12 +385,14 @@ def make_plan(
         Gets a line for the user when something takes time.
     transport : str, optional
         Where the caller can only do one.
+    judged : bool
+        The user was told whether the GPUs fit, and `options` has what was decided about them.
 
     Raises
     ------
     UnknownNameError, ImageUnavailableError, GpuUnavailableError, MountError, ConfigError
     """
-    choice, image = choose_here(name, options, folder, engine)
+    choice, image = choose_here(name, options, folder, engine, None if judged else tell)
     if image is None or choice.options.pull == "always":
         if choice.doubt:
             tell(choice.doubt)

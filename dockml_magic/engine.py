@@ -16,6 +16,7 @@ import os
 import platform
 import queue
 import re
+import shutil
 import socket
 import stat
 import tarfile
@@ -25,7 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from dockml_magic import labels
@@ -41,6 +42,8 @@ from dockml_magic.errors import (
     MountError,
     PortTakenError,
 )
+from dockml_magic.fit import oldest_driver
+from dockml_magic.options import GpuRequest
 from dockml_magic.pull import (
     ImageName,
     PullMeter,
@@ -96,6 +99,12 @@ class EngineFacts:
         URLs of its mirrors of Docker Hub.
     plain_registries : frozenset of str
         Registries to which it speaks without TLS.
+    runtimes : tuple of str
+        What it can run containers with: "runc", "nvidia".
+    cdi_gpus : tuple of str
+        The NVIDIA GPUs that it knows by CDI, such as "nvidia.com/gpu=all".
+    gpu_hook : bool or None
+        NVIDIA's hook, by which device requests work, is installed; None where we cannot look.
     """
 
     version: str
@@ -107,6 +116,9 @@ class EngineFacts:
     root: Path | None = None
     mirrors: tuple[str, ...] = ()
     plain_registries: frozenset[str] = frozenset()
+    runtimes: tuple[str, ...] = ()
+    cdi_gpus: tuple[str, ...] = ()
+    gpu_hook: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +249,23 @@ class Engine(Protocol):
 
     def list(self, wanted_labels: Mapping[str, str]) -> list[ContainerState]:
         """Return all containers, stopped ones too, that carry these labels ("" is any value)."""
+
+
+GpuRoute = Literal["device-requests", "cdi", "runtime"]
+
+
+def gpu_route(facts: EngineFacts) -> GpuRoute:
+    """Return how this engine gives GPUs to containers.
+
+    CDI where the engine says that it has found NVIDIA's devices, as then nothing can be missing. The nvidia
+    runtime where it is registered and the hook is not installed (a snap's engine does not see it). Else
+    device requests, which is what `docker run --gpus` sends, and whose errors say what is missing.
+    """
+    if facts.cdi_gpus:
+        return "cdi"
+    if "nvidia" in facts.runtimes and facts.gpu_hook is False:
+        return "runtime"
+    return "device-requests"
 
 
 def make_archive(files: Mapping[PurePosixPath, bytes | None], uid: int = 0, gid: int = 0) -> bytes:
@@ -517,6 +546,9 @@ class DockerEngine:
                 for host, about in (registries.get("IndexConfigs") or {}).items()
                 if not about.get("Secure", True)
             ),
+            runtimes=tuple(info.get("Runtimes") or ()),
+            cdi_gpus=_cdi_gpus(info, look=shares_files),
+            gpu_hook=_has_gpu_hook() if shares_files else None,
         )
 
     def find_image(self, reference: str) -> ImageState | None:
@@ -725,16 +757,11 @@ class DockerEngine:
             host_config["nano_cpus"] = round(spec.cpus * 1e9)
         if spec.network:
             host_config["network_mode"] = spec.network
+        env = dict(spec.env)
         if spec.gpus:
-            host_config["device_requests"] = [
-                {
-                    "Driver": "",
-                    "Count": spec.gpus.count,
-                    "DeviceIDs": list(spec.gpus.device_ids),
-                    "Capabilities": [["gpu"]],
-                    "Options": {},
-                }
-            ]
+            asked, variables = _ask_for_gpus(spec.gpus, gpu_route(self.facts))
+            host_config |= asked
+            env |= variables
         with self._translated(reference=spec.image, name=spec.name):
             created = api.create_container(
                 image=spec.image,
@@ -744,7 +771,7 @@ class DockerEngine:
                 user=spec.user,
                 working_dir=str(spec.workdir),
                 labels=dict(spec.labels),
-                environment=dict(spec.env),
+                environment=env,
                 ports=[(port.container_port, port.protocol) for port in spec.ports],
                 host_config=api.create_host_config(**host_config),
             )
@@ -896,6 +923,58 @@ class DockerEngine:
             raise _unreachable(endpoint or self.facts.endpoint, error) from error
 
 
+def _ask_for_gpus(request: GpuRequest, route: GpuRoute) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what a request adds to the host configuration and to the container's environment."""
+    devices = request.device_ids or (
+        ("all",) if request.count < 0 else tuple(map(str, range(request.count)))
+    )
+    if route == "runtime":
+        return {"runtime": "nvidia"}, {"NVIDIA_VISIBLE_DEVICES": ",".join(devices)}
+    if route == "cdi":
+        ids = [f"{_CDI_GPU}={device}" for device in devices]
+        return {"device_requests": [{"Driver": "cdi", "DeviceIDs": ids}]}, {}
+    return {
+        "device_requests": [
+            {
+                "Driver": "",
+                "Count": request.count,
+                "DeviceIDs": list(request.device_ids),
+                "Capabilities": [["gpu"]],
+                "Options": {},
+            }
+        ]
+    }, {}
+
+
+_CDI_GPU = "nvidia.com/gpu"
+"""The kind of NVIDIA's devices in CDI files (https://github.com/cncf-tags/container-device-interface)."""
+
+_GPU_HOOKS = ("nvidia-container-runtime-hook", "nvidia-cdi-hook")
+"""What an engine looks for on its PATH as it starts (moby, daemon/nvidia_linux.go)."""
+
+
+def _cdi_gpus(info: Mapping[str, Any], *, look: bool) -> tuple[str, ...]:
+    """Return the NVIDIA GPUs that an engine knows by CDI.
+
+    Engines from 28.2 on list what they found. Older ones say only in which folders they look, where CDI is
+    switched on; with `look` so do we.
+    """
+    listed = [device.get("ID", "") for device in info.get("DiscoveredDevices") or ()]
+    if listed or not look:
+        return tuple(name for name in listed if name.startswith(_CDI_GPU))
+    for folder in info.get("CDISpecDirs") or ():
+        for path in sorted(Path(folder).glob("*.*")):
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                if path.suffix in (".yaml", ".json") and _CDI_GPU in path.read_text():
+                    return (f"{_CDI_GPU}=all",)
+    return ()
+
+
+def _has_gpu_hook() -> bool:
+    path = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
+    return any(shutil.which(hook, path=path) for hook in _GPU_HOOKS)
+
+
 def _sentence(text: str) -> str:
     """Return the engine's text as one line."""
     return " ".join(str(text).split()).rstrip(".") + "."
@@ -905,17 +984,8 @@ def _error_of(text: str, reference: str, name: str) -> EngineError:
     """Return our error for what the engine said."""
     said = _sentence(text)
     lower = said.lower()
-    if "could not select device driver" in lower or "failed to discover gpu" in lower:
-        return GpuUnavailableError(
-            "The engine cannot give GPUs to containers: its NVIDIA part is not installed.",
-            hint="Ask for nvidia-container-toolkit, then `nvidia-ctk runtime configure --runtime=docker` "
-            "and a restart of Docker. Without it: --gpus none.",
-        )
-    if "nvidia-container-cli" in lower or "unsatisfied condition" in lower:
-        return GpuUnavailableError(
-            f"The NVIDIA container toolkit refused: {said}",
-            hint="The driver is missing or too old for this image. Without GPU: --gpus none.",
-        )
+    if gpu_error := _gpu_error_of(said):
+        return gpu_error
     if re.search(
         r"exec: .*(?:no such file or directory|permission denied)|executable file .*not found",
         lower,
@@ -950,6 +1020,75 @@ def _error_of(text: str, reference: str, name: str) -> EngineError:
         f"The Docker engine refused: {said}",
         hint="If it is about one of the options, correct it; else the engine's own log says more.",
     )
+
+
+_NO_GPU = "Without GPU: --gpus none."
+_GPU_ERRORS = (
+    (
+        r"could not select device driver|failed to discover GPU|AMD CDI spec not found"
+        r"|unknown or invalid runtime name: nvidia|unknown runtime specified nvidia",
+        "The engine cannot give GPUs to containers: its NVIDIA part is not installed.",
+        "Ask for nvidia-container-toolkit, then `nvidia-ctk runtime configure --runtime=docker` "
+        f"and a restart of Docker. {_NO_GPU}",
+    ),
+    (
+        r"unresolvable CDI devices? \S+|CDI device injection failed",
+        "The engine does not know the GPU by CDI",
+        "See the GPUs with: nvidia-ctk cdi list. If there are none, ask for: "
+        f"nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml. {_NO_GPU}",
+    ),
+    (
+        r"nvidia-container-.*unknown device",
+        "There is no such GPU, or MIG instance of one",
+        "See them with: nvidia-smi -L. Their indices and UUIDs go into --gpus device=; --gpus auto chooses.",
+    ),
+    (
+        r"nvidia-container-.*\bmig\b",
+        "The NVIDIA container toolkit refused a MIG instance",
+        "See the instances with: nvidia-smi -L, and ask for one: --gpus device=MIG-…",
+    ),
+    (
+        r"driver/library version mismatch",
+        "The NVIDIA driver was updated, and the old one still runs.",
+        f"Ask for a restart of this machine, or for the driver's modules to be loaded anew. {_NO_GPU}",
+    ),
+    (
+        r"driver not loaded|libnvidia-ml|no adapters were found|load library failed|nvml error",
+        "The NVIDIA driver does not run on the engine's machine",
+        f"Check it with: nvidia-smi. {_NO_GPU}",
+    ),
+    (
+        r"nvidia-container-(?:cli|runtime)|nvidia-ctk|nvidia-cdi-hook",
+        "The NVIDIA container toolkit refused",
+        f"Check the driver with: nvidia-smi. {_NO_GPU}",
+    ),
+)
+"""What the engine and NVIDIA's toolkit say, and what we do; where ours is no whole sentence, theirs follows.
+
+From moby's daemon/errors.go and daemon/devices_*.go, libnvidia-container's src/*.c, and the threads
+docker/cli#2425, NVIDIA/nvidia-docker#1034 and #1442, FasterLivePortrait#116, fireshare#689.
+"""
+
+
+def _gpu_error_of(said: str) -> GpuUnavailableError | None:
+    """Return our error where a text of the engine is about GPUs."""
+    if match := re.search(r"unsatisfied condition: cuda ?>= ?(\d+\.\d+)", said, re.IGNORECASE):
+        needed = oldest_driver(match[1])
+        return GpuUnavailableError(
+            f"The NVIDIA driver is older than this image's CUDA {match[1]} asks for.",
+            hint=f"A driver of {needed} or newer runs it, or choose an image with an older CUDA. The check can "
+            f"be skipped, and the CUDA may work: -e NVIDIA_DISABLE_REQUIRE=1. {_NO_GPU}",
+        )
+    if "unsatisfied condition" in said or "please update your driver" in said:
+        return GpuUnavailableError(
+            f"The NVIDIA driver or GPU is not what this image asks for: {said}",
+            hint=f"Choose an image with an older CUDA, or ask for a newer driver. {_NO_GPU}",
+        )
+    for pattern, message, hint in _GPU_ERRORS:
+        if re.search(pattern, said, re.IGNORECASE):
+            whole = message.endswith(".")
+            return GpuUnavailableError(message if whole else f"{message}: {said}", hint=hint)
+    return None
 
 
 def _unreachable(endpoint: str, error: Exception) -> EngineUnreachableError:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -92,6 +92,7 @@ class Environment:
         # own plan finds the image present.
         self.engine = engine_for(options)
         plan = make_plan(name, options, folder, engine=self.engine, tell=tell)
+        options = replace(options, gpus=plan.choice.options.gpus)
         self.name = plan.choice.name
         self.reference = plan.choice.reference
         self._relay: Relay | None = None

@@ -24,7 +24,7 @@ import functools
 import importlib.resources
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from packaging.version import InvalidVersion, Version
@@ -177,9 +177,11 @@ class Gpu:
     instances: tuple[MigInstance, ...] = ()
 
     @property
-    def device(self) -> str:
-        """What `--gpus device=` takes for it."""
-        return self.uuid or str(self.index)
+    def devices(self) -> tuple[str, ...]:
+        """What `--gpus device=` takes for it: itself, or its MIG instances."""
+        if self.mig:
+            return tuple(part.uuid for part in self.instances)
+        return (self.uuid or str(self.index),)
 
     def __str__(self) -> str:
         return f"GPU {self.index} ({self.name})"
@@ -252,12 +254,15 @@ class Pick:
 
     Attributes
     ----------
+    gpu : Gpu
+        The GPU, or that of the MIG instance.
     device : str
         For `--gpus device=`.
     description : str
         For the user.
     """
 
+    gpu: Gpu
     device: str
     description: str
 
@@ -330,13 +335,9 @@ def requested(request: GpuRequest, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
             for device in request.device_ids
             for gpu in gpus
             if device.partition(":")[0] == str(gpu.index)
-            or any(uuid.startswith(device) for uuid in (gpu.uuid, *_uuids(gpu)) if uuid)
+            or any(known.startswith(device) for known in (gpu.uuid, *gpu.devices))
         )
     return tuple(gpus if request.count < 0 else gpus[: request.count])
-
-
-def _uuids(gpu: Gpu) -> tuple[str, ...]:
-    return tuple(part.uuid for part in gpu.instances)
 
 
 # --- the verdict ----------------------------------------------------------------------------------
@@ -378,26 +379,23 @@ def pick(image: ImageFacts, gpus: Sequence[Gpu], driver: str) -> Pick | None:
     None where none fits. One that fits slowly is taken only where none fits at once.
     """
     candidates = [
-        (VERDICTS.index(one.verdict), -free, one.gpu.utilisation or 0, device, description)
+        (VERDICTS.index(one.verdict), -free, one.gpu.utilisation or 0, picked)
         for one in judge(image, gpus, driver).each
         if one.verdict != "will not run"
-        for free, device, description in _devices_of(one.gpu)
+        for free, picked in _picks_of(one.gpu)
     ]
-    if not candidates:
-        return None
-    *_, device, description = min(candidates, key=lambda candidate: candidate[:3])
-    return Pick(device=device, description=description)
+    return min(candidates, key=lambda candidate: candidate[:3])[3] if candidates else None
 
 
-def _devices_of(gpu: Gpu) -> Iterable[tuple[int, str, str]]:
-    """Yield free bytes, device and words for each thing that can be asked for."""
-    if gpu.mig:
-        for part in gpu.instances:
-            free = part.memory_free or gpu.memory_free
-            yield free, part.uuid, f"MIG instance {part.index} of {gpu}, {_gigabytes(free)} free"
-    else:
-        work = "" if gpu.utilisation is None else f", {gpu.utilisation} % at work"
-        yield gpu.memory_free, gpu.device, f"{gpu}, {_gigabytes(gpu.memory_free)} free{work}"
+def _picks_of(gpu: Gpu) -> Iterable[tuple[int, Pick]]:
+    """Yield what can be asked for of a GPU, and its free bytes."""
+    work = "" if gpu.utilisation is None else f", {gpu.utilisation} % at work"
+    if not gpu.mig:
+        words = f"{gpu}, {_gigabytes(gpu.memory_free)} free{work}"
+        yield gpu.memory_free, Pick(gpu=gpu, device=gpu.devices[0], description=words)
+    for part in gpu.instances:
+        words = f"MIG instance {part.index} of {gpu}, {_gigabytes(part.memory_free)} free"
+        yield part.memory_free, Pick(gpu=gpu, device=part.uuid, description=words)
 
 
 def _gigabytes(count: int) -> str:
@@ -439,12 +437,18 @@ def _finding(build: _Build, target: _Target) -> _Finding:
     )
 
 
+@functools.cache
 def _verdict_on(build: _Build, target: _Target) -> _Finding:
-    """Return the verdict: by the driver, then by reports, then by what the build has code for."""
+    """Return the verdict: by the driver, then by reports, then by what the build has code for.
+
+    What no driver cures is said before that the driver is too old.
+    """
     row = _row_of(build)
     cuda = build.cuda or (_pair(row["cuda"].split()[0]) if row and row["cuda"] else None)
     if cuda is not None and _driver_state(cuda, target.driver) == "too old":
-        return _driver_too_old(cuda, target)
+        with_a_new_one = _verdict_on(build, replace(target, driver=""))
+        is_hopeless = with_a_new_one.verdict == "will not run"
+        return with_a_new_one if is_hopeless else _driver_too_old(cuda, target)
     for report in _rows("gpu_reports"):
         if _is_about(report, build, target.capability, cuda):
             verdict = next(v for v in VERDICTS if v == report["verdict"])
@@ -676,6 +680,12 @@ def _driver_row(cuda: tuple[int, int]) -> Mapping[str, str]:
     return older[-1] if older else rows[0]
 
 
+def oldest_driver(cuda: str) -> str:
+    """Return the oldest driver that runs programs of a CUDA such as "12.4", PTX included."""
+    return _driver_row(_known_pair(cuda))["min_linux_driver"]
+
+
+@functools.cache
 def _driver_state(cuda: tuple[int, int], driver: str) -> str:
     """Return "own" (as new as the CUDA itself), "minor" (same major: no PTX), or "too old"."""
     try:
@@ -733,6 +743,7 @@ def _capability(text: str) -> tuple[int, int]:
     return _known_pair(text) if "." in text else (int(text[:-1]), int(text[-1]))
 
 
+@functools.cache
 def _pair(version: str) -> tuple[int, int] | None:
     """Return major and minor of a version, None where it is not one."""
     try:

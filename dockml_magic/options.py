@@ -18,6 +18,9 @@ from typing import Any, NoReturn
 from dockml_magic.errors import ConfigError
 
 TRANSPORTS = ("ipc", "tcp")
+AUTO = "auto"
+"""For `--gpus`: the freest GPU that fits."""
+
 PULL_POLICIES = ("missing", "always", "never")
 
 _UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
@@ -30,7 +33,8 @@ class RunOptions:
     Attributes
     ----------
     gpus : str or None
-        As `docker run --gpus`: "all", a number, or "device=0,1"; "none" asks for no GPU.
+        As `docker run --gpus`: "all", a number, or "device=0,1"; "none" asks for no GPU, "auto" for the
+        freest one that fits.
     volumes, publish, env : tuple of str
         As typed, in order: `-v`, `-p`, `-e`.
     workdir : str or None
@@ -232,10 +236,12 @@ def parse_env(text: str, host_env: Mapping[str, str]) -> tuple[str, str] | None:
 
 
 def parse_gpus(text: str) -> GpuRequest | None:
-    """Return what `--gpus` asks for; None for "none"."""
+    """Return what `--gpus` asks for; None for "none". "auto" is one GPU: where nothing is known of them, any."""
     value = text.strip().strip("\"'")
     if value == "none":
         return None
+    if value == AUTO:
+        return GpuRequest(count=1)
     if value == "all":
         return GpuRequest(count=-1)
     if value.isdecimal() and int(value) > 0:
@@ -246,7 +252,7 @@ def parse_gpus(text: str) -> GpuRequest | None:
         return GpuRequest(device_ids=devices)
     raise ConfigError(
         f"--gpus {text}: not understood.",
-        hint="Write all, a number, or device=0,1 (none for no GPU).",
+        hint="Write all, auto, a number, or device=0,1 (none for no GPU).",
     )
 
 
@@ -270,7 +276,7 @@ def _add_engine(add: Callable[..., object]) -> None:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of a start on `parser`; read them back with `options_from`."""
     add = parser.add_argument_group("options, spelled as in docker run").add_argument
-    add("--gpus", metavar="GPUS", help="GPUs to use: all, a number, device=0,1, or none")
+    add("--gpus", metavar="GPUS", help="GPUs to use: all, a number, device=0,1, auto, or none")
     add("-v", "--volume", dest="volumes", action="append", metavar="HOST:CONTAINER[:ro]",
         help="mount a folder")  # fmt: skip
     add("-p", "--publish", action="append", metavar="[IP:]HOST:CONTAINER",

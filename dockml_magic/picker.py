@@ -317,7 +317,7 @@ class ImagePicker:
         if self._gpus.gpus:
             options += [("All", "all"), ("The freest that fits", "auto")]
             options += [
-                (f"{gpu.index}: {gpu.name}", f"device={gpu.device}") for gpu in self._gpus.gpus
+                (f"{gpu.index}: {gpu.name}", f"device={gpu.index}") for gpu in self._gpus.gpus
             ]
         return options
 

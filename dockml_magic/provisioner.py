@@ -130,13 +130,20 @@ class DockerProvisioner(KernelProvisionerBase):
 
     def _make_plan(self, options: RunOptions, cwd: Path, extra: tuple[str, ...]) -> KernelPlan:
         manager = self.parent
-        plan = make_plan(self.name, options, cwd, engine=engine_for(options), tell=self._tell)
+        exclusive = isinstance(manager, TellingManager)
+        plan = make_plan(
+            self.name,
+            options,
+            cwd,
+            engine=engine_for(options),
+            tell=self._tell,
+            judged=exclusive,  # by whoever made that manager
+        )
         key = (
             manager.session.key.decode()
             if manager is not None and manager.session.key
             else plan.key
         )
-        exclusive = isinstance(manager, TellingManager)
         return replace(plan, key=key, exclusive=exclusive, extra_arguments=extra, env=self._env)
 
     def _tell(self, line: str) -> None:

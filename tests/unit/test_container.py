@@ -28,7 +28,6 @@ from dockml_magic.engine import EngineFacts
 from dockml_magic.errors import (
     ConfigError,
     DockmlError,
-    GpuUnavailableError,
     ImageBuildError,
     ImageUnavailableError,
     KernelDiedError,
@@ -39,7 +38,6 @@ from dockml_magic.errors import (
     ProjectFileError,
     UnknownNameError,
 )
-from dockml_magic.gpu import HostGpus
 from dockml_magic.options import RunOptions
 from tests.unit.fake_engine import FakeEngine, Run
 
@@ -71,11 +69,6 @@ def plan(
         )
 
     return make
-
-
-@pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[HostGpus], None]:
-    return lambda found: monkeypatch.setattr(containers, "find_gpus", lambda: found)
 
 
 Plan = Callable[..., containers.KernelPlan]
@@ -229,39 +222,6 @@ def test_a_build_gets_the_proxies_and_pips_settings(
     assert args["HTTPS_PROXY"] == args["https_proxy"] == "http://proxy:3128"
     assert args["PIP_INDEX_URL"] == "https://pypi.example.com/simple"
     assert not {"SECRET", "LANG", "TERM", "PIP_CERT"} & set(args)
-
-
-# --- GPUs -----------------------------------------------------------------------------------------
-
-
-def test_a_gpu_name_without_gpu_says_so_and_names_the_twin(
-    engine: FakeEngine, workspace: Path, gpus: Callable[[HostGpus], None]
-) -> None:
-    gpus(HostGpus(why_none="it has no NVIDIA GPU"))
-    with pytest.raises(GpuUnavailableError) as caught:
-        choose_here("tf1.10-gpu", RunOptions(), workspace, engine)
-    assert str(caught.value).splitlines() == [
-        "'tf1.10-gpu' needs an NVIDIA GPU, and this machine has none: it has no NVIDIA GPU.",
-        "On the CPU: tf1.10. Or the same image without GPU: tf1.10-gpu --gpus none",
-    ]
-
-
-def test_a_gpu_name_with_a_gpu_or_without_asking_for_one_is_fine(
-    engine: FakeEngine, workspace: Path, gpus: Callable[[HostGpus], None]
-) -> None:
-    gpus(HostGpus(names=("NVIDIA H200",)))
-    assert choose_here("tf1.10-gpu", RunOptions(), workspace, engine)[0].wants_gpu
-    gpus(HostGpus(why_none="no"))
-    choice, _ = choose_here("tf1.10-gpu", RunOptions(gpus="none"), workspace, engine)
-    assert not choice.wants_gpu
-
-
-def test_gpus_of_another_machine_are_the_engines_business(
-    workspace: Path, gpus: Callable[[HostGpus], None]
-) -> None:
-    gpus(HostGpus(why_none="no"))
-    engine = FakeEngine(ELSEWHERE)
-    assert choose_here("tf1.10-gpu", RunOptions(), workspace, engine)[0].wants_gpu
 
 
 # --- the plan -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import platform
 import re
 import socket
 import tarfile
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,13 +16,17 @@ import pytest
 
 from dockml_magic.engine import (
     DockerEngine,
+    EngineFacts,
     NotStartableError,
+    _ask_for_gpus,
+    _cdi_gpus,
     _endpoint,
     _error_of,
     _shares_files,
     _unreachable,
     build_reference,
     connect,
+    gpu_route,
     make_archive,
 )
 from dockml_magic.errors import (
@@ -33,6 +38,7 @@ from dockml_magic.errors import (
     ImageUnavailableError,
     PortTakenError,
 )
+from dockml_magic.options import GpuRequest
 
 REAL_INIT = docker.APIClient.__init__
 SOCKET = "unix:///var/run/docker.sock"
@@ -73,6 +79,7 @@ CONNECTIVITY = "driver failed programming external connectivity on endpoint x (0
             "unsatisfied condition: cuda>=12.4",
             GpuUnavailableError,
         ),
+        ("AMD CDI spec not found", GpuUnavailableError),
         ("network nosuch not found", EngineError),
         ("unable to find user nobody2: no matching entries in passwd file", EngineError),
         (
@@ -88,6 +95,96 @@ def test_what_the_engine_says_becomes_an_error_of_ours(said: str, error: type[En
     assert type(found) is error
     assert len(found.message.splitlines()) == 1
     assert "?" not in found.message
+
+
+CLI = (
+    RUNC + "error running prestart hook #0: exit status 1, stdout: , stderr: nvidia-container-cli: "
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "message", "cure"),
+    [
+        # docker/cli#2425, NVIDIA/nvidia-docker#1034
+        (
+            'could not select device driver "" with capabilities: [[gpu]]',
+            "its NVIDIA part is not installed",
+            "nvidia-container-toolkit",
+        ),
+        # infiniflow/ragflow#9573
+        (
+            'could not select device driver "nvidia" with capabilities: [[gpu]]',
+            "its NVIDIA part is not installed",
+            "nvidia-ctk runtime configure",
+        ),
+        # ShaneIsrael/fireshare#689
+        (
+            "failed to discover GPU vendor from CDI: no known GPU vendor found",
+            "its NVIDIA part is not installed",
+            "restart of Docker",
+        ),
+        ("AMD CDI spec not found", "its NVIDIA part is not installed", "nvidia-container-toolkit"),
+        ("unknown or invalid runtime name: nvidia", "its NVIDIA part is not installed", "--gpus none"),
+        # warmshao/FasterLivePortrait#116
+        (
+            "setting up CDI devices: unresolvable CDI devices nvidia.com/gpu=all",
+            "does not know the GPU by CDI",
+            "nvidia-ctk cdi generate",
+        ),
+        (
+            "CDI device injection failed: unresolvable CDI devices nvidia.com/gpu=7",
+            "nvidia.com/gpu=7",
+            "nvidia-ctk cdi list",
+        ),
+        # NVIDIA/nvidia-docker#1442, NVIDIA/nvidia-container-toolkit#152
+        (
+            CLI + "requirement error: unsatisfied condition: cuda>=12.4, please update your driver to a "
+            "newer version, or use an earlier cuda container: unknown",
+            "older than this image's CUDA 12.4 asks for",
+            "A driver of 550.54.14 or newer",
+        ),
+        # NVIDIA/nvidia-docker#536
+        (
+            CLI + "requirement error: unsatisfied condition: cuda >= 9.0",
+            "older than this image's CUDA 9.0 asks for",
+            "NVIDIA_DISABLE_REQUIRE=1",
+        ),
+        (
+            CLI + "requirement error: unsatisfied condition: brand = tesla",
+            "not what this image asks for",
+            "older CUDA",
+        ),
+        (CLI + "device error: 7: unknown device: unknown", "no such GPU", "nvidia-smi -L"),
+        (CLI + "device error: unknown device id: 0:3", "MIG instance", "--gpus auto"),
+        (CLI + "device error: mig device is not usable", "refused a MIG instance", "device=MIG-"),
+        (
+            CLI + "initialization error: nvml error: driver/library version mismatch: unknown",
+            "the old one still runs",
+            "restart of this machine",
+        ),
+        (
+            CLI + "initialization error: load library failed: libnvidia-ml.so.1: cannot open shared "
+            "object file: no such file or directory: unknown",
+            "driver does not run",
+            "nvidia-smi",
+        ),
+        (CLI + "initialization error: nvml error: driver not loaded", "does not run", "nvidia-smi"),
+        (CLI + "ldcache error: process failed", "toolkit refused", "--gpus none"),
+    ],
+)  # fmt: skip
+def test_trouble_with_gpus_is_told_with_its_cure(said: str, message: str, cure: str) -> None:
+    error = _error_of(said, "a/b:1", "mine")
+    assert type(error) is GpuUnavailableError
+    assert message in error.message
+    assert cure in error.hint
+    assert len(error.message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "said", ["manifest for nvidia/mig:1 not found: manifest unknown", "unknown device eth7"]
+)
+def test_trouble_with_other_things_is_not_taken_for_gpus(said: str) -> None:
+    assert type(_error_of(said, "nvidia/mig:1", "mine")) is not GpuUnavailableError
 
 
 @pytest.mark.parametrize(
@@ -259,6 +356,68 @@ def test_files_are_shared_with_an_engine_on_this_very_system(
     assert _shares_files(endpoint, info) is shares
 
 
+# --- how it gives GPUs ----------------------------------------------------------------------------
+
+PLAIN = EngineFacts(version="28", api="1.50", endpoint=SOCKET, shares_files=True)
+
+
+@pytest.mark.parametrize(
+    ("facts", "route"),
+    [
+        (PLAIN, "device-requests"),
+        (replace(PLAIN, gpu_hook=True, runtimes=("runc", "nvidia")), "device-requests"),
+        (replace(PLAIN, gpu_hook=False, runtimes=("runc", "nvidia")), "runtime"),
+        (replace(PLAIN, gpu_hook=None, runtimes=("runc", "nvidia")), "device-requests"),
+        (replace(PLAIN, gpu_hook=False, runtimes=("runc",)), "device-requests"),
+        (replace(PLAIN, gpu_hook=True, cdi_gpus=("nvidia.com/gpu=0",)), "cdi"),
+        (
+            replace(PLAIN, gpu_hook=False, runtimes=("nvidia",), cdi_gpus=("nvidia.com/gpu=0",)),
+            "cdi",
+        ),
+    ],
+)
+def test_gpus_go_the_way_that_the_engine_offers(facts: EngineFacts, route: str) -> None:
+    assert gpu_route(facts) == route
+
+
+@pytest.mark.parametrize(
+    ("request_", "visible", "names"),
+    [
+        (GpuRequest(count=-1), "all", ["nvidia.com/gpu=all"]),
+        (GpuRequest(count=2), "0,1", ["nvidia.com/gpu=0", "nvidia.com/gpu=1"]),
+        (GpuRequest(device_ids=("1", "GPU-x")), "1,GPU-x", ["nvidia.com/gpu=1", "nvidia.com/gpu=GPU-x"]),
+    ],
+)  # fmt: skip
+def test_a_request_is_the_same_whichever_way_it_goes(
+    request_: GpuRequest, visible: str, names: list[str]
+) -> None:
+    runtime = {"runtime": "nvidia"}, {"NVIDIA_VISIBLE_DEVICES": visible}
+    assert _ask_for_gpus(request_, "runtime") == runtime
+    cdi = {"device_requests": [{"Driver": "cdi", "DeviceIDs": names}]}, {}
+    assert _ask_for_gpus(request_, "cdi") == cdi
+    host_config, env = _ask_for_gpus(request_, "device-requests")
+    [asked] = host_config["device_requests"]
+    assert (asked["Count"], asked["DeviceIDs"]) == (request_.count, list(request_.device_ids))
+    assert asked["Capabilities"] == [["gpu"]]
+    assert env == {}
+
+
+def test_gpus_that_a_new_engine_lists_are_known(tmp_path: Path) -> None:
+    listed = [{"Source": "cdi", "ID": name} for name in ("nvidia.com/gpu=0", "amd.com/gpu=0")]
+    info = {"DiscoveredDevices": listed, "CDISpecDirs": [str(tmp_path)]}
+    assert _cdi_gpus(info, look=False) == ("nvidia.com/gpu=0",)
+
+
+def test_gpus_in_the_files_of_an_older_engine_are_known(tmp_path: Path) -> None:
+    info = {"CDISpecDirs": ["/nowhere", str(tmp_path)]}
+    (tmp_path / "other.yaml").write_text("kind: vendor.com/net")
+    assert _cdi_gpus(info, look=True) == ()
+    (tmp_path / "nvidia.yaml").write_text("cdiVersion: 0.5.0\nkind: nvidia.com/gpu")
+    assert _cdi_gpus(info, look=True) == ("nvidia.com/gpu=all",)
+    assert _cdi_gpus(info, look=False) == ()
+    assert _cdi_gpus({}, look=True) == ()
+
+
 # --- connecting -----------------------------------------------------------------------------------
 
 
@@ -275,7 +434,8 @@ class Client:
         return {"Version": "20.10.24", "ApiVersion": self.api_version}
 
     def info(self) -> dict[str, Any]:
-        return HERE | {"SecurityOptions": list(self.options)}
+        runtimes: dict[str, Any] = {"runc": {}, "nvidia": {}}
+        return HERE | {"SecurityOptions": list(self.options), "Runtimes": runtimes}
 
 
 def test_who_answers_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,6 +449,8 @@ def test_who_answers_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert facts.shares_files
     assert facts.rootless
+    assert facts.runtimes == ("runc", "nvidia")
+    assert isinstance(facts.gpu_hook, bool)
 
 
 @pytest.mark.parametrize("api_version", ["1.40", "1.9"])

@@ -231,6 +231,8 @@ CASES: dict[str, tuple[ImageFacts, str, str, str, str]] = {
     "CUDA 13 on a driver for 12": (
         torch("2.9.0", "13.0", "9"), RTX4090, "570.26", FAILS, "torch2.9-cu126"),
     "a data-centre GPU may bridge it": (torch("2.1.0", "12.1"), A100, "470.57.02", UNKNOWN, "torch2.1-cu118"),
+    "no bridge to a GPU that CUDA 13 dropped": (
+        torch("2.9.0", "13.0", "9"), V100, "550.54.14", FAILS, "torch2.9-cu126"),
     "no bridge before CUDA 10": (tf("1.10.0-gpu-py3"), V100, "375.26", FAILS, ""),
     "a new driver runs an old CUDA": (tf("1.4.0-gpu-py3"), P100, "595.45.04", FITS, ""),
     "no driver version: taken for new": (torch("2.1.0", "12.1"), RTX3090, "", FITS, ""),
@@ -272,6 +274,12 @@ def test_a_fit_is_one_sentence_with_a_reason(
     assert not re.search(r"\. [A-Z]", fit.reason)
     assert instead in fit.cure
     assert "None" not in fit.reason + fit.cure
+
+
+def test_what_no_driver_cures_is_not_blamed_on_the_driver() -> None:
+    fit = judge(torch("2.9.0", "13.0", "9"), [Gpu(name=GTX1080)], "550.54.14")
+    assert "none for this one (6.1)" in fit.reason
+    assert "driver" not in fit.reason + fit.cure
 
 
 def test_there_are_enough_cases() -> None:

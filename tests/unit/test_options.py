@@ -210,6 +210,7 @@ def test_what_is_not_a_variable_is_named(text: str) -> None:
         ('"device=0,1"', GpuRequest(device_ids=("0", "1"))),
         ("device=GPU-3a23c669", GpuRequest(device_ids=("GPU-3a23c669",))),
         ("none", None),
+        ("auto", GpuRequest(count=1)),
     ],
 )
 def test_gpus_are_read_as_docker_writes_them(text: str, request_: GpuRequest | None) -> None:
