@@ -37,11 +37,6 @@ class Picker:
         expect(picker.find).to_be_visible()
         return picker
 
-    @property
-    def chosen(self) -> str:
-        """The text of the chosen row's name."""
-        return self.box.get_by_label("Images").locator("option:checked").inner_text().split()[0]
-
     def button(self, name: str) -> Locator:
         """The buttons of this name."""
         return self.box.get_by_role("button", name=name, exact=True)
