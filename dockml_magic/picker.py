@@ -48,6 +48,9 @@ FIGURES_INTERVAL = 2.0
 _LOG_LINES = 200
 _LIST_ROWS = 14
 
+_MOST_ROWS = 200
+"""Rows in the list: more than anybody looks through, and few enough to be drawn anew at every keystroke."""
+
 _STYLE = """<style>
 .dockml-picker {
   max-width: 62rem; padding: 4px 2px 8px; color: var(--jp-ui-font-color1, inherit);
@@ -346,11 +349,12 @@ class ImagePicker:
         if found != self._found or self._list.index != chosen:
             self._found = found
             with self._list.hold_sync(), _silent(self._list, self._show_row, "index"):
-                self._list.options = [row.label for row in found]
+                self._list.options = [row.label for row in found[:_MOST_ROWS]]
                 self._list.index = chosen
             self._show_row()
+        shown = f" · the first {_MOST_ROWS} are shown" if len(found) > _MOST_ROWS else ""
         self._count.value = (
-            f"<span class='dockml-muted' role='status'>of {len(found)}</span>" if found else ""
+            f"<span class='dockml-muted' role='status'>of {len(found)}{shown}</span>"
         )
 
     def _choose_row(self, _: Any) -> None:
@@ -373,7 +377,7 @@ class ImagePicker:
     def _show_row(self, _: Any = None) -> None:
         row = self._chosen
         with self._number.hold_sync(), _silent(self._number, self._choose_row, "value"):
-            self._number.max = len(self._found)
+            self._number.max = min(len(self._found), _MOST_ROWS)
             self._number.value = 0 if self._list.index is None else self._list.index + 1
         if row is None:
             nothing = "Choose an image." if self._found else "No image is called so."

@@ -29,9 +29,8 @@ def picker(server: Server, image: Image, page: Page) -> Picker:
 
 
 def test_rows_are_found_while_one_types(picker: Picker) -> None:
-    expect(picker.rows.first).to_be_attached()
-    everything = picker.rows.count()
-    assert everything > 800
+    expect(picker.count).to_have_text(re.compile(r"of [89]\d\d · the first 200 are shown"))
+    expect(picker.rows).to_have_count(200)
     picker.find.press_sequentially("tf1.10-gpu")
     expect(picker.rows.first).to_contain_text("tf1.10-gpu")
     expect(picker.count).to_have_text(re.compile(r"of \d$"))
@@ -40,7 +39,7 @@ def test_rows_are_found_while_one_types(picker: Picker) -> None:
     expect(picker.details).to_contain_text("tensorflow/tensorflow:1.10.0-gpu-py3")
     expect(picker.line).to_have_value("%docker_env tf1.10-gpu")
     picker.find.fill("")
-    expect(picker.rows).to_have_count(everything)
+    expect(picker.rows).to_have_count(200)
     expect(picker.start).to_be_disabled()
 
 
