@@ -82,6 +82,11 @@ class Environment:
         The workspace.
     tell : callable
         Gets a line for the user when something takes time.
+
+    Attributes
+    ----------
+    options : RunOptions
+        As they were given, before `--gpus auto` became a device.
     """
 
     def __init__(
@@ -92,9 +97,10 @@ class Environment:
         # own plan finds the image present.
         self.engine = engine_for(options)
         plan = make_plan(name, options, folder, engine=self.engine, tell=tell)
-        options = replace(options, gpus=plan.choice.options.gpus)
+        settled = replace(options, gpus=plan.choice.options.gpus)
         if plan.choice.options.pull == "always":  # and that it was just now
-            options = replace(options, pull="missing")
+            settled = replace(settled, pull="missing")
+        self.options = options
         self.name = plan.choice.name
         self.reference = plan.choice.reference
         self._relay: Relay | None = None
@@ -107,7 +113,7 @@ class Environment:
             metadata={
                 "kernel_provisioner": {
                     "provisioner_name": PROVISIONER_NAME,
-                    "config": {"name": name, "options": options.to_json()},
+                    "config": {"name": name, "options": settled.to_json()},
                 }
             },
         )
@@ -115,7 +121,6 @@ class Environment:
             kernel_name=self.name, kernel_spec_manager=_OneSpec(spec), log=_manager_log
         )
         self._manager.tell = tell
-        self.options = options
         self._is_adopted = False
         self._is_abandoned = False
         self._starting: Future[Any] | None = None
@@ -139,13 +144,15 @@ class Environment:
         options = RunOptions.from_json(info["options"])
         environment = cls(info["name"], options, Path(info["workspace"]), tell)
         _run(environment._manager.adopt(info))
+        environment.options = RunOptions.from_json(info["asked"])
         environment._is_adopted = True
         return environment
 
     def describe(self) -> dict[str, Any]:
         """Return what another process needs to adopt this; plain JSON, and secret."""
         assert self._provisioner is not None
-        return _run(self._provisioner.get_provisioner_info())
+        info = _run(self._provisioner.get_provisioner_info())
+        return {**info, "asked": self.options.to_json()}
 
     def start(self) -> Environment:
         """Start the container and return when its kernel has been seen to deliver output.

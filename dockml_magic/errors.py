@@ -30,6 +30,7 @@ __all__ = [
     "ProjectFileError",
     "PullStopped",
     "RemoteCellError",
+    "StartAbandonedError",
     "UnknownEnvironmentError",
     "UnknownNameError",
 ]

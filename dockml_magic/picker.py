@@ -46,7 +46,10 @@ FIGURES_INTERVAL = 2.0
 """Seconds between two looks at what the environments use."""
 
 _LOG_LINES = 200
-_LIST_ROWS = 12
+_LIST_ROWS = 14
+
+_MOST_ROWS = 200
+"""Rows in the list: more than anybody looks through, and few enough to be drawn anew at every keystroke."""
 
 _STYLE = """<style>
 .dockml-picker {
@@ -68,18 +71,27 @@ _STYLE = """<style>
   width: auto; height: 18px; line-height: 18px; margin: 0; text-align: left; padding: 0;
   color: var(--dockml-muted); font-size: var(--jp-ui-font-size0, 11px);
 }
-.dockml-picker .dockml-field > input, .dockml-picker .dockml-field > select { width: 100%; margin: 0; }
-.dockml-picker .dockml-list { flex-direction: column; height: auto; margin: 0; width: 100%; }
+.dockml-picker .dockml-field > input, .dockml-picker .dockml-field > select {
+  flex: 0 0 auto; width: 100%; height: var(--jp-widgets-inline-height, 28px); margin: 0;
+}
+.dockml-picker .widget-dropdown { position: relative; }
+.dockml-picker .widget-dropdown > select { background-image: none; padding-right: 20px; }
+.dockml-picker .widget-dropdown::after {
+  content: ""; position: absolute; right: 9px; bottom: 12px; width: 5px; height: 5px; pointer-events: none;
+  border: solid currentColor; border-width: 0 1.5px 1.5px 0; transform: rotate(45deg); opacity: 0.7;
+}
+.dockml-picker > .widget-vbox:empty, .dockml-picker > .widget-html:has(> .widget-html-content:empty) { display: none; }
+.dockml-picker .dockml-list { flex: 1 0 auto; flex-direction: column; height: auto; margin: 0; width: 100%; }
 .dockml-picker .dockml-list > .widget-label {
   position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%);
 }
 .dockml-picker .dockml-list > select {
-  width: 100%; box-sizing: border-box; margin: 0; padding: 0; overflow-x: hidden; overflow-y: auto;
-  font: var(--jp-code-font-size, 13px)/1.6 var(--dockml-code); font-size: 12px;
+  flex: 0 0 auto; width: 100%; height: 226px; box-sizing: border-box; margin: 0 0 6px; padding: 0;
+  overflow-x: hidden; overflow-y: auto; font: 12px/16px var(--dockml-code);
   color: inherit; background: var(--jp-layout-color1, Field);
   border: 1px solid var(--dockml-line); border-radius: 0;
 }
-.dockml-picker .dockml-list > select > option { padding: 1px 8px; min-height: 0; }
+.dockml-picker .dockml-list > select > option { padding: 0 8px; height: 16px; min-height: 0; box-sizing: border-box; }
 .dockml-picker .dockml-head {
   font: 12px/1.8 var(--dockml-code); color: var(--dockml-muted); white-space: pre; padding: 0 9px; overflow: hidden;
 }
@@ -110,6 +122,8 @@ _STYLE = """<style>
   border-top: 1px solid var(--dockml-line); padding-top: 8px; margin-top: 4px; font-weight: 600;
 }
 .dockml-picker .jupyter-button { margin: 0; }
+.dockml-picker .dockml-row > .widget-text:not(.dockml-field) > input { height: 24px; }
+.dockml-picker .dockml-row > .widget-text:not(.dockml-field) > .widget-label { color: var(--dockml-muted); }
 .dockml-picker input:focus-visible, .dockml-picker select:focus-visible, .dockml-picker button:focus-visible {
   outline: 2px solid var(--jp-brand-color1, Highlight); outline-offset: -1px;
 }
@@ -166,6 +180,7 @@ class ImagePicker:
         self._is_shown = False
         self._is_looking = False
         self._build()
+        self._show_top()
         self._filter.value = text
         self._find()
         if self._trouble:
@@ -212,7 +227,7 @@ class ImagePicker:
         self._processor = _field(
             widgets.Dropdown(
                 description="Built for",
-                options=[("GPU or CPU", None), ("GPU", True), ("CPU", False)],
+                options=[("GPU or CPU", ""), ("GPU", "gpu"), ("CPU", "cpu")],
             ),
             "0 1 8rem",
         )
@@ -260,19 +275,31 @@ class ImagePicker:
                 "Switch", "Run the next cells in the notebook's own kernel", self._use_own_kernel
             ),
         )
-        list_box = widgets.VBox([head, self._list], layout=widgets.Layout(flex="0 1 36rem"))
-        body = _row(list_box, self._details)
+        # JupyterLab takes the arrow keys from a list, for its own cells, and leaves them to a number.
+        self._number = widgets.BoundedIntText(
+            description="Row",
+            tooltip="The row that is chosen; the arrow keys change it",
+            min=0,
+            max=0,
+        )
+        self._number.layout = widgets.Layout(width="7.5rem", margin="0")
+        self._number.style.description_width = "auto"
+        self._count = _text()
+        foot = _line_up(self._number, self._count)
+        foot.layout.align_items = "center"
+        list_box = widgets.VBox([head, self._list, foot], layout=widgets.Layout(flex="0 1 36rem"))
+        body = _line_up(list_box, self._details)
         body.layout.align_items = "stretch"
         self._box = widgets.VBox(
             [
                 widgets.HTML(_STYLE, layout=widgets.Layout(display="none")),
                 self._top,
-                _row(
+                _line_up(
                     self._filter, self._framework, self._version, self._processor, self._only_here
                 ),
                 body,
-                _row(self._gpu_choice, self._memory, self._ports, workspace),
-                _row(self._start, self._stop, self._line),
+                _line_up(self._gpu_choice, self._memory, self._ports, workspace),
+                _line_up(self._start, self._stop, self._line),
                 self._progress,
                 self._log,
                 self._running,
@@ -284,6 +311,7 @@ class ImagePicker:
             chooser.observe(self._find, "value")
         self._framework.observe(self._choose_framework, "value")
         self._list.observe(self._show_row, "index")
+        self._number.observe(self._choose_row, "value")
         for option in (self._gpu_choice, self._memory, self._ports):
             option.observe(self._show_line, "value")
 
@@ -292,7 +320,7 @@ class ImagePicker:
         if self._gpus.gpus:
             options += [("All", "all"), ("The freest that fits", "auto")]
             options += [
-                (f"{gpu.index}: {gpu.name}", f"device={gpu.device}") for gpu in self._gpus.gpus
+                (f"{gpu.index}: {gpu.name}", f"device={gpu.index}") for gpu in self._gpus.gpus
             ]
         return options
 
@@ -314,35 +342,43 @@ class ImagePicker:
             self._filter.value,
             framework=self._framework.value,
             version=self._version.value or "",
-            gpu=self._processor.value,
+            gpu={"gpu": True, "cpu": False}.get(self._processor.value),
             only_here=self._only_here.value,
         )
         chosen = 0 if found and self._filter.value.strip() else None
         if found != self._found or self._list.index != chosen:
             self._found = found
             with self._list.hold_sync(), _silent(self._list, self._show_row, "index"):
-                self._list.options = [row.label for row in found]
+                self._list.options = [row.label for row in found[:_MOST_ROWS]]
                 self._list.index = chosen
             self._show_row()
-        self._show_top()
+        shown = f" · the first {_MOST_ROWS} are shown" if len(found) > _MOST_ROWS else ""
+        self._count.value = (
+            f"<span class='dockml-muted' role='status'>of {len(found)}{shown}</span>"
+        )
+
+    def _choose_row(self, _: Any) -> None:
+        self._list.index = self._number.value - 1 if self._number.value else None
 
     def _show_top(self) -> None:
-        of = len(self._selection.rows)
-        shown = f"{len(self._found)} of {of}" if len(self._found) != of else f"{of}"
         here = sum(row.is_here for row in self._selection.rows)
-        gpus = ", ".join(gpu.name for gpu in self._gpus.gpus) or "no NVIDIA GPU here"
+        gpus = ", ".join(gpu.name for gpu in self._gpus.gpus) or "no NVIDIA GPU"
+        said = f"{len(self._selection.rows)} images · {here} here · {html.escape(gpus)}"
         self._top.value = (
             "<div class='dockml-top'><span class='dockml-title' role='heading' aria-level='2'>Images</span>"
-            f"<span class='dockml-muted' role='status'>{shown} images · {here} here · {html.escape(gpus)}</span></div>"
+            f"<span class='dockml-muted'>{said}</span></div>"
         )
 
     @property
-    def _row(self) -> Row | None:
+    def _chosen(self) -> Row | None:
         index = self._list.index
         return self._found[index] if index is not None and index < len(self._found) else None
 
     def _show_row(self, _: Any = None) -> None:
-        row = self._row
+        row = self._chosen
+        with self._number.hold_sync(), _silent(self._number, self._choose_row, "value"):
+            self._number.max = min(len(self._found), _MOST_ROWS)
+            self._number.value = 0 if self._list.index is None else self._list.index + 1
         if row is None:
             nothing = "Choose an image." if self._found else "No image is called so."
             self._details.value = f"<div class='dockml-details dockml-muted'>{nothing}</div>"
@@ -366,7 +402,7 @@ class ImagePicker:
         )
 
     def _show_line(self, _: Any = None) -> None:
-        row = self._row
+        row = self._chosen
         self._start.disabled = row is None or self._working.locked()
         line = line_of(row.name, self._words()) if row else ""
         self._line.value = (
@@ -377,7 +413,7 @@ class ImagePicker:
         )
 
     def _start_chosen(self) -> None:
-        row = self._row
+        row = self._chosen
         if row is None:
             return
         words = self._words()
@@ -390,6 +426,7 @@ class ImagePicker:
             local = set(engine_for(RunOptions()).local_references())
             if local != set(self._local):
                 self._selection = self._read_images()
+                self._show_top()
                 self._find()
 
         self._work(start, can_stop=True)
@@ -434,8 +471,8 @@ class ImagePicker:
 
     def _say(self, text: str, *, is_error: bool = False) -> None:
         """Add to the picker's own log: a cell's output is none of ours."""
-        kind = " class='dockml-bad'" if is_error else ""
-        self._lines += [f"<span{kind}>{html.escape(text.rstrip())}</span>"]
+        first, *rest = html.escape(text.rstrip()).split("\n")
+        self._lines += [f"<span class='dockml-bad'>{first}</span>" if is_error else first, *rest]
         del self._lines[:-_LOG_LINES]
         lines = "\n".join(self._lines)
         self._log.value = f"<div class='dockml-log' role='log' tabindex='0'>{lines}</div>"
@@ -603,8 +640,9 @@ class _EnvironmentRow:
         self._switch = switch
         self._label = _text(flex="1 1 18rem")
         self._figures = _text(flex="0 1 14rem")
-        buttons = widgets.HBox([switch, *others], layout=widgets.Layout(grid_gap="4px"))
-        self.box = _row(self._label, self._figures, buttons)
+        buttons = widgets.HBox([switch, *others])
+        buttons.layout = widgets.Layout(grid_gap="4px", flex="0 0 15.5rem")
+        self.box = _line_up(self._label, self._figures, buttons)
         self.box.layout.align_items = "center"
 
     def show(self, about: str, *, is_active: bool) -> None:
@@ -687,7 +725,7 @@ def _details(row: Row, size: int, gpus: HostGpus) -> str:
         if value
     )
     parts = [
-        f"<b>{html.escape(image.title or row.name)}</b><br><code>{html.escape(image.reference)}</code>",
+        _title(image),
         _fit_in_words(row.fit, gpus) if image.gpu else "",
         f"<span class='dockml-bad'>{html.escape(image.broken)}</span>" if image.broken else "",
         f"<div class='dockml-facts'>{cells}</div>",
@@ -695,6 +733,12 @@ def _details(row: Row, size: int, gpus: HostGpus) -> str:
     ]
     shown = "".join(f"<div>{part}</div>" for part in parts if part)
     return f"<div class='dockml-details'>{shown}</div>"
+
+
+def _title(image: Image) -> str:
+    reference = f"<code>{html.escape(image.reference)}</code>"
+    is_named = image.title not in ("", image.reference)
+    return f"<b>{html.escape(image.title)}</b><br>{reference}" if is_named else reference
 
 
 def _fit_in_words(fit: Fit, gpus: HostGpus) -> str:
@@ -740,7 +784,7 @@ def _field(widget: Any, flex: str = "1 1 9rem") -> Any:
     return widget
 
 
-def _row(*children: widgets.Widget) -> widgets.HBox:
+def _line_up(*children: widgets.Widget) -> widgets.HBox:
     row = widgets.HBox(children)
     row.add_class("dockml-row")
     return row

@@ -166,15 +166,17 @@ class Selection:
         if not wanted:
             return among
         words = wanted.lower().split()
-        holding = [row for row in among if all(word in row.words for word in words)]
-        holding.sort(key=lambda row: not row.name.lower().startswith(words[0]))
         named = [row for row in among if row.name.lower() == wanted.lower()]
         query = parse_query(wanted)
-        if query is not None:
+        meant = [row for row in among if query.matches(row.image)] if query else []
+        if query and meant:  # and rows that are called so, but not all that have such a Python
             key = rank(query, self._fits)
-            meant = [row for row in among if query.matches(row.image)]
-            named += sorted(meant, key=lambda row: key(row.image))
-        found = list(dict.fromkeys([*named, *holding]))
+            meant.sort(key=lambda row: key(row.image))
+            holding = [row for row in among if words[0] in f"{row.name} {row.image.reference}"]
+        else:
+            holding = [row for row in among if all(word in row.words for word in words)]
+            holding.sort(key=lambda row: not row.name.lower().startswith(words[0]))
+        found = list(dict.fromkeys([*named, *meant, *holding]))
         is_reference = REFERENCE.fullmatch(wanted) and ("/" in wanted or ":" in wanted)
         if is_reference and not any(wanted in (row.name, row.image.reference) for row in found):
             found.append(self._row(wanted, _unknown(wanted)))

@@ -30,6 +30,7 @@ IMAGES = {
         "dockml/tensorflow:1.10.0",
         "dockml/pytorch:1.1.0",
     ],
+    "02_find_an_image": ["dockml/tensorflow:1.10.0", "dockml/pytorch:1.1.0"],
 }
 _ENV = re.compile(r"^%docker_env\s+(\S+)", re.MULTILINE)
 _CELL = re.compile(r"^%%docker_cell\s+(\S+)")
@@ -78,7 +79,8 @@ def table(notebook: nbformat.NotebookNode) -> str:
 
 
 def without_traces(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Return the notebook as it is committed: with outputs, without the times of this run."""
+    """Return the notebook as it is committed: with outputs, without the times and widgets of this run."""
+    notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
     return notebook

@@ -374,7 +374,7 @@ def test_stats_tell_what_a_running_container_uses(bench: Bench) -> None:
 
 def test_there_are_no_stats_of_what_does_not_run(bench: Bench) -> None:
     container = bench.started(ENDS_WITH_3)
-    wait_until(lambda: bench.status(container) == "exited", what="the container to end")
+    wait_until(lambda: bench.status(container) == "exited")
     assert bench.engine.stats(container) is None
     bench.engine.remove(container)
     assert bench.engine.stats(container) is None

@@ -1,0 +1,46 @@
+"""The image picker on a page."""
+
+from __future__ import annotations
+
+from playwright.sync_api import Locator, expect
+
+from tests.browser.pages import NotebookPage
+
+
+class Picker:
+    """The parts of a picker, as a user finds them.
+
+    Parameters
+    ----------
+    notebook : NotebookPage
+        Whose it is.
+    box : Locator
+        The output it is in.
+    """
+
+    def __init__(self, notebook: NotebookPage, box: Locator) -> None:
+        self.notebook = notebook
+        self.box = box
+        self.find = box.get_by_label("Find")
+        self.rows = box.get_by_label("Images").locator("option")
+        self.count = box.locator("[role=status]").first
+        self.details = box.locator(".dockml-details")
+        self.line = box.get_by_label("The line that does the same, to copy")
+        self.log = box.locator("[role=log]")
+        self.start = self.button("Start")
+
+    @classmethod
+    def open(cls, notebook: NotebookPage, words: str = "") -> Picker:
+        """Show a picker in a notebook."""
+        notebook.run("%load_ext dockml_magic")
+        picker = cls(notebook, notebook.run(f"%docker_pick {words}"))
+        expect(picker.find).to_be_visible()
+        return picker
+
+    def button(self, name: str) -> Locator:
+        """The buttons of this name."""
+        return self.box.get_by_role("button", name=name, exact=True)
+
+    def environment(self, name: str) -> Locator:
+        """The row of something that runs."""
+        return self.box.locator(".dockml-row", has=self.box.page.locator("b", has_text=name)).last

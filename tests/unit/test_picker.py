@@ -1,0 +1,165 @@
+"""What a picker does besides being shown: the same code path, threads of its own, text without widgets."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dockml_magic import container
+from dockml_magic.environment import Environment, Environments
+from dockml_magic.errors import ConfigError, DockmlError
+from dockml_magic.options import RunOptions
+from dockml_magic.picker import ImagePicker
+from dockml_magic.pull import PullProgress
+from tests.unit.fake_engine import FakeEngine
+from tests.unit.waiting import wait_until
+
+
+class StandInNotebook:
+    """Starts nothing, and says what it was asked for."""
+
+    def __init__(self) -> None:
+        self.environments = Environments()
+        self.asked: list[tuple[str, RunOptions]] = []
+        self.threads: list[threading.Thread] = []
+        self.act: Callable[[Any], None] = lambda tell: None
+
+    def switch_to(
+        self,
+        name: str,
+        options: RunOptions,
+        *,
+        tell: Callable[[str], None],
+        begun: Callable[[Environment], None],
+    ) -> None:
+        self.threads.append(threading.current_thread())
+        self.asked.append((name, options))
+        tell(f"starts {name}")
+        self.act(tell)
+
+
+@pytest.fixture
+def notebook() -> StandInNotebook:
+    return StandInNotebook()
+
+
+@pytest.fixture
+def picker(
+    notebook: StandInNotebook,
+    engine: FakeEngine,
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[ImagePicker]:
+    """A picker on a machine with one image."""
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr(container.engines, "connect", lambda name: engine)
+    engine.add_image("me/mine:1")
+    picker = ImagePicker("me/mine:1", notebook=notebook)
+    yield picker
+    picker.close()
+
+
+def start(picker: ImagePicker) -> None:
+    """Press Start, and wait until what it does is done."""
+    picker._start.click()
+    wait_until(lambda: not picker._working.locked())
+
+
+def test_a_start_does_what_the_line_says_in_a_thread_of_its_own(
+    picker: ImagePicker, notebook: StandInNotebook, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picker._memory.value = "2g"
+    picker._ports.value = "8501:8501 6006"
+    assert "%docker_env me/mine:1 --memory 2g -p 8501:8501 -p 6006" in picker._line.value
+    start(picker)
+    options = RunOptions(memory=2 * 1024**3, publish=("8501:8501", "6006"))
+    assert notebook.asked == [("me/mine:1", options)]
+    assert notebook.threads[0] is not threading.current_thread()
+    assert notebook.threads[0].daemon
+    assert "starts me/mine:1" in picker._log.value
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_goes_wrong_is_said_in_the_picker(
+    picker: ImagePicker, notebook: StandInNotebook, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picker._memory.value = "much"
+    start(picker)
+    assert notebook.asked == []
+    assert "&#x27;much&#x27; is not a size." in picker._log.value
+    picker._memory.value = ""
+    errors: list[Exception] = [ConfigError("<b>", hint="Do."), ValueError("odd")]
+
+    def fail(tell: object) -> None:
+        raise errors.pop(0)
+
+    notebook.act = fail
+    start(picker)
+    assert "&lt;b&gt;</span>\nDo." in picker._log.value
+    start(picker)
+    assert "ValueError: odd" in picker._log.value
+    assert not picker._start.disabled
+    assert capsys.readouterr() == ("", "")
+
+
+def test_one_thing_is_done_at_a_time_and_a_pull_can_be_given_up(
+    picker: ImagePicker, notebook: StandInNotebook
+) -> None:
+    def pull(tell: Any) -> None:
+        view = tell.pull_view()
+        while True:
+            view.show(PullProgress(reference="me/mine:1"))
+
+    notebook.act = pull
+    picker._start.click()
+    wait_until(lambda: len(picker._progress.children) == 1)
+    assert picker._start.disabled
+    assert picker._stop.layout.display is None
+    picker._start.click()
+    assert "Wait until what was begun is done." in picker._log.value
+    picker._stop.click()
+    wait_until(lambda: not picker._working.locked())
+    assert len(notebook.asked) == 1
+    assert "The pull of &#x27;me/mine:1&#x27; was stopped." in picker._log.value
+    assert picker._stop.layout.display == "none"
+
+
+def test_an_engine_that_does_not_answer_is_said_and_the_catalogue_is_there(
+    notebook: StandInNotebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: object) -> None:
+        raise DockmlError("No engine.", hint="Start it.")
+
+    monkeypatch.setattr(container.engines, "connect", refuse)
+    picker = ImagePicker("tf1.10", notebook=notebook)
+    assert "No engine." in picker._log.value
+    assert "tf1.10" in str(picker)
+    picker.close()
+
+
+def test_without_widgets_it_is_a_table(picker: ImagePicker) -> None:
+    bundle = picker._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert bundle["text/plain"] == str(picker)
+    assert "here  %docker_env me/mine:1" in str(picker)
+
+
+def test_no_thread_asks_for_figures_while_nothing_runs(picker: ImagePicker) -> None:
+    picker._repr_mimebundle_()
+    assert "dockml-figures" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_closed_picker_hears_of_no_change(notebook: StandInNotebook, picker: ImagePicker) -> None:
+    assert len(notebook.environments.changed) == 1
+    picker.close()
+    assert notebook.environments.changed == []
+
+
+def test_a_script_is_told_what_to_use_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: None)
+    with pytest.raises(ConfigError, match="needs a notebook"):
+        ImagePicker()
