@@ -25,7 +25,8 @@ from tests.integration.conftest import Image, Inspect, StartKernel, write_wheel
 from tests.integration.kernels import PATIENCE, Kernel, Ran, write_kernelspec
 from tests.integration.waiting import wait_until
 
-WAIT_TO_BE_INTERRUPTED = "import time; print('here', flush=True); time.sleep(60)"
+WAIT_TO_BE_INTERRUPTED = "import time; print('here', flush=True)\nwhile True: time.sleep(0.1)"
+"""Not one long sleep: Python does not notice a signal that comes just before it begins."""
 
 both_transports = pytest.mark.parametrize("transport", ["ipc", "tcp"])
 now_or_polite = pytest.mark.parametrize(
