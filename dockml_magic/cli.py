@@ -154,8 +154,8 @@ class ListContainers(_Command):
 
     def start(self) -> None:
         """Run the command; called by traitlets."""
-        from dockml_magic.container import engine_for, table_of_containers
         from dockml_magic.options import RunOptions
+        from dockml_magic.planning import engine_for, table_of_containers
 
         tell(str(table_of_containers(engine_for(RunOptions()))))
 
@@ -184,8 +184,8 @@ a published source or is derived from its neighbours."""
         """Run the command; called by traitlets."""
         from pathlib import Path
 
-        from dockml_magic.container import local_references
         from dockml_magic.images import tables_of_images
+        from dockml_magic.planning import local_references
         from dockml_magic.project import find_project
 
         tell(str(tables_of_images(self.parsed, find_project(Path.cwd()), local_references())))
@@ -204,8 +204,8 @@ class Pull(_Command):
 
     def start(self) -> None:
         """Run the command; called by traitlets."""
-        from dockml_magic.container import engine_for, pull_for
         from dockml_magic.options import RunOptions
+        from dockml_magic.planning import engine_for, pull_for
 
         options = RunOptions(engine=self.parsed.engine)
         engine = engine_for(options)

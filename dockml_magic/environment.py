@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 
-from dockml_magic.container import KernelContainer, engine_for, make_plan
+from dockml_magic.container import KernelContainer
 from dockml_magic.errors import (
     ConfigError,
     DockmlError,
@@ -35,6 +35,7 @@ from dockml_magic.errors import (
 from dockml_magic.handover import end_handover, find_handed_over, hand_over
 from dockml_magic.messages import Message
 from dockml_magic.options import RunOptions, parse_words
+from dockml_magic.planning import engine_for, make_plan
 from dockml_magic.provisioner import PROVISIONER_NAME, DockerProvisioner, TellingManager
 from dockml_magic.relay import Relay, Sink
 

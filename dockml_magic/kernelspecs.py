@@ -18,10 +18,10 @@ from typing import Any
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.paths import jupyter_data_dir
 
-from dockml_magic.container import choose_here, engine_for
 from dockml_magic.errors import ConfigError, DockmlError
 from dockml_magic.names import choose, kernel_name, language_of
 from dockml_magic.options import RunOptions
+from dockml_magic.planning import choose_here, engine_for
 from dockml_magic.project import find_project
 from dockml_magic.provisioner import PROVISIONER_NAME
 

@@ -18,10 +18,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dockml_magic.container import PORT_NAMES, KernelContainer, KernelPlan, engine_for, make_plan
+from dockml_magic.container import PORT_NAMES, KernelContainer
 from dockml_magic.engine import Engine
 from dockml_magic.errors import ConfigError, DockmlError, PortTakenError
 from dockml_magic.options import RunOptions, add_run_options, build_parser, options_from
+from dockml_magic.planning import KernelPlan, engine_for, make_plan
 
 _PARENT_INTERVAL = 1.0
 _PORT_PATIENCE = 6.0

@@ -12,15 +12,7 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
-from dockml_magic.container import (
-    choose_here,
-    decide_here,
-    describe_kernel,
-    engine_for,
-    local_references,
-    pull_for,
-    table_of_containers,
-)
+from dockml_magic.container import describe_kernel
 from dockml_magic.display import Table, Tables, tell
 from dockml_magic.environment import Environment, Environments, raise_remote_error
 from dockml_magic.errors import ConfigError, GpuUnavailableError
@@ -35,6 +27,14 @@ from dockml_magic.options import (
     split_line,
 )
 from dockml_magic.pieces import CELL_MAGIC
+from dockml_magic.planning import (
+    choose_here,
+    decide_here,
+    engine_for,
+    local_references,
+    pull_for,
+    table_of_containers,
+)
 from dockml_magic.project import find_project
 from dockml_magic.routing import Router
 

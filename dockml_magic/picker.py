@@ -19,13 +19,14 @@ from typing import Any, Protocol
 import ipywidgets as widgets
 
 from dockml_magic.catalogue import Image
-from dockml_magic.container import describe_kernel, engine_for
+from dockml_magic.container import describe_kernel
 from dockml_magic.engine import ContainerStats
 from dockml_magic.environment import Environment, Environments
 from dockml_magic.errors import ConfigError, DockmlError, PullStopped
 from dockml_magic.fit import VERDICTS, Fit, judge
 from dockml_magic.gpu import HostGpus, find_gpus
 from dockml_magic.options import RunOptions, parse_words
+from dockml_magic.planning import engine_for
 from dockml_magic.project import find_project
 from dockml_magic.pull import PullProgress, format_size
 from dockml_magic.pull_view import PullWidget

@@ -21,10 +21,11 @@ from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Dict, Unicode
 
-from dockml_magic.container import KernelContainer, KernelPlan, engine_for, make_plan
+from dockml_magic.container import KernelContainer
 from dockml_magic.errors import DockmlError, KernelError
 from dockml_magic.last_words import LastWords
 from dockml_magic.options import RunOptions
+from dockml_magic.planning import KernelPlan, engine_for, make_plan
 
 PROVISIONER_NAME = "dockml-provisioner"
 

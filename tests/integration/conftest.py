@@ -21,9 +21,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from dockml_magic import container as containers
 from dockml_magic import engine as engines
-from dockml_magic import folders, labels
+from dockml_magic import folders, labels, planning
 from dockml_magic.engine import ContainerState, DockerEngine, connect
 from tests.images.build import build
 from tests.integration.kernels import Kernel
@@ -93,7 +92,7 @@ def own_folders(
     with variables_of_its_own(tmp_path / "own", engine, lasting_cache) as variables:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(containers, "_engines", {})
+        monkeypatch.setattr(planning, "_engines", {})
         yield Path(variables["XDG_RUNTIME_DIR"])
 
 

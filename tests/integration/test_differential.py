@@ -23,7 +23,7 @@ import zmq
 from jupyter_client.manager import KernelManager
 from jupyter_client.session import Session
 
-from dockml_magic import container as containers
+from dockml_magic import planning
 from dockml_magic.engine import DockerEngine
 from tests.integration.conftest import Image, variables_of_its_own
 from tests.integration.corpus import CORPUS, PRELUDE, Cell, Request, cell, execute
@@ -392,7 +392,7 @@ class Pair:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self._variables.items():
                 patch.setenv(name, value)
-            patch.setattr(containers, "_engines", {})
+            patch.setattr(planning, "_engines", {})
             self.kernel = Kernel.of(self.place.image)
             self._running.callback(self.kernel.stop)
             self.kernel.start(cwd=str(self._folder))

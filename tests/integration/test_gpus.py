@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from dockml_magic import container as containers
+from dockml_magic import planning
 from dockml_magic.engine import DockerEngine, connect
 from dockml_magic.environment import Environment
 from dockml_magic.errors import GpuUnavailableError
@@ -226,7 +226,7 @@ def test_a_gpu_name_asks_for_all_gpus_unless_told_otherwise(
     visible: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(containers, "find_gpus", lambda: HostGpus(gpus=GPUS, driver="550.54.14"))
+    monkeypatch.setattr(planning, "find_gpus", lambda: HostGpus(gpus=GPUS, driver="550.54.14"))
     kernel = start("tf1.10-gpu", "--engine", hook_engine, "--network", "none", *options)
     assert kernel.ok(VISIBLE).result == visible
 
@@ -242,7 +242,7 @@ def test_an_environment_chooses_once_and_says_so_once(
         asked.append(None)
         return HostGpus(gpus=GPUS if len(asked) == 1 else GPUS[:1], driver="550.54.14")
 
-    monkeypatch.setattr(containers, "find_gpus", find_gpus)
+    monkeypatch.setattr(planning, "find_gpus", find_gpus)
     options = RunOptions(engine=hook_engine, network="none", gpus="auto")
     environment = Environment("tf1.10-gpu", options, workspace, told.append).start()
     try:

@@ -25,8 +25,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from traitlets.config import Config
 
-from dockml_magic import container as containers
-from dockml_magic import folders
+from dockml_magic import folders, planning
 from dockml_magic.engine import DockerEngine
 from tests.integration.conftest import Image, StartKernel
 from tests.integration.kernels import PATIENCE, Kernel, Ran, write_kernelspec
@@ -291,7 +290,7 @@ async def live(spec_name: str, workspace: Path, times: int) -> None:
 def held() -> dict[str, object]:
     """Return what this process holds, and what lies in the folders that its kernels use."""
     gc.collect()
-    for engine in containers._engines.values():
+    for engine in planning._engines.values():
         engine._client.api.close()  # idle connections to the engine, kept for the next request
     sockets = Path("/proc/net/unix").read_text().splitlines()
     runtime = folders.runtime_root()

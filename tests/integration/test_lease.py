@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dockml_magic import container as containers
+from dockml_magic import planning
 from dockml_magic.control import ControlChannel
 from dockml_magic.engine import DockerEngine
 from dockml_magic.options import RunOptions
@@ -129,7 +130,7 @@ def test_docker_stop_ends_it_at_once(
 def test_a_container_that_was_never_started_is_removed_by_the_next_process(
     engine: DockerEngine, image: Image, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = containers.make_plan(
+    plan = planning.make_plan(
         image("bare:3.11"), RunOptions(), workspace, engine=engine, tell=print
     )
     created: list[str] = []
@@ -143,9 +144,9 @@ def test_a_container_that_was_never_started_is_removed_by_the_next_process(
     with pytest.raises(_Killed):
         containers.KernelContainer(engine, plan, print).start()
     monkeypatch.undo()
-    monkeypatch.setattr(containers, "_engines", {})
-    monkeypatch.setattr(containers, "_NEVER_STARTED_AGE", -1.0)
-    next_engine = containers.engine_for(RunOptions())
+    monkeypatch.setattr(planning, "_engines", {})
+    monkeypatch.setattr(planning, "_NEVER_STARTED_AGE", -1.0)
+    next_engine = planning.engine_for(RunOptions())
     assert isinstance(next_engine, DockerEngine)
     next_engine._client.close()
     assert is_gone(engine, created[0])

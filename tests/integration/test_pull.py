@@ -24,9 +24,9 @@ import nbformat
 import pytest
 
 from dockml_magic import labels
-from dockml_magic.container import pull_image
 from dockml_magic.engine import DockerEngine, connect
 from dockml_magic.errors import EngineUnreachableError, ImageUnavailableError
+from dockml_magic.planning import pull_image
 from dockml_magic.pull import PullProgress
 from tests.images.build import build
 from tests.integration.notebook import IPYKERNELS, Cell, Notebook, containers_of, python_with
@@ -350,7 +350,7 @@ def test_a_disk_without_room_ends_the_pull_before_the_layers_come(
 ) -> None:
     proxy.faults.append(Fault("blobs", pause=0.05))
     little = type("Usage", (), {"free": 5_000_000})
-    monkeypatch.setattr("dockml_magic.container.shutil.disk_usage", lambda path: little)
+    monkeypatch.setattr("dockml_magic.planning.shutil.disk_usage", lambda path: little)
     error = refusal(NAME)
     assert "14 MB unpacked, and 5.0 MB are free" in error.message
 

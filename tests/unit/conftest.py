@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +13,8 @@ import docker
 import jupyter_core.paths
 import pytest
 
-from dockml_magic import container
+from dockml_magic import planning
+from dockml_magic.options import RunOptions
 from tests.unit.fake_engine import FakeEngine
 
 _OWN_FOLDERS = (
@@ -69,10 +70,40 @@ def unreachable_docker(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("a unit test reached for Docker")
 
     monkeypatch.setattr(docker.APIClient, "__init__", refuse)
-    monkeypatch.setattr(container, "_engines", {})
+    monkeypatch.setattr(planning, "_engines", {})
 
 
 @pytest.fixture
 def engine() -> FakeEngine:
     """An engine without images."""
     return FakeEngine()
+
+
+@pytest.fixture
+def told() -> list[str]:
+    """What the user was told."""
+    return []
+
+
+@pytest.fixture
+def plan(
+    engine: FakeEngine, workspace: Path, told: list[str]
+) -> Callable[..., planning.KernelPlan]:
+    """Give a function that plans a kernel; options as keywords."""
+
+    def make(
+        name: str = "me/mine:1",
+        transport: str | None = None,
+        engine: FakeEngine = engine,
+        **options: Any,
+    ) -> planning.KernelPlan:
+        return planning.make_plan(
+            name,
+            RunOptions(**options),
+            workspace,
+            engine=engine,
+            tell=told.append,
+            transport=transport,
+        )
+
+    return make

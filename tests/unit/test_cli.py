@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dockml_magic import container
+from dockml_magic import planning
 from dockml_magic.cli import Dockml, main
 from dockml_magic.errors import EngineUnreachableError
 from tests.unit.fake_engine import FakeEngine
@@ -10,7 +10,7 @@ from tests.unit.fake_engine import FakeEngine
 
 @pytest.fixture(autouse=True)
 def connected(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(container.engines, "connect", lambda name: engine)
+    monkeypatch.setattr(planning.engines, "connect", lambda name: engine)
     Dockml.clear_instance()
 
 
@@ -44,7 +44,7 @@ def test_images_are_listed_without_an_engine(
     def refuse(name: str | None) -> FakeEngine:
         raise EngineUnreachableError("No engine.")
 
-    monkeypatch.setattr(container.engines, "connect", refuse)
+    monkeypatch.setattr(planning.engines, "connect", refuse)
     main(["images"])
     assert "No Docker engine answers" in capsys.readouterr().out
 

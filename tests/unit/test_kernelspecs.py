@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
-from dockml_magic import container
+from dockml_magic import planning
 from dockml_magic.errors import ConfigError, UnknownNameError
 from dockml_magic.kernelspecs import build_kernel_json, can_start, install, installed, remove
 from dockml_magic.options import RunOptions
@@ -30,7 +30,7 @@ def prefix(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def here(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """The engine that this machine has."""
-    monkeypatch.setattr(container.engines, "connect", lambda name: engine)
+    monkeypatch.setattr(planning.engines, "connect", lambda name: engine)
     return engine
 
 

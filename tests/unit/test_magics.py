@@ -10,7 +10,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 import dockml_magic
-from dockml_magic import container
+from dockml_magic import planning
 from dockml_magic.errors import ConfigError, UnknownEnvironmentError, UnknownNameError
 from dockml_magic.gpu import HostGpus
 from tests.unit.fake_engine import FakeEngine
@@ -132,7 +132,7 @@ def test_a_local_cell_runs_here(shell: InteractiveShell) -> None:
 def test_an_unknown_name_leaves_cells_where_they_were(
     magic: Magic, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(container.engines, "connect", lambda name: engine)
+    monkeypatch.setattr(planning.engines, "connect", lambda name: engine)
     with pytest.raises(UnknownNameError, match=r"'tf1\.100' is not a known name"):
         magic("docker_env tf1.100")
     assert "No environment runs" in str(magic("docker_env"))
@@ -142,7 +142,7 @@ def test_an_unknown_name_leaves_cells_where_they_were(
 @pytest.fixture
 def connected(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """The engine that the magics reach."""
-    monkeypatch.setattr(container.engines, "connect", lambda name: engine)
+    monkeypatch.setattr(planning.engines, "connect", lambda name: engine)
     return engine
 
 
@@ -170,7 +170,7 @@ def test_a_dry_run_says_what_would_start_and_starts_nothing(
 def test_a_dry_run_says_that_it_would_not_start(
     magic: Magic, connected: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(container, "find_gpus", lambda: HostGpus(why_none="it has no GPU"))
+    monkeypatch.setattr(planning, "find_gpus", lambda: HostGpus(why_none="it has no GPU"))
     table = str(magic("docker_env tf1.10-gpu --dry-run"))
     assert "tensorflow/tensorflow:1.10.0-gpu-py3" in table
     assert "all, as the name says" in table
@@ -190,7 +190,7 @@ def test_a_pull_is_shown_and_starts_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(container.engines, "connect", lambda name: engine)
+    monkeypatch.setattr(planning.engines, "connect", lambda name: engine)
     engine.registry["me/mine:1"] = ("python",)
     magic("docker_pull me/mine:1")
     assert capsys.readouterr().out.splitlines()[0::2] == [
@@ -206,7 +206,7 @@ def test_a_pull_is_shown_and_starts_nothing(
 def test_a_pull_is_completed_with_what_can_be_pulled(
     shell: InteractiveShell, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(container.engines, "connect", lambda name: engine)
+    monkeypatch.setattr(planning.engines, "connect", lambda name: engine)
     complete = shell._dockml_magics.complete
 
     def completed(line: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dockml_magic import container
+from dockml_magic import planning
 from dockml_magic.environment import Environment, Environments
 from dockml_magic.errors import ConfigError, DockmlError
 from dockml_magic.options import RunOptions
@@ -56,7 +56,7 @@ def picker(
 ) -> Iterator[ImagePicker]:
     """A picker on a machine with one image."""
     monkeypatch.chdir(workspace)
-    monkeypatch.setattr(container.engines, "connect", lambda name: engine)
+    monkeypatch.setattr(planning.engines, "connect", lambda name: engine)
     engine.add_image("me/mine:1")
     picker = ImagePicker("me/mine:1", notebook=notebook)
     yield picker
@@ -134,7 +134,7 @@ def test_an_engine_that_does_not_answer_is_said_and_the_catalogue_is_there(
     def refuse(name: object) -> None:
         raise DockmlError("No engine.", hint="Start it.")
 
-    monkeypatch.setattr(container.engines, "connect", refuse)
+    monkeypatch.setattr(planning.engines, "connect", refuse)
     picker = ImagePicker("tf1.10", notebook=notebook)
     assert "No engine." in picker._log.value
     assert "tf1.10" in str(picker)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from dockml_magic import container as containers
-from dockml_magic.container import KernelPlan, choose_here, make_plan
+from dockml_magic import planning
 from dockml_magic.engine import EngineFacts
 from dockml_magic.errors import GpuUnavailableError
 from dockml_magic.fit import Gpu
 from dockml_magic.gpu import HostGpus
 from dockml_magic.options import RunOptions
+from dockml_magic.planning import KernelPlan, choose_here, make_plan
 from tests.unit.fake_engine import FakeEngine, Run
 
 ELSEWHERE = EngineFacts(version="24", api="1.43", endpoint="tcp://gpu1:2376", shares_files=False)
@@ -35,7 +35,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Gpus:
 
     def put(*found: Gpu, **facts: Any) -> None:
         host = HostGpus(gpus=found, driver="550.54.14", **facts)
-        monkeypatch.setattr(containers, "find_gpus", lambda: host)
+        monkeypatch.setattr(planning, "find_gpus", lambda: host)
 
     return put
 

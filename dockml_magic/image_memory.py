@@ -1,0 +1,58 @@
+"""What the first start found out about an image, kept by its id so that only that start looks."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from dockml_magic import folders
+
+
+@dataclass(frozen=True)
+class ImageMemory:
+    """What is known of one image; "" where nothing is.
+
+    Attributes
+    ----------
+    entry : str
+        The supervisor's interpreter.
+    interpreter, kernel : str
+        The kernel's, and where its ipykernel is from: "image" or "bundle".
+    kernelspec : str
+        The image's kernelspec that runs, if it is not Python's.
+    """
+
+    entry: str = ""
+    interpreter: str = ""
+    kernel: str = ""
+    kernelspec: str = ""
+
+    @staticmethod
+    def _path(image_id: str) -> Path:
+        folder = folders.cache_root() / "images"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{image_id.rpartition(':')[2]}.json"
+
+    @classmethod
+    def read(cls, image_id: str) -> ImageMemory:
+        """Return what is known of an image; nothing where it was not started yet."""
+        try:
+            return cls(**json.loads(cls._path(image_id).read_text()))
+        except (OSError, ValueError, TypeError):
+            return cls()
+
+    @classmethod
+    def forget(cls, image_id: str) -> None:
+        """Have the next start look again."""
+        cls._path(image_id).unlink(missing_ok=True)
+
+    def write(self, image_id: str) -> None:
+        """Keep this, in place of what was known."""
+        path = self._path(image_id)
+        if self.read(image_id) != self:
+            scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+            scratch.write_text(json.dumps(self.__dict__))
+            scratch.replace(path)
