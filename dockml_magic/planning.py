@@ -152,12 +152,17 @@ def choose_here(
             f"The workspace '{folder}' does not exist.",
             hint="Create the folder, or start from one that exists.",
         )
-    choice, image = decide_here(name, options, folder, engine)
-    return _settle_gpus(name, choice, engine, image, tell), image
+    gpus = _gpus_here(engine)
+    choice, image = decide_here(name, options, folder, engine, gpus)
+    return _settle_gpus(name, choice, engine, image, tell, gpus), image
 
 
 def decide_here(
-    name: str, options: RunOptions, folder: Path, engine: Engine
+    name: str,
+    options: RunOptions,
+    folder: Path,
+    engine: Engine,
+    gpus: Callable[[], HostGpus] | None = None,
 ) -> tuple[Choice, ImageState | None]:
     """Return what `name` means in this folder, and its image if it is here; whether it can run is not asked.
 
@@ -171,7 +176,7 @@ def decide_here(
         options,
         project,
         is_here=lambda reference: engine.find_image(reference) is not None,
-        fits=_fits_here(engine),
+        fits=_fits(gpus or _gpus_here(engine)),
     )
     if choice.dockerfile:
         choice = replace(choice, reference=build_reference(_find_dockerfile(choice, folder)))
@@ -181,14 +186,18 @@ def decide_here(
     return choice, image
 
 
-def _fits_here(engine: Engine) -> Fits:
-    """Return how well an image fits the GPUs of this machine, which are asked for once, when needed."""
-    host = functools.cache(find_gpus if engine.facts.shares_files else HostGpus)
+def _gpus_here(engine: Engine) -> Callable[[], HostGpus]:
+    """Return how to get this machine's GPUs: asked for once, and only where somebody wants to know."""
+    return functools.cache(find_gpus if engine.facts.shares_files else HostGpus)
+
+
+def _fits(gpus: Callable[[], HostGpus]) -> Fits:
+    """Return how well an image fits these GPUs."""
 
     def fits(image: Image) -> int:
-        if not host().gpus:
+        if not gpus().gpus:
             return 0
-        return _FIT[judge(replace(image, gpu=True), host().gpus, host().driver).verdict]
+        return _FIT[judge(replace(image, gpu=True), gpus().gpus, gpus().driver).verdict]
 
     return fits
 
@@ -202,6 +211,7 @@ def _settle_gpus(
     engine: Engine,
     image: ImageState | None,
     tell: Callable[[str], None] | None,
+    gpus_here: Callable[[], HostGpus],
 ) -> Choice:
     """Say whether the image can use the GPUs that it will get, and decide which where that is ours to do.
 
@@ -214,7 +224,7 @@ def _settle_gpus(
         return choice
     is_ours = choice.wants_gpu or asked == AUTO
     if engine.facts.shares_files:
-        found = find_gpus()
+        found = gpus_here()
         if is_ours and not found.gpus:
             raise GpuUnavailableError(
                 f"'{name}' needs an NVIDIA GPU, and this machine has none: {found.why_none}.",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -28,6 +27,7 @@ from dockml_magic.gpu import HostGpus
 from dockml_magic.options import RunOptions
 from tests.integration.conftest import Image, StartKernel
 from tests.integration.waiting import wait_until
+from tests.machine.newer_docker import newer_dockerd
 
 GPU_IMAGE = "tensorflow/tensorflow:1.10.0-gpu-py3"
 """What `tf1.10-gpu` stands for; here another image is called so."""
@@ -98,20 +98,19 @@ def runtime_engine(folder: Path, calls: Path, engine: DockerEngine, image: Image
 
 
 @pytest.fixture(scope="module")
-def cdi_engine(folder: Path, engine: DockerEngine, image: Image) -> Iterator[str]:
+def cdi_engine(
+    folder: Path, engine: DockerEngine, image: Image, lasting_cache: Path
+) -> Iterator[str]:
     """Start an engine that finds a CDI file of NVIDIA's kind; give its endpoint."""
-    said = subprocess.run(
-        ["dockerd", "--version"], check=True, capture_output=True, env={"PATH": _path()}, text=True
-    )
-    version = re.search(r"version (\d+)", said.stdout)
-    if version is None or int(version[1]) < FIRST_WITH_CDI:
-        pytest.skip(f"CDI needs Docker {FIRST_WITH_CDI}")
     specs = folder / "cdi-specs"
     specs.mkdir()
     (specs / "nvidia.yaml").write_text(CDI)
     settings = folder / "cdi.json"
     settings.write_text(json.dumps({"features": {"cdi": True}, "cdi-spec-dirs": [str(specs)]}))
-    with _another_engine(folder / "cdi", "", "--config-file", str(settings)) as endpoint:
+    is_new = int(engine.facts.version.partition(".")[0]) >= FIRST_WITH_CDI
+    dockerd = None if is_new else newer_dockerd(lasting_cache)
+    options = ("--config-file", str(settings))
+    with _another_engine(folder / "cdi", "", *options, dockerd=dockerd) as endpoint:
         _copy_image(engine, connect(endpoint), image("dockml/ipykernel:7"))
         yield endpoint
 
@@ -127,10 +126,13 @@ def _path(first: str = "") -> str:
 
 
 @contextlib.contextmanager
-def _another_engine(folder: Path, first_on_path: str, *options: str) -> Iterator[str]:
+def _another_engine(
+    folder: Path, first_on_path: str, *options: str, dockerd: Path | None = None
+) -> Iterator[str]:
     path = _path(first_on_path)
-    dockerd, unshare = shutil.which("dockerd", path=path), shutil.which("unshare")
-    if os.getuid() != 0 or dockerd is None or unshare is None:
+    program = dockerd or shutil.which("dockerd", path=path)
+    unshare = shutil.which("unshare")
+    if os.getuid() != 0 or program is None or unshare is None:
         pytest.skip("only root can start a second engine, with dockerd and unshare installed")
     folder.mkdir()
     endpoint = f"unix://{folder}/docker.sock"
@@ -138,7 +140,7 @@ def _another_engine(folder: Path, first_on_path: str, *options: str) -> Iterator
     process = subprocess.Popen(
         [
             # In a network of its own, as it would remove the first engine's bridge.
-            *(unshare, "--net", dockerd, "--host", endpoint, "--pidfile", str(folder / "pid")),
+            *(unshare, "--net", program, "--host", endpoint, "--pidfile", str(folder / "pid")),
             *("--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")),
             *("--bridge=none", "--iptables=false", "--ip-forward=false", *options),
         ],
