@@ -493,15 +493,21 @@ def widget_states(cell: Cell) -> list[dict[str, object]]:
 
 
 def test_a_notebook_shows_the_pull_and_goes_on_in_the_container(
-    notebook: Notebook, mirrored: DockerEngine, runnable: str
+    notebook: Notebook, mirrored: DockerEngine, proxy: Proxy, runnable: str
 ) -> None:
-    engine = ("--engine", mirrored.facts.endpoint, "--network", "none")
-    cell = notebook.use(runnable, *engine, "--pull", "always")
+    if mirrored.find_image(runnable) is not None:
+        mirrored._client.images.remove(runnable)  # the test before this one has fetched it
+    stall = Fault("/blobs/", after=3_000_000, then="stall")
+    proxy.faults.append(stall)
+    engine = f"--engine {mirrored.facts.endpoint} --network none"
+    sent = notebook.send(f"%docker_env {runnable} {engine}")
+    notebook.wait(sent, lambda cell: bool(re.search(r"\d [kM]B of ", str(widget_states(cell)))))
+    stall.go_on.set()
+    cell = notebook.finish(sent)
+    assert cell.reply["status"] == "ok", cell.traceback
     [shown] = cell.of("display_data")
     assert shown["data"]["text/plain"] == f"pulling {runnable}"
     assert "application/vnd.jupyter.widget-view+json" in shown["data"]
-    words = [str(state["value"]) for state in widget_states(cell) if "value" in state]
-    assert any(" MB of " in word for word in words)
     [last] = cell.of("update_display_data")
     assert list(last["data"]) == ["text/plain"]
     assert re.fullmatch(rf"pulled {re.escape(runnable)}: \d+ MB in .*", last["data"]["text/plain"])
