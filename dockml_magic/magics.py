@@ -1,46 +1,37 @@
-"""The magics: parse the line, call the floor below, tell the reader."""
+"""The magics about environments: read the line, call the floor below, tell the reader. `load` registers all magics."""
 
 from __future__ import annotations
 
 import argparse
 import atexit
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
-from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+from IPython.core.magic import cell_magic, line_magic, magics_class
 
 from dockml_magic.container import describe_kernel
-from dockml_magic.display import Table, Tables, tell
+from dockml_magic.display import Table, tell
 from dockml_magic.environment import Environment, Environments, raise_remote_error
 from dockml_magic.errors import ConfigError, GpuUnavailableError
-from dockml_magic.images import add_search_options, explain, tables_of_images
+from dockml_magic.image_magics import ImageMagics
+from dockml_magic.images import explain
+from dockml_magic.magic_lines import MagicLines
 from dockml_magic.names import LOCAL, known_names
-from dockml_magic.options import (
-    RunOptions,
-    add_pull_arguments,
-    add_run_options,
-    build_parser,
-    options_from,
-    split_line,
-)
-from dockml_magic.pieces import CELL_MAGIC
+from dockml_magic.options import RunOptions, add_run_options, options_from
 from dockml_magic.planning import (
     choose_here,
     decide_here,
     engine_for,
     local_references,
-    pull_for,
     table_of_containers,
 )
 from dockml_magic.project import find_project
 from dockml_magic.routing import Router
 
 _LOADED = "_dockml_magics"
-_COMPLETED = ("docker_env", "docker_pull", "docker_stop", "docker_restart", "%docker_cell")
-"""Magics whose names of environments are completed."""
 
 
 def load(shell: InteractiveShell) -> None:
@@ -48,11 +39,12 @@ def load(shell: InteractiveShell) -> None:
     if getattr(shell, _LOADED, None) is not None:
         return
     magics = DockerMagics(shell)
-    shell.register_magics(magics)
     setattr(shell, _LOADED, magics)
+    for lines in magics.all_lines:
+        shell.register_magics(lines)
+        for magic in lines.ARGUMENTS:
+            shell.set_hook("complete_command", lines.complete, str_key=f"%{magic}")
     magics.router.install()
-    for magic in _COMPLETED:
-        shell.set_hook("complete_command", magics.complete, str_key=f"%{magic}")
     atexit.register(magics.environments.end)
     magics.take_over()
 
@@ -65,25 +57,67 @@ def unload(shell: InteractiveShell) -> None:
     atexit.unregister(magics.environments.end)
     magics.environments.stop_all()
     magics.router.uninstall()
-    for magic in _COMPLETED:
-        shell.strdispatchers["complete_command"].strs.pop(f"%{magic}", None)
-    for kind, names in magics.magics.items():
-        for name in names:
-            shell.magics_manager.magics[kind].pop(name, None)
-    shell.magics_manager.registry.pop(type(magics).__name__, None)
+    for lines in magics.all_lines:
+        for magic in lines.ARGUMENTS:
+            shell.strdispatchers["complete_command"].strs.pop(f"%{magic}", None)
+        for kind, names in lines.magics.items():
+            for name in names:
+                shell.magics_manager.magics[kind].pop(name, None)
+        shell.magics_manager.registry.pop(type(lines).__name__, None)
     delattr(shell, _LOADED)
 
 
-@magics_class
-class DockerMagics(Magics):
-    """The `%docker_` magics of one notebook."""
+def _add_env_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_start_arguments(parser)
+    parser.add_argument("--fresh", action="store_true", help="stop NAME first if it runs")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be started, and why; start nothing"
+    )
 
-    shell: InteractiveShell
+
+def _add_start_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="?", metavar="NAME")
+    add_run_options(parser)
+
+
+def _add_words(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="WORD", help="what to look for")
+
+
+def _add_all(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-a", "--all", action="store_true", help="those of every notebook")
+
+
+def _add_environments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: the active one")
+
+
+@magics_class
+class DockerMagics(MagicLines):
+    """The `%docker_` magics about the environments of one notebook."""
+
+    ARGUMENTS = {  # noqa: RUF012 - declared as ClassVar above
+        "docker_env": _add_env_arguments,
+        "%docker_cell": _add_start_arguments,
+        "docker_pick": _add_words,
+        "docker_ps": _add_all,
+        "docker_stop": _add_environments,
+        "docker_restart": _add_environments,
+    }
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
         self.environments = Environments()
         self.router = Router(shell, self.environments, self._cell_target)
+        self.all_lines: tuple[MagicLines, ...] = (self, ImageMagics(shell))
+
+    def names_for(self, magic: str) -> Iterable[str]:
+        """Return the names of environments, and where one can be started those of images."""
+        running = self.environments.names()
+        if magic in ("docker_env", "%docker_cell"):
+            images = known_names(find_project(Path.cwd()), local_references() or [])
+            return [LOCAL, *running, *images]
+        return [] if magic in ("docker_pick", "docker_ps") else running
 
     def take_over(self) -> None:
         """Adopt the environments that were kept while the notebook's own kernel was restarted."""
@@ -111,16 +145,7 @@ class DockerMagics(Magics):
         same path and is the working directory. Other lines of the cell run in the environment. See all options
         with: %docker_env -h
         """
-        parser = _parser("%docker_env", self.docker_env)
-        parser.add_argument("what", nargs="?", metavar="NAME")
-        parser.add_argument("--fresh", action="store_true", help="stop NAME first if it runs")
-        parser.add_argument(
-            "--dry-run",
-            action="store_true",
-            help="say what would be started, and why; start nothing",
-        )
-        add_run_options(parser)
-        if (parsed := _parse(parser, line)) is None:
+        if (parsed := self.parse("docker_env", line)) is None:
             return None
         if parsed.what is None:
             tell(self._where_cells_run())
@@ -227,10 +252,7 @@ class DockerMagics(Magics):
 
     def _cell_target(self, line: str) -> Environment | str:
         """Return where a `%%docker_cell` runs: an environment, "local", or "" where it asked for help."""
-        parser = _parser(CELL_MAGIC, self.docker_cell)
-        parser.add_argument("what", nargs="?", metavar="NAME")
-        add_run_options(parser)
-        if (parsed := _parse(parser, line)) is None:
+        if (parsed := self.parse("%docker_cell", line)) is None:
             return ""
         options = options_from(parsed)
         name = options.name or parsed.what
@@ -266,73 +288,22 @@ class DockerMagics(Magics):
         return environment
 
     @line_magic
-    def docker_pull(self, line: str) -> None:
-        """Fetch an image, or its newest build: %docker_pull NAME.
-
-        NAME is what %docker_env takes. The layers that are here are not downloaded again.
-        """
-        parser = _parser("%docker_pull", self.docker_pull)
-        add_pull_arguments(parser)
-        if (parsed := _parse(parser, line)) is not None:
-            options = RunOptions(engine=parsed.engine)
-            engine = engine_for(options)
-            pull_for(parsed.what, options, Path.cwd(), engine=engine, tell=tell)
-
-    def complete(self, _: InteractiveShell, event: Any) -> list[str]:
-        """Return what may stand next in one of our lines; called by IPython.
-
-        `event.line` is the line so far, `event.symbol` the word that is being typed.
-        """
-        magic = event.line.split(maxsplit=1)[0].lstrip("%")
-        if event.symbol.startswith("-"):
-            parser = argparse.ArgumentParser(add_help=False)
-            (add_pull_arguments if magic == "docker_pull" else add_run_options)(parser)
-            return sorted(parser._option_string_actions)  # noqa: SLF001  # argparse lists them nowhere else
-        running = self.environments.names()
-        if magic in ("docker_stop", "docker_restart"):
-            return running
-        images = local_references() or []
-        environments = [] if magic == "docker_pull" else [LOCAL, *running]
-        return sorted({*environments, *known_names(find_project(Path.cwd()), images)})
-
-    @line_magic
     def docker_pick(self, line: str) -> Any:
         """Find an image, and start it, in a widget: %docker_pick [WORD ...].
 
         The words are what the filter begins with: a NAME, or words that all stand in an image's row, such as
         %docker_pick torch 2.1 cu118
         """
-        parser = _parser("%docker_pick", self.docker_pick)
-        parser.add_argument("words", nargs="*", metavar="WORD", help="what to look for")
-        if (parsed := _parse(parser, line)) is None:
+        if (parsed := self.parse("docker_pick", line)) is None:
             return None
         from dockml_magic.picker import ImagePicker
 
         return ImagePicker(" ".join(parsed.words), notebook=self)
 
     @line_magic
-    def docker_images(self, line: str) -> Tables | None:
-        """List images: what there is of a framework, for which Python and CUDA, and what is here.
-
-        %docker_images                      every framework, and the images on this machine
-        %docker_images tf1.15 --cuda 10     TensorFlow 1.15 on any CUDA 10
-        %docker_images --local              only what is here
-
-        NAME is what you give to %docker_env. A fact with a "?" is not confirmed. SURE says whether the tag was seen in
-        a published source or is derived from its neighbours.
-        """
-        parser = _parser("%docker_images", self.docker_images)
-        add_search_options(parser)
-        if (parsed := _parse(parser, line)) is None:
-            return None
-        return tables_of_images(parsed, find_project(Path.cwd()), local_references())
-
-    @line_magic
     def docker_ps(self, line: str) -> Table | None:
         """List the environments of this notebook; with -a, your containers of every notebook."""
-        parser = _parser("%docker_ps", self.docker_ps)
-        parser.add_argument("-a", "--all", action="store_true", help="those of every notebook")
-        if (parsed := _parse(parser, line)) is None:
+        if (parsed := self.parse("docker_ps", line)) is None:
             return None
         if parsed.all:
             return table_of_containers(engine_for(RunOptions()))
@@ -360,7 +331,7 @@ class DockerMagics(Magics):
     @line_magic
     def docker_stop(self, line: str) -> None:
         """Stop environments: %docker_stop NAME [NAME ...]. Their variables are gone."""
-        for name in self._names(line, "%docker_stop", self.docker_stop):
+        for name in self._environments_in("docker_stop", line):
             was_active = self.environments.active is self.environments.get(name)
             self.environments.stop(name)
             tell(
@@ -371,14 +342,13 @@ class DockerMagics(Magics):
     @line_magic
     def docker_restart(self, line: str) -> None:
         """Restart kernels in place: variables go, what was installed in the container stays."""
-        for name in self._names(line, "%docker_restart", self.docker_restart):
+        for name in self._environments_in("docker_restart", line):
             self.environments.get(name).restart()
             tell(f"Restarted {name!r}.")
 
-    def _names(self, line: str, prog: str, magic: Any) -> list[str]:
-        parser = _parser(prog, magic)
-        parser.add_argument("names", nargs="*", metavar="NAME", help="default: the active one")
-        if (parsed := _parse(parser, line)) is None:
+    def _environments_in(self, magic: str, line: str) -> list[str]:
+        """Return the environments that a line names, the active one where it names none."""
+        if (parsed := self.parse(magic, line)) is None:
             return []
         if parsed.names:
             for name in parsed.names:
@@ -386,7 +356,8 @@ class DockerMagics(Magics):
             return list(dict.fromkeys(parsed.names))
         if self.environments.active is None:
             raise ConfigError(
-                f"{prog} needs a NAME: no environment is active.", hint="See them with: %docker_ps"
+                f"%{magic} needs a NAME: no environment is active.",
+                hint="See them with: %docker_ps",
             )
         return [self.environments.active.name]
 
@@ -400,18 +371,3 @@ def _dry_run(name: str, options: RunOptions) -> Table:
         choice, image = decide_here(name, options, folder, engine)
         problem = f"{error.message} {error.hint}"
     return explain(choice, is_here=image is not None, problem=problem)
-
-
-def _parser(prog: str, magic: Any) -> argparse.ArgumentParser:
-    import inspect
-
-    return build_parser(prog, inspect.getdoc(magic) or "")
-
-
-def _parse(parser: argparse.ArgumentParser, line: str) -> argparse.Namespace | None:
-    """Return the parsed line, None when only help was asked for."""
-    words = split_line(line)
-    if "-h" in words or "--help" in words:
-        tell(parser.format_help())
-        return None
-    return parser.parse_args(words)

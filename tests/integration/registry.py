@@ -345,7 +345,7 @@ def push_layers(
         archive.addfile(entry, io.BytesIO(dockerfile))
     context.seek(0)
     reference = f"127.0.0.1:{registry_port}/{name}"
-    client.images.build(fileobj=context, custom_context=True, tag=reference)
+    client.images.build(fileobj=context, custom_context=True, tag=reference, rm=True)
     push(client, reference)
     client.images.remove(reference)
     return [layer["digest"] for layer in _manifest(registry_port, name)[0]["layers"]]

@@ -207,16 +207,16 @@ def test_a_pull_is_completed_with_what_can_be_pulled(
     shell: InteractiveShell, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planning.engines, "connect", lambda name: engine)
-    complete = shell._dockml_magics.complete
 
     def completed(line: str) -> list[str]:
         event = SimpleNamespace(line=line, symbol=line.rpartition(" ")[2])
-        return complete(shell, event)
+        hooks = shell.strdispatchers["complete_command"].s_matches(line.partition(" ")[0])
+        return next(iter(hooks))(event)
 
     assert {"tf1.10", "tf1.10-gpu"} <= set(completed("%docker_pull tf1"))
     assert "local" in completed("%docker_env lo")
     assert "local" not in completed("%docker_pull lo")
-    assert completed("%docker_pull x --") == ["--engine"]
+    assert completed("%docker_pull x --") == ["--engine", "--help", "-h"]
 
 
 @pytest.mark.parametrize("cell", ["x = 1\n", "%%time\npass\n", "!ls\n", "%docker_ps\n"])

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import dockml_magic
+from dockml_magic.image_magics import ImageMagics
 from dockml_magic.magics import DockerMagics
 
 MAGICS = {
@@ -57,19 +58,29 @@ def test_the_version_is_one() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", dockml_magic.__version__)
 
 
+OURS = (DockerMagics, ImageMagics)
+
+
 def test_these_magics_are_ours() -> None:
-    assert {kind: set(names) for kind, names in DockerMagics.magics.items()} == MAGICS
+    found = {kind: {m for lines in OURS for m in lines.magics[kind]} for kind in MAGICS}
+    assert found == MAGICS
+
+
+def test_every_magic_declares_its_arguments() -> None:
+    for lines in OURS:
+        names = {*lines.magics["line"], *(f"%{name}" for name in lines.magics["cell"])}
+        assert set(lines.ARGUMENTS) == names
 
 
 def test_magics_of_other_extensions_are_left_alone() -> None:
-    ours = set().union(*DockerMagics.magics.values())
+    ours = set().union(*MAGICS.values())
     assert ours.isdisjoint(DOCKYTERS)
     assert all(name.startswith("docker_") for name in ours)
 
 
 @pytest.mark.parametrize("name", sorted(set().union(*MAGICS.values())))
 def test_a_magic_says_what_it_does(name: str) -> None:
-    text = getattr(DockerMagics, name).__doc__
+    text = next(getattr(lines, name) for lines in OURS if hasattr(lines, name)).__doc__
     assert text
     assert text.splitlines()[0].endswith((".", ":"))
 
