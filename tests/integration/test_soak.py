@@ -1,0 +1,301 @@
+"""Five hundred things that happen to three environments in a notebook, in random order, faults among them.
+
+After each of them the world must be what we believe: the engine has the containers that the notebook knows,
+no runtime folder is left of others, variables are what they were, and the notebook's own kernel answers.
+The seed is printed; ``DOCKML_SOAK_SEED=… pytest tests/integration/test_soak.py`` runs the same again.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from dockml_magic.folders import runtime_root
+from tests.integration.conftest import Image
+from tests.integration.notebook import Cell, Notebook, containers_of, python_with
+from tests.integration.waiting import wait_until
+
+ACTIONS = int(os.environ.get("DOCKML_SOAK_ACTIONS", "500"))
+NAMES = ("ann", "bob", "cid")
+PROMPT = 1.0
+"""Seconds within which the notebook's own kernel has to answer."""
+
+BELIEF = """%%docker_cell local
+_found = get_ipython()._dockml_magics.environments
+print({e.name: [e.container_id, e.is_alive, e.container.session] for e in _found if e.container})
+"""
+COUNT = "n = globals().get('n', 0) + 1\nprint('n is', n)"
+SLEEP = "import time\nprint('sleeping', flush=True)\nwhile True:\n    time.sleep(0.05)"
+
+
+@dataclass
+class Known:
+    """What an environment must be by now: "alive", "dead" (its container lives), "gone", or "waiting" for a kernel."""
+
+    phase: str = "alive"
+    n: int = 0
+
+
+@dataclass
+class World:
+    """A notebook, its environments as they must be, and how quickly it answered."""
+
+    folder: Path
+    image: str
+    dice: random.Random
+    notebook: Notebook = field(init=False)
+    known: dict[str, Known] = field(default_factory=dict)
+    active: str | None = None
+    slow: list[float] = field(default_factory=list)
+
+    def open(self) -> None:
+        self.notebook = Notebook(self.folder, python_with("ipykernel7"))
+        self.notebook.__enter__()
+        self.notebook.ok("%load_ext dockml_magic")
+
+    # --- what a user does -------------------------------------------------------------------------
+
+    def use(self, name: str) -> None:
+        self.notebook.ok(f"%docker_env {self.image} --name {name}")
+        self.active = name
+        if self.phase(name) != "alive":
+            self.known[name] = Known()
+
+    def fresh(self, name: str) -> None:
+        self.notebook.ok(f"%docker_env {self.image} --name {name} --fresh")
+        self.known[name], self.active = Known(), name
+
+    def go_home(self) -> None:
+        self.notebook.ok("%docker_env local")
+        self.active = None
+
+    def count(self, name: str) -> None:
+        cell = self.cell(name, COUNT)
+        known = self.known[name]
+        if known.phase == "waiting":
+            known.phase = "alive"
+        if known.phase == "alive":
+            known.n += 1
+            assert cell.printed().endswith(f"n is {known.n}\n"), cell
+        else:
+            self.assert_told(cell)
+
+    def count_here(self) -> None:
+        if self.active is None:
+            assert self.notebook.ok("40 + 2").result == "42"
+            return
+        cell = self.notebook.run(COUNT)
+        known = self.known[self.active]
+        if known.phase == "alive":
+            known.n += 1
+            assert cell.printed() == f"n is {known.n}\n", cell
+        else:
+            self.assert_told(cell)
+
+    def stop(self, name: str) -> None:
+        self.notebook.ok(f"%docker_stop {name}")
+        self.forget(name)
+
+    def restart(self, name: str) -> None:
+        cell = self.notebook.run(f"%docker_restart {name}")
+        if self.phase(name) == "gone":
+            self.assert_told(cell)
+        else:
+            assert cell.reply["status"] == "ok", cell
+            self.known[name] = Known()
+
+    def interrupt(self, name: str) -> None:
+        if self.phase(name) != "alive":
+            return
+        cell = self.notebook.send(f"%%docker_cell {name}\n{SLEEP}")
+        self.notebook.wait_printed(cell, "sleeping")
+        self.notebook.interrupt()
+        assert "KeyboardInterrupt" in self.notebook.finish(cell).traceback
+
+    def fail(self, name: str) -> None:
+        cell = self.cell(name, "1 / 0")
+        if self.phase(name) == "waiting":
+            self.known[name].phase = "alive"
+        if self.phase(name) == "alive":
+            assert "ZeroDivisionError" in cell.traceback
+        else:
+            self.assert_told(cell)
+
+    def mistake(self) -> None:
+        line = self.dice.choice(
+            ["%docker_stop nobody", "%docker_env tf99.9", "%docker_env x --memory lots"]
+        )
+        self.assert_told(self.notebook.run(line))
+
+    def list_all(self) -> None:
+        shown = str(self.notebook.ok("%docker_ps").messages)
+        assert all(name in shown for name in self.known)
+        self.notebook.ok("%docker_ps -a")
+
+    # --- what happens to them ---------------------------------------------------------------------
+
+    def container_is_killed(self, name: str) -> None:
+        if self.phase(name) != "gone":
+            self.docker(*self.dice.choice([("kill",), ("rm", "-f")]), self.container(name))
+            self.end(name, "gone")
+
+    def container_is_killed_under_a_cell(self, name: str) -> None:
+        if self.phase(name) == "alive":
+            container = self.container(name)
+            cell = self.notebook.send(f"%%docker_cell {name}\n{SLEEP}")
+            self.notebook.wait_printed(cell, "sleeping")
+            self.docker(*self.dice.choice([("kill",), ("rm", "-f")]), container)
+            self.assert_told(self.notebook.finish(cell))
+            self.end(name, "gone")
+
+    def kernel_is_killed(self, name: str) -> None:
+        if self.phase(name) == "alive":
+            cell = self.cell(name, "import os\nos.kill(os.getpid(), 9)")
+            self.assert_told(cell)
+            self.end(name, "dead")
+
+    def container_is_paused(self, name: str) -> None:
+        if self.phase(name) == "alive":
+            self.docker("pause", self.container(name))
+            if self.dice.random() < 0.3:
+                self.stop(name)
+                return
+            self.notebook.ok("%docker_ps")
+            self.docker("unpause", self.container(name))
+            self.count(name)
+
+    def notebook_is_restarted(self) -> None:
+        self.notebook.restart()
+        self.notebook.ok("%load_ext dockml_magic")
+        self.active = None
+        self.known = {name: Known("waiting") for name, k in self.known.items() if k.phase != "gone"}
+
+    def notebook_is_killed(self) -> None:
+        for name in [name for name, known in self.known.items() if known.phase == "gone"]:
+            self.stop(name)
+        self.notebook.kill()
+        self.notebook.__exit__(None, None, None)
+        self.known, self.active = {}, None
+        wait_until(lambda: not containers_of(self.folder), what="the notebook's containers to end")
+        self.open()
+
+    # --- what must hold ---------------------------------------------------------------------------
+
+    def check(self) -> None:
+        began = time.perf_counter()
+        believed = self.belief()
+        self.slow.append(time.perf_counter() - began)
+        assert set(believed) == set(self.known)
+        for name, known in self.known.items():
+            assert believed[name][1] == (known.phase == "alive"), name
+        living = {name for name, known in self.known.items() if known.phase != "gone"}
+        ids = {believed[name][0] for name in living}
+        wait_until(lambda: set(self.containers()) == ids, 10.0, "the containers that we believe in")
+        sessions = {believed[name][2] for name in living}
+        known = {session for _, _, session in believed.values()}
+        wait_until(lambda: sessions <= set(self.folders()) <= known, 10.0, f"no folder but {known}")
+
+    def containers(self) -> list[str]:
+        label = f"label=io.github.dockml-magic.workspace={self.folder}"
+        return self.docker("ps", "-aq", "--no-trunc", "--filter", label).split()
+
+    def folders(self) -> list[str]:
+        """Return the runtime folders that have something in them; empty ones are removed in time."""
+        return [path.name for path in runtime_root().iterdir() if path.is_dir() and any(path.iterdir())]
+
+    # --- small parts ------------------------------------------------------------------------------
+
+    def phase(self, name: str) -> str:
+        return self.known[name].phase if name in self.known else ""
+
+    def forget(self, name: str) -> None:
+        del self.known[name]
+        if self.active == name:
+            self.active = None
+
+    def end(self, name: str, phase: str) -> None:
+        self.known[name].phase = phase
+        wait_until(lambda: not self.belief()[name][1], what=f"the end of {name} to be noticed")
+
+    def belief(self) -> dict[str, list[str]]:
+        found = ast.literal_eval(self.notebook.ok(BELIEF).printed())
+        assert isinstance(found, dict)
+        return found
+
+    def container(self, name: str) -> str:
+        return self.belief()[name][0]
+
+    def cell(self, name: str, code: str) -> Cell:
+        return self.notebook.run(f"%%docker_cell {name}\n{code}")
+
+    def assert_told(self, cell: Cell) -> None:
+        """A problem is two or three lines, and none of them of our code."""
+        assert cell.reply["status"] == "error"
+        assert "dockml_magic/" not in cell.traceback, cell.traceback
+        assert cell.traceback
+
+    @staticmethod
+    def docker(*words: str) -> str:
+        done = subprocess.run(["docker", *words], capture_output=True, text=True, check=True)
+        return done.stdout
+
+    def choices(self) -> list[tuple[int, Callable[..., None], tuple[str, ...]]]:
+        """Return what can happen now, and how often it does."""
+        some = self.dice.choice(NAMES)
+        found: list[tuple[int, Callable[..., None], tuple[str, ...]]] = [
+            (18, self.use, (some,)),
+            (12, self.count_here, ()),
+            (3, self.go_home, ()),
+            (2, self.fresh, (some,)),
+            (3, self.mistake, ()),
+            (3, self.list_all, ()),
+            (2, self.notebook_is_restarted, ()),
+            (1, self.notebook_is_killed, ()),
+        ]
+        if self.known:
+            name = self.dice.choice(sorted(self.known))
+            found += [
+                (20, self.count, (name,)),
+                (5, self.stop, (name,)),
+                (5, self.restart, (name,)),
+                (5, self.interrupt, (name,)),
+                (3, self.fail, (name,)),
+                (4, self.container_is_killed, (name,)),
+                (3, self.container_is_killed_under_a_cell, (name,)),
+                (4, self.kernel_is_killed, (name,)),
+                (3, self.container_is_paused, (name,)),
+            ]
+        return found
+
+    def act(self) -> None:
+        """Let one of them happen, and hold the world against what we believe."""
+        choices = self.choices()
+        [(_, do, words)] = self.dice.choices(choices, [weight for weight, _, _ in choices])
+        print(" ".join([do.__name__, *words]))
+        do(*words)
+        self.check()
+
+
+@pytest.mark.timeout(1800)
+def test_the_world_is_what_we_believe_after_each_of_500_actions(
+    workspace: Path, image: Image
+) -> None:
+    seed = os.environ.get("DOCKML_SOAK_SEED") or str(random.SystemRandom().randrange(10**6))
+    print(f"DOCKML_SOAK_SEED={seed}")
+    world = World(workspace, image("dockml/bare:3.11"), random.Random(seed))
+    world.open()
+    try:
+        for _ in range(ACTIONS):
+            world.act()
+        print(f"slowest answers: {sorted(world.slow)[-5:]} s")
+        assert sum(seconds > PROMPT for seconds in world.slow) <= ACTIONS // 100
+    finally:
+        world.notebook.__exit__(None, None, None)
