@@ -265,9 +265,14 @@ class Environment:
         return self.container is not None and self.container.poll() is None
 
     @property
+    def has_container(self) -> bool:
+        """Its container is there, with a kernel or without."""
+        return self.container is not None and self.container.state.phase != "gone"
+
+    @property
     def is_kept(self) -> bool:
         """Its container was kept over the restart of the notebook's kernel, and waits for a kernel."""
-        return self._is_adopted and self.container is not None and self._relay is None
+        return self._is_adopted and self.has_container and self._relay is None
 
     def _death(self) -> KernelDiedError | None:
         container = self._container
@@ -539,7 +544,7 @@ class Environments:
 
         `end` does not end them then.
         """
-        kept = [e for e in self if e.container is not None and e.container.state.phase != "gone"]
+        kept = [environment for environment in self if environment.has_container]
         if kept and hand_over(connection_file, [environment.describe() for environment in kept]):
             self._handed_over = [e.container for e in kept if e.container is not None]
 

@@ -343,8 +343,14 @@ class DockerMagics(MagicLines):
     def docker_restart(self, line: str) -> None:
         """Restart kernels in place: variables go, what was installed in the container stays."""
         for name in self._environments_in("docker_restart", line):
-            self.environments.get(name).restart()
-            tell(f"Restarted {name!r}.")
+            environment = self.environments.get(name)
+            had_container = environment.has_container
+            environment.restart()
+            tell(
+                f"Restarted {name!r}."
+                if had_container
+                else f"Started {name!r} in a new container: the old one was gone, with what was installed in it."
+            )
 
     def _environments_in(self, magic: str, line: str) -> list[str]:
         """Return the environments that a line names, the active one where it names none."""

@@ -105,12 +105,9 @@ class World:
         self.forget(name)
 
     def restart(self, name: str) -> None:
-        cell = self.notebook.run(f"%docker_restart {name}")
-        if self.phase(name) == "gone":
-            self.assert_told(cell)
-        else:
-            assert cell.reply["status"] == "ok", cell
-            self.known[name] = Known()
+        cell = self.notebook.ok(f"%docker_restart {name}")
+        assert ("in a new container" in cell.printed()) == (self.phase(name) == "gone"), cell
+        self.known[name] = Known()
 
     def interrupt(self, name: str) -> None:
         if self.phase(name) != "alive":
@@ -209,7 +206,9 @@ class World:
 
     def folders(self) -> list[str]:
         """Return the runtime folders that have something in them; empty ones are removed in time."""
-        return [path.name for path in runtime_root().iterdir() if path.is_dir() and any(path.iterdir())]
+        return [
+            path.name for path in runtime_root().iterdir() if path.is_dir() and any(path.iterdir())
+        ]
 
     # --- small parts ------------------------------------------------------------------------------
 
