@@ -215,9 +215,7 @@ class Subscriber(object):
         if code not in (0, errno.EINPROGRESS):
             self.socket.close()
             raise OSError(code, "cannot connect to the kernel")
-        command = struct.pack("BB", self.COMMAND, len(self.READY)) + self.READY
-        everything = b"\0\x01\x01"
-        self.unsent = self.GREETING + command + everything
+        self.unsent = self.GREETING
         self.received = bytearray()
         self.is_greeted = False
         self.skip = 0  # bytes of a frame that is too large, still to come
@@ -252,6 +250,10 @@ class Subscriber(object):
                 raise ValueError("not ZMTP 3")
             del self.received[: len(self.GREETING)]
             self.is_greeted = True
+            # Not before: libzmq closes a connection where this comes in one piece with the greeting.
+            command = struct.pack("BB", self.COMMAND, len(self.READY)) + self.READY
+            subscribe_to_all = b"\0\x01\x01"
+            self.unsent += command + subscribe_to_all
         return self._messages()
 
     def _messages(self):
