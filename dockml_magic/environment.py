@@ -647,7 +647,7 @@ class Environment:
             container, self._provisioner.container = self.container, None
             if container is not None:
                 container.detach()
-        self._manager.cleanup_connection_file()
+        self._manager.leave()
 
     def stop(self) -> None:
         """End the kernel and its container, as `docker stop` does. Calling it again is no error.
@@ -656,6 +656,8 @@ class Environment:
         """
         self._disconnect()
         container = self.container
+        if container is not None and container.is_kept:
+            container.ask_to_end()  # first, so that another notebook sees no kernel that died
         if self._manager.provisioner is not None:
             _run(self._manager.shutdown_kernel(now=True))
         self._manager.cleanup_connection_file()

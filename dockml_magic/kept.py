@@ -219,7 +219,7 @@ def stop(kept: Kept) -> None:
     if not _has_ended(engine, kept.container_id):
         engine.stop(kept.container_id)
     if not kept.stays:
-        engine.remove(kept.container_id)
+        _remove_container(engine, kept.container_id)
         forget(kept.session)
 
 
@@ -247,9 +247,17 @@ def remove(kept: Kept, *, force: bool) -> None:
         )
     engine = engine_for(RunOptions(engine=kept.asked.engine))
     if state is not None:
-        engine.remove(kept.container_id)
+        _remove_container(engine, kept.container_id)
     forget(kept.session)
     folders.remove_runtime(Path(kept.info["container"]["runtime"]))
+
+
+def _remove_container(engine: Engine, container_id: str) -> None:
+    """Remove a container, and return when it is gone: the engine may be about it already."""
+    engine.remove(container_id)
+    deadline = time.monotonic() + _STOP_TIMEOUT
+    while engine.inspect(container_id) is not None and time.monotonic() < deadline:
+        time.sleep(_LOOK_INTERVAL)
 
 
 @contextmanager

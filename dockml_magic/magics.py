@@ -386,17 +386,21 @@ class DockerMagics(MagicLines):
                     environment.container_id[:12],
                 ]
             )
+        note = self._note_of_others()
         return Table(
             ["  NAME", "IMAGE", "STATUS", "KERNEL", "KEPT", "CONTAINER ID"],
             rows,
-            empty="No environment runs. Start one with: %docker_env NAME",
-            note=self._note_of_others(),
+            empty=note or "No environment runs. Start one with: %docker_env NAME",
+            note=note,
         )
 
     def _note_of_others(self) -> str:
         """Return the sentence about what is kept and not attached here, "" without any."""
         others = [name for name in kept.names(Path.cwd()) if name not in self.environments]
-        return f"Kept, and not attached here: {', '.join(sorted(others))}." if others else ""
+        if not others:
+            return ""
+        names = ", ".join(sorted(others))
+        return f"Kept, and not attached here: {names}. Attach with: %docker_env NAME"
 
     @line_magic
     def docker_stop(self, line: str) -> None:

@@ -92,6 +92,13 @@ class TellingManager(AsyncKernelManager):
         self._launch_args = {"cwd": info["workspace"]}
         self._attempted_start = True
 
+    def leave(self) -> None:
+        """Manage the kernel no more, and leave it as it is: what frees the rest would remove its sockets, too."""
+        self._close_control_socket()
+        if self._created_context:
+            self.context.destroy(linger=0)
+        self.cleanup_connection_file()
+
 
 class DockerProvisioner(KernelProvisionerBase):
     """Runs the kernel in a container.

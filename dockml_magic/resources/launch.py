@@ -775,6 +775,8 @@ class Supervisor(object):
                 self.report_fd = None
                 break
             self._read_report()
+        if self.stopping:  # that is no death to be told: the container ends
+            return
         if os.WIFSIGNALED(status):
             code = 128 + os.WTERMSIG(status)
         else:
