@@ -845,8 +845,10 @@ class Supervisor(object):
         except (OSError, socket.error):
             return
         if len(self.connections) >= MOST_CONNECTIONS:
-            connection.close()
-            return
+            strangers = [c for c in self.connections if c not in self.trusted]
+            self._drop((strangers or [connection])[0])
+            if not strangers:
+                return
         connection.setblocking(False)
         self._set_fd(connection.fileno())
         self.connections[connection] = b""
