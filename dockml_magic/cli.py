@@ -154,10 +154,55 @@ class ListContainers(_Command):
 
     def start(self) -> None:
         """Run the command; called by traitlets."""
+        from dockml_magic import kept
         from dockml_magic.options import RunOptions
         from dockml_magic.planning import engine_for, table_of_containers
 
-        tell(str(table_of_containers(engine_for(RunOptions()))))
+        ids = {found.container_id for found in kept.all_kept()}
+        tell(str(table_of_containers(engine_for(RunOptions()), ids)))
+
+
+class Stop(_Command):
+    """`dockml stop`."""
+
+    name = "dockml-stop"
+    prog = "dockml stop"
+    description = """Stop environments that are kept, by their names in this folder, or by their container ids.
+
+One that was started with --keep stays, with what was installed in it: %docker_start NAME. Others go."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        parser.add_argument("names", nargs="+", metavar="NAME")
+
+    def start(self) -> None:
+        """Run the command; called by traitlets."""
+        from dockml_magic import kept
+
+        for name in self.parsed.names:
+            kept.stop(kept.get(name, Path.cwd()))
+            tell(f"Stopped {name!r}.")
+
+
+class Remove(Stop):
+    """`dockml rm`."""
+
+    name = "dockml-rm"
+    prog = "dockml rm"
+    description = "Remove environments that are kept, by their names in this folder, or by their container ids."
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        super().add_arguments(parser)
+        parser.add_argument("-f", "--force", action="store_true", help="also one that runs")
+
+    def start(self) -> None:
+        """Run the command; called by traitlets."""
+        from dockml_magic import kept
+
+        for name in self.parsed.names:
+            kept.remove(kept.get(name, Path.cwd()), force=self.parsed.force)
+            tell(f"Removed {name!r}.")
 
 
 class ListImages(_Command):
@@ -221,6 +266,8 @@ class Dockml(JupyterApp):
     subcommands = {  # noqa: RUF012 - traitlets reads it so
         "kernels": (Kernels, Kernels.description),
         "ps": (ListContainers, ListContainers.description),
+        "stop": (Stop, Stop.description.partition("\n")[0]),
+        "rm": (Remove, Remove.description),
         "images": (ListImages, ListImages.description.partition("\n")[0]),
         "pull": (Pull, Pull.description),
     }
@@ -229,7 +276,9 @@ class Dockml(JupyterApp):
         """Run the command; called by traitlets."""
         if self.subapp is None:
             self.print_help()
-            raise ConfigError("dockml needs a command.", hint="One of: kernels, ps, images, pull.")
+            raise ConfigError(
+                "dockml needs a command.", hint=f"One of: {', '.join(self.subcommands)}."
+            )
         self.subapp.start()
 
 

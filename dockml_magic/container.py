@@ -21,12 +21,13 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dockml_magic import folders
+from dockml_magic import folders, labels
 from dockml_magic._version import __version__
 from dockml_magic.control import (
     Address,
     ControlChannel,
     KernelState,
+    OutputStream,
     address_from,
     address_to_json,
 )
@@ -113,6 +114,8 @@ class KernelContainer:
         self._host_ports: tuple[int, ...] = ()
         self._settings = HostSettings()
         self._abandoned = False
+        self.stays = plan.kept
+        """Whether `end` leaves the container, as `docker stop` does without --rm."""
 
     # --- start --------------------------------------------------------------------------------
 
@@ -170,9 +173,7 @@ class KernelContainer:
             self._settings = read_host_settings()
         else:
             self._tell("this engine does not share our files: the workspace is not mounted")
-        self._runtime = folders.runtime_root() / self.session
-        self._runtime.mkdir(mode=0o777)
-        self._runtime.chmod(0o777)  # the root folder above it is ours alone
+        self._make_runtime(folders.runtime_root() / self.session)
         self._write_files(memory)
         entries = (memory.entry,) if memory.entry else _ENTRIES
         for entry in entries:
@@ -196,6 +197,40 @@ class KernelContainer:
         self._connect(entry)
         self._wait_bound(generation=1)
         self._remember(entry)
+
+    def _make_runtime(self, folder: Path) -> None:
+        folder.mkdir(mode=0o777, exist_ok=True)
+        folder.chmod(0o777)  # the root folder above it is ours alone
+        self._runtime = folder
+
+    def start_again(self, described: Mapping[str, Any]) -> None:
+        """Start a container that was stopped, and return when its kernel's sockets are bound.
+
+        Parameters
+        ----------
+        described : mapping
+            What `describe` said while it ran.
+
+        Raises
+        ------
+        EngineError, KernelError
+            The container is left as it was, stopped.
+        """
+        self.session = described["session"]
+        self.container_id = described["container_id"]
+        try:
+            if self._shares_files:
+                self._settings = read_host_settings()
+            runtime = _runtime_of(described)
+            folders.remove_runtime(runtime)  # nothing that the container left is to be written to
+            self._make_runtime(runtime)
+            self._write_files(ImageMemory.read(self.plan.image.id))
+            self.engine.start(self.container_id)
+            self._connect("")
+            self._wait_bound(generation=1)
+        except BaseException:
+            self.stop()
+            raise
 
     def _remember(self, entry: str) -> None:
         report = self.state.report
@@ -242,7 +277,8 @@ class KernelContainer:
                 str(RUNTIME / "config.json"),
             ),
             env={**spec.env, **self.plan.env},
-            auto_remove=auto_remove,
+            labels={**spec.labels, **({labels.KEPT: "true"} if self.plan.kept else {})},
+            auto_remove=auto_remove and not self.plan.kept,
         )
 
     def _host_facts(self) -> HostFacts:
@@ -272,6 +308,7 @@ class KernelContainer:
             "bundles": str(BUNDLES),
             "grace": GRACE,
             "drops": not self.plan.exclusive,
+            "shared": self.plan.kept,
             "interpreter": memory.interpreter,
             "kernel": memory.kernel,
             "kernelspec": self.plan.kernelspec,
@@ -370,7 +407,16 @@ class KernelContainer:
                 )
 
     def _raise_ended_at_once(self, entry: str) -> None:
-        """Run it once more without --rm, to learn from its log why it ended."""
+        """Run it once more without --rm, to learn from its log why it ended. One that stays has its log."""
+        if self.plan.kept:
+            ended = self.engine.inspect(self.container_id)
+            raise KernelDiedError(
+                f"The container of '{self.plan.choice.reference}' ended at once "
+                f"(exit code {ended.exit_code if ended else 'unknown'}).",
+                hint=f"See all it wrote with: docker logs {self.container_id[:12]}",
+                exit_code=ended.exit_code if ended else None,
+                log_tail=self.engine.logs(self.container_id, tail=LOG_LINES),
+            )
         container = self.engine.create(
             replace(
                 self._spec(entry, auto_remove=False), name=f"dockml-{self.session}-why", ports=()
@@ -591,6 +637,74 @@ class KernelContainer:
         if self._runtime is not None:
             shutil.rmtree(self._runtime, ignore_errors=True)
 
+    # --- kept ---------------------------------------------------------------------------------
+
+    @property
+    def is_kept(self) -> bool:
+        """It outlives those who hold its lease."""
+        return self.state.kept
+
+    def keep(self, *, keep: bool) -> None:
+        """Let it outlive us, or not any more; return when it has understood.
+
+        Raises
+        ------
+        KernelError
+            If it is gone.
+        """
+        assert self._control is not None
+        self._control.keep(keep=keep)
+        state = self._control.wait(lambda s: s.kept is keep, STOP_TIMEOUT)
+        if state is None or state.phase == "gone":
+            raise KernelError("The container does not answer.", hint="See: docker ps")
+
+    def attach(self) -> None:
+        """Say that we read what its kernel publishes, so that it need not be recorded."""
+        if self._control is not None:
+            with contextlib.suppress(KernelError):
+                self._control.attach()
+
+    def detach(self) -> None:
+        """Give the lease back; the container and its kernel go on, if they are kept."""
+        if self._control is not None:
+            with contextlib.suppress(KernelError):
+                self._control.detach()
+            self._control.close()
+            self._control = None
+
+    def output(self) -> OutputStream:
+        """Open what its kernel has published while nobody was attached.
+
+        Raises
+        ------
+        KernelError
+            If the container is gone.
+        """
+        assert self._control is not None
+        try:
+            return OutputStream(self._control.address, self.plan.key)
+        except OSError as error:
+            raise KernelError("The container is gone.", hint="Start a new one.") from error
+
+    def end(self) -> None:
+        """End it as `docker stop` does: one that was started to stay does, the others are removed."""
+        if self.stays:
+            self.stop()
+        else:
+            self.remove()
+
+    def stop(self) -> None:
+        """End the kernel and the container, which `start_again` can start. Being stopped is success."""
+        self.ask_to_end()
+        if self._control is not None:
+            self._control.wait(lambda s: s.phase == "gone", STOP_TIMEOUT)
+            self._control.close()
+            self._control = None
+        if self.engine.wait(self.container_id, STOP_TIMEOUT) is None:
+            self.engine.stop(self.container_id)
+        if self._runtime is not None:
+            shutil.rmtree(self._runtime, ignore_errors=True)
+
     def leave(self) -> None:
         """End the kernel and give the lease back: another process holds it. For the end of this one."""
         self.signal(signal.SIGKILL)
@@ -607,7 +721,8 @@ class KernelContainer:
                 self._control.close()
                 self._control = None
                 # It ends by itself and the engine removes it; only a stuck one needs force.
-                if gone is not None and self._is_removed(STOP_TIMEOUT):
+                by_itself = gone is not None and not self.plan.kept
+                if by_itself and self._is_removed(STOP_TIMEOUT):
                     self.container_id = ""
             if self.container_id:
                 self.engine.remove(self.container_id)
@@ -635,6 +750,8 @@ class KernelContainer:
         return {
             "container_id": self.container_id,
             "session": self.session,
+            "runtime": str(self._runtime),
+            "plan": self.plan.to_json(),
             "key": self.plan.key,
             "exclusive": self.plan.exclusive,
             "transport": self.plan.transport,
@@ -655,12 +772,29 @@ class KernelContainer:
         found_plan = {name: described[name] for name in ("key", "exclusive", "transport")}
         self.plan = replace(self.plan, **found_plan)
         self._host_ports = tuple(described["host_ports"])
-        self._runtime = folders.runtime_root() / self.session
+        self._runtime = _runtime_of(described)
         try:
             self._control = ControlChannel(address_from(described["control"]), self.plan.key)
         except OSError as error:
             raise KernelError("The container is gone.", hint="Start a new one.") from error
         self._control.wait(lambda s: s.generation > 0, timeout=5.0)
+
+
+def _runtime_of(described: Mapping[str, Any]) -> Path:
+    """Return the runtime folder of a container, and see to it that nobody else may change what is in it.
+
+    It is not always below this process's own root: XDG_RUNTIME_DIR may differ from one session to the next.
+    """
+    folder = Path(described["runtime"])
+    try:
+        folders.make_root(folder.parent)
+    except OSError as error:
+        raise KernelError(
+            f"Its runtime folder was '{folder}', and there is no '{folder.parent.parent}' now.",
+            hint="The system removes such a folder when you log out (loginctl enable-linger keeps it). "
+            "Log in there, or start a new one with --fresh.",
+        ) from error
+    return folder
 
 
 class _OtherKernelError(KernelError):

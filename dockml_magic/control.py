@@ -35,6 +35,10 @@ class KernelState:
         Of the last kernel, if it ended.
     out_of_memory : bool
         The memory limit ended it.
+    kept : bool
+        The container outlives its connections.
+    attached : int
+        Notebooks that read what the kernel publishes.
     """
 
     generation: int = 0
@@ -42,6 +46,8 @@ class KernelState:
     report: Mapping[str, Any] = field(default_factory=dict)
     exit_code: int | None = None
     out_of_memory: bool = False
+    kept: bool = False
+    attached: int = 0
 
 
 Address = Path | tuple[str, int]
@@ -63,14 +69,7 @@ class ControlChannel:
 
     def __init__(self, address: Address, key: str) -> None:
         self.address = address
-        family = socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            self._socket.connect(str(address) if isinstance(address, Path) else address)
-            self._socket.sendall(json.dumps({"key": key}).encode() + b"\n")
-        except OSError:
-            self._socket.close()
-            raise
+        self._socket = _connect(address, {"key": key})
         self._changed = threading.Condition()
         self._state = KernelState()
         self._reader = threading.Thread(target=self._read, name="dockml-control", daemon=True)
@@ -99,6 +98,18 @@ class ControlChannel:
     def start(self, env: Mapping[str, str], cwd: str | None) -> None:
         """Start the next kernel, if none runs."""
         self._send({"op": "start", "env": dict(env), "cwd": cwd})
+
+    def keep(self, *, keep: bool) -> None:
+        """Let the container outlive its connections, or not any more."""
+        self._send({"op": "keep", "keep": keep})
+
+    def attach(self) -> None:
+        """Say that we read what the kernel publishes: it is not recorded then."""
+        self._send({"op": "attach"})
+
+    def detach(self) -> None:
+        """Say that we do not read it any more."""
+        self._send({"op": "detach"})
 
     def stop(self) -> None:
         """End the kernel and the container."""
@@ -137,6 +148,8 @@ class ControlChannel:
                         report=message["report"],
                         exit_code=end.get("code"),
                         out_of_memory=bool(end.get("out_of_memory")),
+                        kept=bool(message.get("kept")),
+                        attached=int(message.get("attached", 0)),
                     )
                 )
 
@@ -144,3 +157,113 @@ class ControlChannel:
         with self._changed:
             self._state = state
             self._changed.notify_all()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputState:
+    """Where an `OutputStream` is when nothing more is there.
+
+    Attributes
+    ----------
+    busy : bool
+        A cell runs.
+    dropped : int
+        Messages that had no room.
+    takes : bool
+        It is this stream that gets the output; another one, or a notebook that is attached, does otherwise.
+    """
+
+    busy: bool
+    dropped: int
+    takes: bool
+
+
+class OutputStream:
+    """A connection over which a supervisor gives what the kernel has published while nobody was attached.
+
+    What it publishes from now on follows. This is no lease.
+    """
+
+    def __init__(self, address: Address, key: str) -> None:
+        self._socket = _connect(address, {"key": key, "op": "take"})
+        self._received = bytearray()
+
+    def read(self, timeout: float) -> list[bytes] | OutputState | None:
+        """Return the next message, as its frames from the header on; or the state; None after `timeout`.
+
+        Raises
+        ------
+        KernelError
+            If the container is gone, or sends nonsense.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                found = self._take()
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise KernelError("The container sent what is no output of a kernel.") from error
+            left = deadline - time.monotonic()
+            if found is not None or left <= 0:
+                return found
+            self._socket.settimeout(left)
+            try:
+                data = self._socket.recv(1 << 18)
+            except TimeoutError:
+                return None
+            except OSError:
+                data = b""
+            if not data:
+                raise KernelError("The container is gone.")
+            self._received += data
+
+    def _take(self) -> list[bytes] | OutputState | None:
+        end = self._received.find(b"\n", 0, _LONGEST_HEAD)
+        if end < 0:
+            if len(self._received) >= _LONGEST_HEAD:
+                raise ValueError("a head without end")
+            return None
+        head = json.loads(self._received[:end])
+        if "frames" not in head:
+            del self._received[: end + 1]
+            return OutputState(
+                busy=bool(head["busy"]), dropped=int(head["dropped"]), takes=bool(head["takes"])
+            )
+        sizes = [int(size) for size in head["frames"]]
+        if min(sizes, default=0) < 0 or sum(sizes) > _LARGEST_MESSAGE or len(sizes) < 4:
+            raise ValueError("a message that cannot be")
+        place = end + 1
+        if len(self._received) < place + sum(sizes):
+            return None
+        frames = []
+        for size in sizes:
+            frames.append(bytes(self._received[place : place + size]))
+            place += size
+        del self._received[:place]
+        return frames
+
+    def close(self) -> None:
+        """Take no more."""
+        self._socket.close()
+
+    def __enter__(self) -> OutputStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+_LONGEST_HEAD = 1 << 16
+_LARGEST_MESSAGE = 32 << 20
+"""Bytes; a supervisor records messages of up to 16 MiB."""
+
+
+def _connect(address: Address, hello: Mapping[str, Any]) -> socket.socket:
+    family = socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET
+    connection = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        connection.connect(str(address) if isinstance(address, Path) else address)
+        connection.sendall(json.dumps(hello).encode() + b"\n")
+    except OSError:
+        connection.close()
+        raise
+    return connection

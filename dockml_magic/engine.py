@@ -90,6 +90,10 @@ _COPIES = re.compile(
 """A step of a Dockerfile that may read the files beside it."""
 
 
+STOP_TIMEOUT = 3
+"""Seconds that a program has to end when it is told to."""
+
+
 class NotStartableError(EngineError):
     """The container's program does not exist in the image."""
 
@@ -260,6 +264,9 @@ class Engine(Protocol):
 
     def wait(self, container_id: str, timeout: float) -> int | None:
         """Return its exit code, None if it still runs after `timeout` seconds or is gone."""
+
+    def stop(self, container_id: str) -> None:
+        """End its program. One that has ended is no error."""
 
     def remove(self, container_id: str) -> None:
         """Remove it, running or not. Being gone already is success."""
@@ -926,6 +933,12 @@ class DockerEngine:
                 requests.exceptions.ConnectionError,
             ):
                 return None
+
+    def stop(self, container_id: str) -> None:
+        """End its program."""
+        with self._translated(), contextlib.suppress(self._errors.NotFound):
+            self._client.api.stop(container_id, timeout=STOP_TIMEOUT)
+        log.info("stopped container %s", container_id[:12])
 
     def remove(self, container_id: str) -> None:
         """Remove it, running or not."""

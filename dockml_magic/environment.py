@@ -11,8 +11,10 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,7 +24,9 @@ from typing import Any, TypeVar
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 
+from dockml_magic import kept
 from dockml_magic.container import KernelContainer
+from dockml_magic.control import OutputState, OutputStream
 from dockml_magic.errors import (
     ConfigError,
     DockmlError,
@@ -33,9 +37,9 @@ from dockml_magic.errors import (
     UnknownEnvironmentError,
 )
 from dockml_magic.handover import end_handover, find_handed_over, hand_over
-from dockml_magic.messages import Message
+from dockml_magic.messages import MalformedMessageError, Message
 from dockml_magic.options import RunOptions, parse_words
-from dockml_magic.planning import engine_for, make_plan
+from dockml_magic.planning import KernelPlan, engine_for, make_plan
 from dockml_magic.provisioner import PROVISIONER_NAME, DockerProvisioner, TellingManager
 from dockml_magic.relay import Relay, Sink
 
@@ -46,6 +50,19 @@ _manager_log = logging.getLogger("dockml_magic.kernel_manager")
 _manager_log.propagate = False
 _manager_log.addHandler(logging.NullHandler())
 _log = logging.getLogger(__name__)
+
+_LOOK_INTERVAL = 0.2
+_INTERRUPT_PATIENCE = 10.0
+"""Seconds after an interrupt in which a kernel should let go of its cell."""
+
+_MOST_MISSED = 64 << 20
+"""Bytes of missed output that are taken in before they are shown."""
+
+_UNUSABLE = (MalformedMessageError, LookupError, TypeError, ValueError, AttributeError)
+"""What looking into a message raises that is not what it should be."""
+
+Show = Callable[["Environment", Sequence[Message]], None]
+"""Shows what an environment's kernel has published while nobody was attached."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,20 +101,32 @@ class Environment:
     tell : callable
         Gets a line for the user when something takes time.
 
+    plan : KernelPlan, optional
+        Of a container that is there: nothing is decided anew.
+
     Attributes
     ----------
     options : RunOptions
         As they were given, before `--gpus auto` became a device.
+    keeps : bool
+        It is to be kept from its start, by an option or by the project file.
     """
 
     def __init__(
-        self, name: str, options: RunOptions, folder: Path, tell: Callable[[str], None]
+        self,
+        name: str,
+        options: RunOptions,
+        folder: Path,
+        tell: Callable[[str], None],
+        plan: KernelPlan | None = None,
     ) -> None:
         self._folder = folder
         # Planned here, in the caller's thread, so that an interrupt ends a pull; the provisioner's
         # own plan finds the image present.
         self.engine = engine_for(options)
-        plan = make_plan(name, options, folder, engine=self.engine, tell=tell)
+        given = plan
+        plan = given or make_plan(name, options, folder, engine=self.engine, tell=tell)
+        self.keeps = plan.choice.options.keep
         settled = replace(options, gpus=plan.choice.options.gpus)
         if plan.choice.options.pull == "always":  # and that it was just now
             settled = replace(settled, pull="missing")
@@ -122,6 +151,8 @@ class Environment:
             kernel_name=self.name, kernel_spec_manager=_OneSpec(spec), log=_manager_log
         )
         self._manager.tell = tell
+        self._manager.plan = given
+        self._generation = 0
         self._is_adopted = False
         self._is_abandoned = False
         self._starting: Future[Any] | None = None
@@ -142,12 +173,156 @@ class Environment:
         DockmlError
             If its container is gone.
         """
-        options = RunOptions.from_json(info["options"])
-        environment = cls(info["name"], options, Path(info["workspace"]), tell)
+        environment = cls._described(info, tell)
         _run(environment._manager.adopt(info))
-        environment.options = RunOptions.from_json(info["asked"])
         environment._is_adopted = True
         return environment
+
+    @classmethod
+    def _described(cls, info: Mapping[str, Any], tell: Callable[[str], None]) -> Environment:
+        options = RunOptions.from_json(info["options"])
+        plan = KernelPlan.from_json(info["container"]["plan"])
+        environment = cls(info["name"], options, Path(info["workspace"]), tell, plan)
+        environment.options = RunOptions.from_json(info["asked"])
+        return environment
+
+    @classmethod
+    def attach(
+        cls,
+        found: kept.Kept,
+        tell: Callable[[str], None],
+        show: Show,
+        begun: Callable[[Environment], None] = lambda _: None,
+    ) -> Environment:
+        """Return a kept environment that runs, its variables alive, when its kernel has nothing to do.
+
+        Parameters
+        ----------
+        found : Kept
+        tell : callable
+            As for a new one.
+        show : callable
+            Gets it and what its kernel has published while nobody was attached, and publishes while we wait.
+        begun : callable
+            Gets it at once; `abandon` ends the waiting.
+
+        Raises
+        ------
+        KernelError
+            If it cannot be reached, or does not answer; it is left as it is.
+        """
+        unreachable = KernelError(
+            f"'{found.name}' runs, but cannot be reached: its files in "
+            f"'{found.info['container']['runtime']}' are gone, or it does not answer.",
+            hint=f"Look for a paused one with: docker ps   Or start it anew: %docker_env {found.name} --fresh",
+        )
+        try:
+            environment = cls.adopt(found.info, tell)
+        except KernelError as error:
+            raise unreachable from error
+        try:
+            environment._is_adopted = False
+            state = environment._container.state
+            if state.generation == 0 or state.phase == "gone":
+                raise unreachable  # noqa: TRY301
+            begun(environment)
+            environment._catch_up(show)
+        except BaseException:
+            environment.detach()
+            raise
+        return environment
+
+    def _catch_up(self, show: Show) -> None:
+        """Show what was missed and wait for the cell that runs, then connect."""
+        with self._container.output() as stream:
+            self._wait_until_idle(stream, show)
+            self._starting = None
+            self._raise_if_abandoned()
+            if self._container.poll() is None:
+                self._connect()
+            else:
+                error = self._container.death(
+                    self._container.state, f"The kernel of '{self.name}' died"
+                )
+                self.tell(
+                    f"{error.message} A new one starts in its container; its variables are gone."
+                )
+                self.restart()
+            more: list[Message] = []
+            with contextlib.suppress(KernelError):
+                while isinstance(read := stream.read(0.0), list):
+                    with contextlib.suppress(*_UNUSABLE):
+                        more.append(Message.of_parts(read))
+            if more:
+                show(self, more)
+
+    def _wait_until_idle(self, stream: OutputStream, show: Show) -> None:
+        missed: Missed | None = Missed()
+        interrupted_at = 0.0
+        while True:
+            try:
+                read = stream.read(_LOOK_INTERVAL)
+                self._raise_if_abandoned()
+                if isinstance(read, list):
+                    with contextlib.suppress(*_UNUSABLE):
+                        message = Message.of_parts(read)
+                        if missed is None:
+                            show(self, [message])
+                        else:
+                            missed.add(message)
+                    if missed is not None and missed.is_full:
+                        self._show_missed(
+                            missed, OutputState(busy=False, dropped=0, takes=True), show
+                        )
+                        missed = None
+                elif isinstance(read, OutputState):
+                    if missed is not None:
+                        self._show_missed(missed, read, show)
+                        missed = None
+                    if not read.busy:
+                        return
+                if interrupted_at and time.monotonic() > interrupted_at + _INTERRUPT_PATIENCE:
+                    interrupted_at = float("inf")
+                    self.tell(
+                        f"{self.name!r} has not reacted to the interrupt for {_INTERRUPT_PATIENCE:.0f} s. "
+                        "Wait, or interrupt once more to leave it as it is."
+                    )
+            except KeyboardInterrupt:
+                if interrupted_at or self._container.state.attached:
+                    raise
+                interrupted_at = time.monotonic()
+                self.interrupt()
+
+    def _show_missed(self, missed: Missed, state: OutputState, show: Show) -> None:
+        outputs = missed.outputs()
+        if outputs or state.dropped:
+            count = len(outputs)
+            lost = f" ({state.dropped} older messages had no room)" if state.dropped else ""
+            self.tell(f"While nobody was attached: {count} output{'s'[: count != 1]}{lost}")
+            show(self, outputs)
+        if state.busy and state.takes:
+            self.tell(
+                f"{self.name!r} is still busy with a cell, whose output follows. "
+                "The stop button interrupts that cell."
+            )
+        elif state.busy:
+            self.tell(
+                f"{self.name!r} is busy with a cell of another notebook; waiting for its end. "
+                "The stop button ends the waiting."
+            )
+
+    @classmethod
+    def start_again(
+        cls,
+        found: kept.Kept,
+        tell: Callable[[str], None],
+        begun: Callable[[Environment], None] = lambda _: None,
+    ) -> Environment:
+        """Return a kept environment that was stopped, started again: a new kernel, its files as they were."""
+        environment = cls._described(found.info, tell)
+        environment._manager.stopped = found.info["container"]
+        begun(environment)
+        return environment.start()
 
     def describe(self) -> dict[str, Any]:
         """Return what another process needs to adopt this; plain JSON, and secret."""
@@ -165,16 +340,20 @@ class Environment:
         StartAbandonedError
             If `abandon` was called.
         """
+        leave = self.remove if self._manager.stopped is None else self.stop
         try:
             _run(self._manager.start_kernel(cwd=str(self._folder)), self._note_start)
             self._connect()
             self._raise_if_abandoned()
+            if self._container.stays:
+                self.keep()
         except CancelledError:
-            self.stop()
+            leave()
             raise StartAbandonedError(self.name) from None
         except BaseException:
-            self.stop()
+            leave()
             raise
+        self._manager.stopped = None
         return self
 
     def abandon(self) -> None:
@@ -198,7 +377,10 @@ class Environment:
         self._relay = Relay(
             container.connection_info, lambda: container.signal(signal.SIGINT), self._death
         )
+        self._relay.is_shared = lambda: container.state.kept or container.state.attached > 1
+        self._generation = container.state.generation
         self._relay.make_ready()
+        container.attach()
         if self._opened is not None:
             self._on_close = self._opened(self, self._relay)
 
@@ -262,7 +444,16 @@ class Environment:
     @property
     def is_alive(self) -> bool:
         """The kernel runs."""
-        return self.container is not None and self.container.poll() is None
+        return self.container is not None and (
+            self.container.poll() is None
+            and self.container.state.generation
+            == (self._generation or self.container.state.generation)
+        )
+
+    @property
+    def waits_for_kernel(self) -> bool:
+        """Its container was kept over the restart of the notebook's kernel, and waits for a kernel."""
+        return self._is_adopted and self.has_container and self._relay is None
 
     @property
     def has_container(self) -> bool:
@@ -271,13 +462,23 @@ class Environment:
 
     @property
     def is_kept(self) -> bool:
-        """Its container was kept over the restart of the notebook's kernel, and waits for a kernel."""
-        return self._is_adopted and self.has_container and self._relay is None
+        """It outlives this notebook."""
+        return self.container is not None and (self.container.stays or self.container.is_kept)
+
+    @property
+    def attached(self) -> int:
+        """How many notebooks are attached to it."""
+        return self.container.state.attached if self.container is not None else 0
 
     def _death(self) -> KernelDiedError | None:
         container = self._container
         if container.poll() is None:
-            return None
+            if container.state.generation == self._generation:
+                return None
+            return KernelDiedError(
+                f"'{self.name}' was restarted from another notebook: its variables are gone.",
+                hint=f"Go on with its new kernel: %docker_env {self.name}",
+            )
         return container.death(
             container.state,
             f"The kernel of '{self.name}' died",
@@ -312,6 +513,8 @@ class Environment:
         """
         relay = self._relay
         error = None if relay is None else self._death()
+        if error is not None and self._is_restarted_elsewhere:
+            raise error
         if relay is None or error is not None:
             how = f" ({error.how})" if error and error.how else ""
             raise KernelError(
@@ -402,12 +605,75 @@ class Environment:
         _run(self._manager.restart_kernel(now=True))
         self._connect()
 
-    def stop(self) -> None:
-        """End the kernel and remove its container. Calling it again is no error."""
+    @property
+    def _is_restarted_elsewhere(self) -> bool:
+        container = self.container
+        return container is not None and container.poll() is None and not self.is_alive
+
+    def connect_again(self) -> bool:
+        """Go on with the kernel that another notebook has started in the container; tell whether there is one."""
+        if not self._is_restarted_elsewhere:
+            return False
         self._disconnect()
+        self._connect()
+        return True
+
+    def keep(self) -> None:
+        """Let it outlive this process: another one finds it by its name and workspace.
+
+        Raises
+        ------
+        KernelError
+            If its container is gone.
+        """
+        kept.write(self.name, self.describe(), self.engine)
+        self._container.keep(keep=True)
+
+    def unkeep(self) -> None:
+        """Let it end with this process again, and others that are attached.
+
+        Raises
+        ------
+        ConfigError
+            If it was started with --keep: its container cannot be made to go by itself.
+        """
+        if self._container.stays:
+            raise ConfigError(
+                f"'{self.name}' was started with --keep.",
+                hint=f"Remove it when you need it no more: %docker_rm -f {self.name}",
+            )
+        self._container.keep(keep=False)
+        kept.forget(self._container.session)
+
+    def detach(self) -> None:
+        """Leave it, as Ctrl+P Ctrl+Q leaves a container: one that is kept goes on."""
+        self._disconnect()
+        if self._provisioner is not None:
+            container, self._provisioner.container = self.container, None
+            if container is not None:
+                container.detach()
+        self._manager.leave()
+
+    def stop(self) -> None:
+        """End the kernel and its container, as `docker stop` does. Calling it again is no error.
+
+        The container is removed, unless the environment was started with --keep.
+        """
+        self._disconnect()
+        container = self.container
+        if container is not None and container.is_kept:
+            container.ask_to_end()  # first, so that another notebook sees no kernel that died
         if self._manager.provisioner is not None:
             _run(self._manager.shutdown_kernel(now=True))
         self._manager.cleanup_connection_file()
+        if container is not None and not container.stays:
+            kept.forget(container.session)
+
+    def remove(self) -> None:
+        """End the kernel and remove its container, whether it was kept or not."""
+        if self.container is not None:
+            self.container.stays = False
+        self.stop()
 
     def __enter__(self) -> Environment:
         return self
@@ -421,8 +687,90 @@ class Environment:
         self.stop()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """An environment that runs, and how it came to that: "new", "attached" or "again"."""
+
+    environment: Environment
+    how: str
+
+
+def open_environment(
+    name: str,
+    options: RunOptions,
+    folder: Path,
+    *,
+    tell: Callable[[str], None],
+    show: Show,
+    begun: Callable[[Environment], None] = lambda _: None,
+    fresh: bool = False,
+) -> Opened:
+    """Attach to the kept environment of this name and folder, or start it again, or a new one.
+
+    Parameters
+    ----------
+    name, options, folder, tell
+        As for `Environment`.
+    show, begun
+        As for `Environment.attach`.
+    fresh : bool
+        Remove the kept one first.
+
+    Raises
+    ------
+    ConfigError
+        If the kept one was started with other options.
+    """
+    known = options.name or name
+    if fresh:
+        while (found := kept.find(known, folder)) is not None:
+            tell(f"removing the kept {known!r}")
+            kept.remove(found, force=True)
+    elif (opened := _open_kept(known, options, folder, tell, show, begun)) is not None:
+        return opened
+    environment = Environment(name, options, folder, tell)
+    begun(environment)
+    if not environment.keeps:
+        return Opened(environment=environment.start(), how="new")
+    with kept.starting(environment.name, folder, tell):
+        if kept.find(environment.name, folder) is None:
+            return Opened(environment=environment.start(), how="new")
+    # Another notebook has started it meanwhile.
+    opened = _open_kept(environment.name, options, folder, tell, show, begun)
+    return opened or open_environment(
+        name, options, folder, tell=tell, show=show, begun=begun, fresh=fresh
+    )
+
+
+def _open_kept(
+    known: str,
+    options: RunOptions,
+    folder: Path,
+    tell: Callable[[str], None],
+    show: Show,
+    begun: Callable[[Environment], None],
+) -> Opened | None:
+    """Return the kept environment of this name, None where there is none."""
+    if (found := kept.find(known, folder)) is None:
+        return None
+    if not found.is_same(options):
+        raise ConfigError(
+            f"'{known}' is kept, with the options it was started with.",
+            hint="Start it anew with --fresh, or a second one with another --name.",
+        )
+    if not kept.runs(found):
+        with kept.starting(known, folder, tell):
+            if kept.look(found) is not None and not kept.runs(found):
+                again = Environment.start_again(found, tell, begun)
+                return Opened(environment=again, how="again")
+        # Another notebook was quicker: its file names the new control address.
+        if (found := kept.find(known, folder)) is None:
+            return None
+    return Opened(environment=Environment.attach(found, tell, show, begun), how="attached")
+
+
 def start(name: str, *options: str, folder: str | os.PathLike[str] = ".") -> Environment:
-    """Start an environment and return it.
+    """Start an environment and return it. With "--keep", attach to the kept one of that name and folder.
 
     Parameters
     ----------
@@ -443,13 +791,18 @@ def start(name: str, *options: str, folder: str | os.PathLike[str] = ".") -> Env
     DockmlError
         If it cannot be started; the message says why and what to do.
     """
-    environment = Environment(
-        name,
-        parse_words("dockml_magic.start", options),
-        Path(folder).absolute(),
-        tell=_log.info,
-    )
-    return environment.start()
+    parsed, workspace = parse_words("dockml_magic.start", options), Path(folder).absolute()
+    if not parsed.keep:
+        return Environment(name, parsed, workspace, tell=_log.info).start()
+    return open_environment(name, parsed, workspace, tell=_log.info, show=_print_output).environment
+
+
+def _print_output(_: Environment, messages: Sequence[Message]) -> None:
+    """Print what a script's environment has printed while nobody was attached."""
+    for message in messages:
+        if message.type == "stream":
+            stream = sys.stderr if message.content["name"] == "stderr" else sys.stdout
+            stream.write(message.content["text"])
 
 
 class Environments:
@@ -526,27 +879,44 @@ class Environments:
 
     def stop(self, name: str) -> None:
         """Stop one and forget it; cells go back to the notebook's own kernel if it was active."""
+        environment = self._take_out(name)
+        environment.stop()
+
+    def remove(self, name: str) -> None:
+        """Stop one and remove its container, also where it was kept."""
+        environment = self._take_out(name)
+        environment.remove()
+
+    def detach(self, name: str) -> None:
+        """Leave one that is kept, and forget it here."""
+        environment = self._take_out(name)
+        environment.detach()
+
+    def _take_out(self, name: str) -> Environment:
         environment = self.get(name)
         del self._running[name]
         if self._active is environment:
             self._active = None
         self._tell_change()
-        environment.stop()
+        return environment
 
     def stop_all(self) -> None:
-        """Stop all of them, whatever goes wrong with one."""
+        """Stop all of them but those that are kept, whatever goes wrong with one."""
         for name in self.names():
             with contextlib.suppress(DockmlError):
-                self.stop(name)
+                if self.get(name).is_kept:
+                    self.detach(name)
+                else:
+                    self.stop(name)
 
     def hand_over(self, connection_file: str) -> None:
         """Keep the containers for the next kernel of this notebook, which has the same connection file.
 
-        `end` does not end them then.
+        `end` does not end them then. Those that are kept wait by themselves, with their kernels.
         """
-        kept = [environment for environment in self if environment.has_container]
-        if kept and hand_over(connection_file, [environment.describe() for environment in kept]):
-            self._handed_over = [e.container for e in kept if e.container is not None]
+        left = [e for e in self if e.has_container and not e.is_kept]
+        if left and hand_over(connection_file, [environment.describe() for environment in left]):
+            self._handed_over = [e.container for e in left if e.container is not None]
 
     def take_over(self, connection_file: str, tell: Callable[[str], None]) -> list[Environment]:
         """Adopt what the last kernel of this notebook has handed over; return those whose container lives."""
@@ -561,11 +931,16 @@ class Environments:
 
     def end(self) -> None:
         """End all of them as this process ends, when no thread can be started any more."""
-        for kept in self._handed_over:
-            kept.leave()
+        for left in self._handed_over:
+            left.leave()
         containers = [
             c for e in self if (c := e.container) is not None and c not in self._handed_over
         ]
+        # What another notebook is attached to is not ours alone to end.
+        lasting = [c for c in containers if c.is_kept or c.state.attached > 1]
+        for container in lasting:
+            container.detach()
+        containers = [c for c in containers if c not in lasting]
         for container in containers:
             container.ask_to_end()
         for container in containers:
@@ -579,6 +954,42 @@ def raise_remote_error(reply: Mapping[str, Any]) -> None:
         # Front ends show the name of the type: let it be that of the exception over there.
         error = type(ename, (RemoteCellError,), {})
         raise error(ename, reply.get("evalue", ""), reply.get("traceback", []))
+
+
+class Missed:
+    """What a kernel has published while nobody was attached, as the cell that attaches shows it."""
+
+    def __init__(self) -> None:
+        self._outputs: list[tuple[Message, list[str]]] = []
+        self._size = 0
+
+    @property
+    def is_full(self) -> bool:
+        """No supervisor records so much."""
+        return self._size > _MOST_MISSED
+
+    def add(self, message: Message) -> None:
+        """Take a message: what a stream says goes on where it stopped, what was cleared is not there."""
+        self._size += sum(len(part) for part in message.parts)
+        if message.type == "clear_output":
+            self._outputs = [o for o in self._outputs if o[0].parent_id != message.parent_id]
+            return
+        if message.type != "stream":
+            self._outputs.append((message, []))
+            return
+        text, name = str(message.content["text"]), message.content["name"]
+        last, texts = self._outputs[-1] if self._outputs else (None, [])
+        if last is not None and last.type == "stream" and last.content["name"] == name:
+            texts.append(text)
+        else:
+            self._outputs.append((message, [text]))
+
+    def outputs(self) -> list[Message]:
+        """Return them, each run of a stream as one."""
+        for message, texts in self._outputs:
+            if len(texts) > 1:
+                message.replace_content({**message.content, "text": "".join(texts)})
+        return [message for message, _ in self._outputs]
 
 
 class _Collector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 import time
 from pathlib import Path
@@ -35,6 +36,19 @@ def runtime_root() -> Path:
         or not _writable(base)
     ):
         root = Path(f"/tmp/dockml-{os.getuid()}")  # noqa: S108 - checked below
+    make_root(root)
+    _remove_left_overs(root)
+    return root
+
+
+def make_root(root: Path) -> None:
+    """Make a folder for runtime folders, or see to it that it is ours alone.
+
+    Raises
+    ------
+    ConfigError
+        If somebody else made the folder before us, or it cannot be made.
+    """
     with contextlib.suppress(FileExistsError):
         root.mkdir(mode=0o700)
     found = root.lstat()
@@ -43,8 +57,11 @@ def runtime_root() -> Path:
             f"The folder '{root}' is not yours alone.",
             hint="Remove it, or set XDG_RUNTIME_DIR to a folder that only you can open.",
         )
-    _remove_left_overs(root)
-    return root
+
+
+def remove_runtime(folder: Path) -> None:
+    """Remove a container's runtime folder, with what it has left in there."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_left_overs(root: Path) -> None:
@@ -57,6 +74,14 @@ def _remove_left_overs(root: Path) -> None:
 
 def _writable(folder: str) -> bool:
     return Path(folder).is_dir() and os.access(folder, os.W_OK)
+
+
+def state_root() -> Path:
+    """Return the folder for what is to be known after a restart of the machine: ours alone (0700)."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    root = Path(base) / "dockml"
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return root
 
 
 def cache_root() -> Path:

@@ -300,6 +300,7 @@ class Forwarder:
             counts = not silent and message.content.get("store_history", True)
         if not self.requests:
             self._interrupted_at, self._was_told = 0.0, False
+        self.relay.note_asker(message.header)
         ahead = sum(r.counts and not r.replied for r in self.requests.values())
         with self.relay.shell_lock:
             if counts and not ahead:
@@ -511,7 +512,9 @@ class Forwarder:
             message = Message(frames)
             message.verify(self.relay.session)
             request = self.requests.get(message.parent_id)
-            if request is None and message.type in NOT_PASSED_ON:
+            if request is None and (
+                message.type in NOT_PASSED_ON or self.relay.is_foreign(message)
+            ):
                 return
             if request is not None and not self.relay.is_ipython:
                 show_count(message, request.count)

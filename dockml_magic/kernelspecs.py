@@ -112,6 +112,11 @@ def install(
     ConfigError
         If the name means nothing, or the folder may not be written.
     """
+    if options.keep:
+        raise ConfigError(
+            "A kernel of the launcher belongs to its front end, and cannot be kept.",
+            hint="Leave --keep out; %docker_env NAME --keep is kept.",
+        )
     choice = choose(name, options, find_project(Path.cwd()))
     title = display_name or _distinct_title(choice.title, options)
     base = (

@@ -24,3 +24,6 @@ BUILT_FROM = f"{NAMESPACE}.built-from"
 
 KEEPS = f"{NAMESPACE}.keeps"
 """On an image: the reference whose pull came as far as its layers, and not to its end."""
+
+KEPT = f"{NAMESPACE}.kept"
+"""On a container: it was started to outlive its notebook, and stays when it is stopped."""

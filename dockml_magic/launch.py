@@ -54,6 +54,8 @@ def _run(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _raise_ended)
     info = _read_connection(Path(parsed.connection_file))
     options = options_from(parsed).over(RunOptions.from_json(parsed.options))
+    if options.keep:
+        raise ConfigError("A kernel of a front end cannot be kept.", hint="Leave --keep out.")
     engine = engine_for(options)
     plan = make_plan(parsed.what, options, Path.cwd(), engine=engine, tell=_tell, transport="tcp")
     plan = replace(plan, key=info["key"], host_ports=tuple(info[name] for name in PORT_NAMES))

@@ -12,10 +12,17 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import cell_magic, line_magic, magics_class
 
+from dockml_magic import kept
 from dockml_magic.container import describe_kernel
 from dockml_magic.display import Table, tell
-from dockml_magic.environment import Environment, Environments, raise_remote_error
-from dockml_magic.errors import ConfigError, GpuUnavailableError
+from dockml_magic.environment import (
+    Environment,
+    Environments,
+    Opened,
+    open_environment,
+    raise_remote_error,
+)
+from dockml_magic.errors import ConfigError, GpuUnavailableError, UnknownEnvironmentError
 from dockml_magic.image_magics import ImageMagics
 from dockml_magic.images import explain
 from dockml_magic.magic_lines import MagicLines
@@ -50,7 +57,7 @@ def load(shell: InteractiveShell) -> None:
 
 
 def unload(shell: InteractiveShell) -> None:
-    """Stop the environments and give everything back as it was."""
+    """Stop the environments but those that are kept, and give everything back as it was."""
     magics: DockerMagics | None = getattr(shell, _LOADED, None)
     if magics is None:
         return
@@ -69,7 +76,9 @@ def unload(shell: InteractiveShell) -> None:
 
 def _add_env_arguments(parser: argparse.ArgumentParser) -> None:
     _add_start_arguments(parser)
-    parser.add_argument("--fresh", action="store_true", help="stop NAME first if it runs")
+    parser.add_argument(
+        "--fresh", action="store_true", help="remove NAME first, also where it is kept"
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be started, and why; start nothing"
     )
@@ -92,6 +101,20 @@ def _add_environments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: the active one")
 
 
+def _add_names(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="+", metavar="NAME")
+
+
+def _add_rm_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_names(parser)
+    parser.add_argument("-f", "--force", action="store_true", help="also one that runs")
+
+
+def _add_keep_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_environments(parser)
+    parser.add_argument("--off", action="store_true", help="let it end with the notebook again")
+
+
 @magics_class
 class DockerMagics(MagicLines):
     """The `%docker_` magics about the environments of one notebook."""
@@ -103,6 +126,9 @@ class DockerMagics(MagicLines):
         "docker_ps": _add_all,
         "docker_stop": _add_environments,
         "docker_restart": _add_environments,
+        "docker_start": _add_names,
+        "docker_rm": _add_rm_arguments,
+        "docker_keep": _add_keep_arguments,
     }
 
     def __init__(self, shell: InteractiveShell) -> None:
@@ -114,6 +140,8 @@ class DockerMagics(MagicLines):
     def names_for(self, magic: str) -> Iterable[str]:
         """Return the names of environments, and where one can be started those of images."""
         running = self.environments.names()
+        if magic in ("docker_start", "docker_stop", "docker_rm", "docker_env"):
+            running = [*running, *kept.names(Path.cwd())]
         if magic in ("docker_env", "%docker_cell"):
             images = known_names(find_project(Path.cwd()), local_references() or [])
             return [LOCAL, *running, *images]
@@ -121,14 +149,14 @@ class DockerMagics(MagicLines):
 
     def take_over(self) -> None:
         """Adopt the environments that were kept while the notebook's own kernel was restarted."""
-        kept = self.environments.take_over(self.router.connection_file, tell)
-        for environment in kept:
+        adopted = self.environments.take_over(self.router.connection_file, tell)
+        for environment in adopted:
             environment.watch(self.router.watch)
-        if kept:
-            names = ", ".join(repr(environment.name) for environment in kept)
+        if adopted:
+            names = ", ".join(repr(environment.name) for environment in adopted)
             tell(
                 f"Kept over the restart, without their variables: {names}. "
-                f"Go on with: %docker_env {kept[0].name}"
+                f"Go on with: %docker_env {adopted[0].name}"
             )
 
     @line_magic
@@ -139,6 +167,7 @@ class DockerMagics(MagicLines):
         %docker_env local            back to the notebook's own kernel
         %docker_env                  where cells run now, and what is running
         %docker_env NAME --dry-run   what would be started, and why; nothing is
+        %docker_env NAME --keep      let it outlive this notebook; the same line attaches to it again
 
         NAME is an environment of dockml.toml, a short name such as tf1.10-gpu or python3.9, ./Dockerfile or a
         folder with one, or any image reference; see %docker_images. The notebook's folder is mounted at the
@@ -186,7 +215,7 @@ class DockerMagics(MagicLines):
         options : RunOptions
             As the user typed them.
         fresh : bool
-            Stop it first if it runs.
+            Remove it first, also where it is kept.
         tell : callable
             Gets lines for the user; by default they go to the output of the cell.
         begun : callable
@@ -195,23 +224,37 @@ class DockerMagics(MagicLines):
         known = options.name or name
         if known in self.environments:
             environment = self.environments.get(known)
-            is_same = options in (RunOptions(), RunOptions(name=known), environment.options)
+            is_same = kept.is_same(options, environment.options, known)
             if not fresh and environment.is_alive:
                 if not is_same:
                     raise ConfigError(
                         f"'{known}' is running already, with the options it was started with.",
                         hint="Start it anew with --fresh, or a second one with another --name.",
                     )
+                if options.keep and not environment.is_kept:
+                    raise ConfigError(
+                        f"'{known}' is running already, and was not started with --keep.",
+                        hint=f"Keep it from now on with: %docker_keep {known}",
+                    )
                 self.environments.active = environment
                 tell(self._where_cells_run())
                 return
-            if not fresh and is_same and environment.is_kept:
+            if not fresh and is_same and environment.waits_for_kernel:
                 self._resume(environment, tell)
                 self.environments.active = environment
                 tell(self._where_cells_run())
                 return
-            self.environments.stop(known)
-        self.environments.active = self._start(name, options, tell, begun)
+            if not fresh and is_same and environment.connect_again():
+                self.environments.active = environment
+                tell(f"{self._where_cells_run()} Its kernel is new.")
+                return
+            if fresh:
+                self.environments.remove(known)
+            elif environment.is_kept:
+                self.environments.detach(known)
+            else:
+                self.environments.stop(known)
+        self.environments.active = self._start(name, options, tell, begun, fresh=fresh)
 
     def _start(
         self,
@@ -219,12 +262,20 @@ class DockerMagics(MagicLines):
         options: RunOptions,
         tell: Callable[[str], None],
         begun: Callable[[Environment], None],
+        *,
+        fresh: bool,
     ) -> Environment:
         began = time.perf_counter()
-        environment = self._start_beside(name, options, tell, begun)
+        opened = self._start_beside(name, options, tell, begun, fresh=fresh)
+        environment = opened.environment
         image = "" if environment.reference == environment.name else f"{environment.reference}, "
+        how = {
+            "new": "",
+            "attached": "attached to the one that is kept, its variables alive; ",
+            "again": "the one that was kept and stopped, with a new kernel and its files as they were; ",
+        }[opened.how]
         tell(
-            f"Cells run in {environment.name!r}: {image}"
+            f"Cells run in {environment.name!r}: {how}{image}"
             f"{describe_kernel(environment.report)}; ready in {time.perf_counter() - began:.1f} s."
         )
         return environment
@@ -266,10 +317,10 @@ class DockerMagics(MagicLines):
             return self.environments.active
         if name in self.environments:
             environment = self.environments.get(name)
-            if environment.is_kept:
+            if environment.waits_for_kernel:
                 self._resume(environment)
             return environment
-        return self._start_beside(parsed.what, options)
+        return self._start_beside(parsed.what, options).environment
 
     def _start_beside(
         self,
@@ -277,15 +328,26 @@ class DockerMagics(MagicLines):
         options: RunOptions,
         to: Callable[[str], None] = tell,
         begun: Callable[[Environment], None] = lambda _: None,
-    ) -> Environment:
+        *,
+        fresh: bool = False,
+    ) -> Opened:
         with self.environments.starting(options.name or name):
-            environment = Environment(name, options, Path.cwd(), to)
-            begun(environment)
-            environment.start()
-            environment.tell = tell
-            environment.watch(self.router.watch)
-            self.environments.add(environment)
-        return environment
+            opened = open_environment(
+                name,
+                options,
+                Path.cwd(),
+                tell=to,
+                show=self.router.show,
+                begun=begun,
+                fresh=fresh,
+            )
+            self._take_in(opened.environment)
+        return opened
+
+    def _take_in(self, environment: Environment) -> None:
+        environment.tell = tell
+        environment.watch(self.router.watch)
+        self.environments.add(environment)
 
     @line_magic
     def docker_pick(self, line: str) -> Any:
@@ -306,7 +368,8 @@ class DockerMagics(MagicLines):
         if (parsed := self.parse("docker_ps", line)) is None:
             return None
         if parsed.all:
-            return table_of_containers(engine_for(RunOptions()))
+            ids = {found.container_id for found in kept.all_kept()}
+            return table_of_containers(engine_for(RunOptions()), ids)
         return self._table_of_environments()
 
     def _table_of_environments(self) -> Table:
@@ -317,32 +380,144 @@ class DockerMagics(MagicLines):
                 [
                     ("* " if environment is self.environments.active else "  ") + environment.name,
                     environment.reference,
-                    "running" if alive else "kept" if environment.is_kept else "dead",
+                    "running" if alive else "kept" if environment.waits_for_kernel else "dead",
                     describe_kernel(environment.report).partition(",")[0] if alive else "",
+                    f"yes, {environment.attached} attached" if environment.is_kept else "",
                     environment.container_id[:12],
                 ]
             )
+        note = self._note_of_others()
         return Table(
-            ["  NAME", "IMAGE", "STATUS", "KERNEL", "CONTAINER ID"],
+            ["  NAME", "IMAGE", "STATUS", "KERNEL", "KEPT", "CONTAINER ID"],
             rows,
-            empty="No environment runs. Start one with: %docker_env NAME",
+            empty=note or "No environment runs. Start one with: %docker_env NAME",
+            note=note,
         )
+
+    def _note_of_others(self) -> str:
+        """Return the sentence about what is kept and not attached here, "" without any."""
+        others = [name for name in kept.names(Path.cwd()) if name not in self.environments]
+        if not others:
+            return ""
+        names = ", ".join(sorted(others))
+        return f"Kept, and not attached here: {names}. Attach with: %docker_env NAME"
 
     @line_magic
     def docker_stop(self, line: str) -> None:
-        """Stop environments: %docker_stop NAME [NAME ...]. Their variables are gone."""
-        for name in self._environments_in("docker_stop", line):
-            was_active = self.environments.active is self.environments.get(name)
-            self.environments.stop(name)
+        """Stop environments: %docker_stop NAME [NAME ...]. Their variables are gone.
+
+        As with docker run --rm their containers go, too. One that was started with --keep stays, with what was
+        installed in it: %docker_start NAME. One that is kept can be stopped from any notebook of its folder.
+        """
+        if (parsed := self.parse("docker_stop", line)) is None:
+            return
+        for name, environment in self._named("docker_stop", parsed.names):
+            was_active = environment is not None and environment is self.environments.active
+            if isinstance(environment, Environment):
+                stays = environment.container is not None and environment.container.stays
+                self.environments.stop(name)
+            else:
+                stays = environment.stays
+                kept.stop(environment)
             tell(
                 f"Stopped {name!r}."
+                + (f" It is kept: %docker_start {name}" if stays else "")
                 + (" Cells run in the notebook's own kernel." if was_active else "")
             )
 
     @line_magic
+    def docker_start(self, line: str) -> None:
+        """Start environments again that were started with --keep and stopped: %docker_start NAME [NAME ...].
+
+        Their kernels are new; what was installed in their containers is there. Cells run where they ran.
+        """
+        if (parsed := self.parse("docker_start", line)) is None:
+            return
+        for name in parsed.names:
+            found = kept.find(name, Path.cwd())
+            is_here = name in self.environments and self.environments.get(name).is_alive
+            if is_here or (found is not None and kept.runs(found)):
+                tell(f"{name!r} runs already. Go on with: %docker_env {name}")
+                continue
+            if found is None:
+                raise ConfigError(
+                    f"There is nothing to start: '{name}' is gone, or never was. Only what was started "
+                    "with --keep stays when it is stopped.",
+                    hint=f"Start a new one with: %docker_env {name}",
+                )
+            if name in self.environments:
+                self.environments.detach(name)
+            self._start_beside(name, RunOptions())
+            tell(f"Started {name!r}, with a new kernel. Go on with: %docker_env {name}")
+
+    @line_magic
+    def docker_rm(self, line: str) -> None:
+        """Remove environments with their containers: %docker_rm [-f] NAME [NAME ...].
+
+        One that runs is only removed with -f. Its variables and what was installed are gone; files in the workspace
+        are not touched.
+        """
+        if (parsed := self.parse("docker_rm", line)) is None:
+            return
+        for name, environment in self._named("docker_rm", parsed.names):
+            was_active = environment is not None and environment is self.environments.active
+            if not isinstance(environment, Environment):
+                kept.remove(environment, force=parsed.force)
+            elif environment.is_alive and not parsed.force:
+                raise ConfigError(
+                    f"'{name}' runs.", hint=f"Stop it first, or: %docker_rm -f {name}"
+                )
+            else:
+                self.environments.remove(name)
+            tell(
+                f"Removed {name!r}."
+                + (" Cells run in the notebook's own kernel." if was_active else "")
+            )
+
+    @line_magic
+    def docker_keep(self, line: str) -> None:
+        """Let environments outlive this notebook: %docker_keep [NAME ...].
+
+        %docker_keep NAME        any notebook of this folder attaches to it with %docker_env NAME, its variables alive
+        %docker_keep --off NAME  it ends with this notebook again
+
+        What it prints while nobody is attached is shown by the notebook that attaches, the newest 16 MiB. One that
+        was not started with --keep goes when it is stopped.
+        """
+        if (parsed := self.parse("docker_keep", line)) is None:
+            return
+        for name in self._names_or_active("docker_keep", parsed.names):
+            environment = self.environments.get(name)
+            if parsed.off:
+                environment.unkeep()
+                tell(f"{name!r} ends with this notebook.")
+                continue
+            environment.keep()
+            stays = environment.container is not None and environment.container.stays
+            tell(
+                f"{name!r} outlives this notebook. Attach to it again with: %docker_env {name}"
+                + ("" if stays else "   It was started without --keep: stopping it removes it.")
+            )
+
+    def _named(self, magic: str, names: list[str]) -> Iterable[tuple[str, Environment | kept.Kept]]:
+        """Return what a line names: an environment of this notebook, or one that is kept."""
+        found: list[tuple[str, Environment | kept.Kept]] = []
+        for name in self._names_or_active(magic, names, check=False):
+            if name in self.environments:
+                found.append((name, self.environments.get(name)))
+            elif (other := kept.find(name, Path.cwd())) is not None:
+                found.append((name, other))
+            else:
+                known = [*self.environments.names(), *kept.names(Path.cwd())]
+                raise UnknownEnvironmentError(name, dict.fromkeys(known))
+        return found
+
+    @line_magic
     def docker_restart(self, line: str) -> None:
         """Restart kernels in place: variables go, what was installed in the container stays."""
-        for name in self._environments_in("docker_restart", line):
+        if (parsed := self.parse("docker_restart", line)) is None:
+            return
+        for name in self._names_or_active("docker_restart", parsed.names):
             environment = self.environments.get(name)
             had_container = environment.has_container
             environment.restart()
@@ -352,14 +527,13 @@ class DockerMagics(MagicLines):
                 else f"Started {name!r} in a new container: the old one was gone, with what was installed in it."
             )
 
-    def _environments_in(self, magic: str, line: str) -> list[str]:
+    def _names_or_active(self, magic: str, names: list[str], *, check: bool = True) -> list[str]:
         """Return the environments that a line names, the active one where it names none."""
-        if (parsed := self.parse(magic, line)) is None:
-            return []
-        if parsed.names:
-            for name in parsed.names:
-                self.environments.get(name)
-            return list(dict.fromkeys(parsed.names))
+        if names:
+            for name in names:
+                if check:
+                    self.environments.get(name)
+            return list(dict.fromkeys(names))
         if self.environments.active is None:
             raise ConfigError(
                 f"%{magic} needs a NAME: no environment is active.",

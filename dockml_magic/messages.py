@@ -15,6 +15,7 @@ from hmac import compare_digest
 from typing import Any
 
 import zmq
+from jupyter_client.jsonutil import json_default
 from jupyter_client.session import DELIM, Session
 
 _VERIFIED_UP_TO = 1 << 20
@@ -99,6 +100,23 @@ class Message:
         """Let it be for no subshell: the notebook's are not another kernel's."""
         del self.header["subshell_id"]
         self.parts[0] = json.dumps(self.header).encode()
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[bytes]) -> Message:
+        """Return the message with these parts, from the header on; its topic is its type.
+
+        Raises
+        ------
+        MalformedMessageError
+        """
+        message = cls([zmq.Frame(DELIM), zmq.Frame(b""), *map(zmq.Frame, parts)])
+        message.prefix = [zmq.Frame(message.type.encode())]
+        return message
+
+    def replace_parent(self, header: Mapping[str, Any]) -> None:
+        """Let it belong to another request."""
+        self.parts[1] = json.dumps(header, default=json_default).encode()
+        self.parent = dict(header)
 
     @cached_property
     def parent(self) -> dict[str, Any]:

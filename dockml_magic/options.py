@@ -55,6 +55,8 @@ class RunOptions:
         "ipc" or "tcp"; None chooses by the engine.
     engine : str or None
         A Docker context or an endpoint such as unix:///run/docker.sock; None asks the environment.
+    keep : bool
+        The environment outlives its notebook, and its container a stop.
     """
 
     gpus: str | None = None
@@ -73,6 +75,7 @@ class RunOptions:
     pull: str | None = None
     transport: str | None = None
     engine: str | None = None
+    keep: bool = False
 
     def over(self, below: RunOptions) -> RunOptions:
         """Return these options with `below` filling what they leave open; lists add up."""
@@ -294,6 +297,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--pull", choices=PULL_POLICIES, help="when to pull the image (missing)")
     add("--transport", choices=TRANSPORTS, help="how to reach the kernel (chosen by the engine)")
     _add_engine(add)
+    add(
+        "--keep",
+        action="store_true",
+        help="let it outlive the notebook, and stay when it is stopped",
+    )
 
 
 def options_from(parsed: argparse.Namespace) -> RunOptions:

@@ -688,7 +688,7 @@ def _this_notebook() -> Notebook:
 
 def _about(environment: Environment) -> str:
     """Return what is to be said of an environment besides its name."""
-    state = "kept" if environment.is_kept else "dead"
+    state = "kept" if environment.waits_for_kernel else "dead"
     if environment.is_alive:
         state = describe_kernel(environment.report).partition(",")[0]
     image = "" if environment.reference == environment.name else f" · {environment.reference}"

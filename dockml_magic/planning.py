@@ -12,9 +12,10 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from dockml_magic import engine as engines
 from dockml_magic import labels
@@ -93,6 +94,8 @@ class KernelPlan:
         Variables that `start_kernel` was given.
     kernelspec : str
         The image's kernelspec to run; "" is Python's, or what the image is found to be for.
+    kept : bool
+        Its container stays when it ends, and several notebooks may share it.
     """
 
     choice: Choice
@@ -105,7 +108,36 @@ class KernelPlan:
     extra_arguments: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     kernelspec: str = ""
+    kept: bool = False
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what another process has to know of a container that was made by this plan; plain JSON."""
+        choice = self.choice
+        return {
+            "choice": {
+                "name": choice.name,
+                "reference": choice.reference,
+                "title": choice.title,
+                "options": choice.options.to_json(),
+            },
+            "image": {"id": self.image.id, "architecture": self.image.architecture},
+            "workspace": str(self.workspace),
+            **{name: getattr(self, name) for name in _PLAIN},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> KernelPlan:
+        """Return what `to_json` gave."""
+        options = RunOptions.from_json(data["choice"]["options"])
+        return cls(
+            choice=Choice(**{**data["choice"], "options": options}),
+            image=ImageState(**data["image"]),
+            workspace=Path(data["workspace"]),
+            **{name: data[name] for name in _PLAIN},
+        )
+
+
+_PLAIN = ("transport", "key", "exclusive", "kernelspec", "kept")
 
 _engines: dict[str, Engine] = {}
 
@@ -486,8 +518,8 @@ def our_containers(engine: Engine) -> list[ContainerState]:
     return engine.list({labels.SESSION: "", labels.USER: str(os.getuid())})
 
 
-def table_of_containers(engine: Engine) -> Table:
-    """Return this user's containers as a table to show."""
+def table_of_containers(engine: Engine, kept: Collection[str] = ()) -> Table:
+    """Return this user's containers as a table to show; `kept` are the ids of those that are kept."""
     rows = [
         [
             found.labels.get(labels.NAME, ""),
@@ -495,9 +527,10 @@ def table_of_containers(engine: Engine) -> Table:
             found.status,
             found.started_at,
             found.labels.get(labels.WORKSPACE, ""),
+            "yes" if found.id in kept else "",
             found.id[:12],
         ]
         for found in our_containers(engine)
     ]
-    head = ["NAME", "IMAGE", "STATUS", "SINCE", "WORKSPACE", "CONTAINER ID"]
+    head = ["NAME", "IMAGE", "STATUS", "SINCE", "WORKSPACE", "KEPT", "CONTAINER ID"]
     return Table(head, rows, empty="You have no containers of dockml_magic.")

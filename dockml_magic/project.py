@@ -319,6 +319,7 @@ _READERS: dict[str, Callable[[Any, Path], Any]] = {
     "kernel": _text,
     "pull": _choice(PULL_POLICIES),
     "transport": _choice(TRANSPORTS),
+    "keep": _yes,
 }
 
 _IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -64,6 +65,10 @@ class TellingManager(AsyncKernelManager):
     """
 
     tell: Callable[[str], None] = print
+    plan: KernelPlan | None = None
+    """What was decided already, where that is so."""
+    stopped: Mapping[str, Any] | None = None
+    """What `KernelContainer.describe` said of a container that is to be started again."""
 
     async def adopt(self, info: Mapping[str, Any]) -> None:
         """Manage a kernel that another process has started, so that it can be restarted.
@@ -86,6 +91,13 @@ class TellingManager(AsyncKernelManager):
         self.provisioner = provisioner
         self._launch_args = {"cwd": info["workspace"]}
         self._attempted_start = True
+
+    def leave(self) -> None:
+        """Manage the kernel no more, and leave it as it is: what frees the rest would remove its sockets, too."""
+        self._close_control_socket()
+        if self._created_context:
+            self.context.destroy(linger=0)
+        self.cleanup_connection_file()
 
 
 class DockerProvisioner(KernelProvisionerBase):
@@ -132,6 +144,8 @@ class DockerProvisioner(KernelProvisionerBase):
     def _make_plan(self, options: RunOptions, cwd: Path, extra: tuple[str, ...]) -> KernelPlan:
         manager = self.parent
         exclusive = isinstance(manager, TellingManager)
+        if isinstance(manager, TellingManager) and manager.plan is not None:
+            return replace(manager.plan, key=manager.session.key.decode() or manager.plan.key)
         plan = make_plan(
             self.name,
             options,
@@ -145,7 +159,14 @@ class DockerProvisioner(KernelProvisionerBase):
             if manager is not None and manager.session.key
             else plan.key
         )
-        return replace(plan, key=key, exclusive=exclusive, extra_arguments=extra, env=self._env)
+        return replace(
+            plan,
+            key=key,
+            exclusive=exclusive,
+            extra_arguments=extra,
+            env=self._env,
+            kept=exclusive and plan.choice.options.keep,
+        )
 
     def _tell(self, line: str) -> None:
         self.log.info("%s: %s", self.name, line)
@@ -163,7 +184,11 @@ class DockerProvisioner(KernelProvisionerBase):
             container = KernelContainer(
                 engine_for(self._plan.choice.options), self._plan, self._tell
             )
-            starting = asyncio.ensure_future(asyncio.to_thread(container.start))
+            stopped = getattr(self.parent, "stopped", None)
+            start = (
+                functools.partial(container.start_again, stopped) if stopped else container.start
+            )
+            starting = asyncio.ensure_future(asyncio.to_thread(start))
             try:
                 await asyncio.shield(starting)
             except asyncio.CancelledError:
@@ -229,7 +254,7 @@ class DockerProvisioner(KernelProvisionerBase):
         """Do nothing more: the kernel itself has got the request. Called after it was sent."""
 
     async def cleanup(self, restart: bool = False) -> None:
-        """Remove the container, unless the kernel is about to be restarted in it.
+        """End the container, unless the kernel is about to be restarted in it.
 
         Called by the manager after the kernel's end, and after a start that failed.
         """
@@ -241,7 +266,7 @@ class DockerProvisioner(KernelProvisionerBase):
             return
         self.container = None
         self._exit_code = container.poll() or 0
-        await asyncio.to_thread(container.remove)
+        await asyncio.to_thread(container.end)
 
     def get_shutdown_wait_time(self, recommended: float = 5.0) -> float:
         """Return how long the manager waits for a kernel to end by itself."""

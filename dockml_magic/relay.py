@@ -70,6 +70,10 @@ class Relay:
         The content of the kernel_info_reply.
     next_count : int
         The execution count of the kernel's next cell.
+    is_shared : callable
+        Tells whether other notebooks may have their cells run there too.
+    has_comm : callable
+        Tells whether a comm, by its id, is one of this notebook's.
     """
 
     def __init__(
@@ -84,9 +88,12 @@ class Relay:
         self.iopub_lock = threading.RLock()
         self._control_lock = threading.RLock()
         self.let_go: Callable[[], None] = lambda: None
+        self.is_shared: Callable[[], bool] = lambda: False
+        self.has_comm: Callable[[str], bool] = lambda _: False
         self._context = zmq.Context(io_threads=1)
         self.session = Session(signature_scheme=connection_info["signature_scheme"])
         self.session.key = connection_info["key"]  # here, for an empty one warns the user above
+        self._askers = {self.session.session}
         self.shell = self._open(zmq.DEALER, connection_info, "shell_port")
         self.stdin = self._open(zmq.DEALER, connection_info, "stdin_port")
         self.iopub = self._open(zmq.SUB, connection_info, "iopub_port")
@@ -172,6 +179,7 @@ class Relay:
             If the kernel dies under the cell.
         """
         msg_id = header["msg_id"]
+        self.note_asker(header)
         with self._held(), self._interrupts_passed_on():
             self.session.send(self.shell, _request(header, content))
             reply: dict[str, Any] | None = None
@@ -193,6 +201,22 @@ class Relay:
         if count is not None and "execution_count" in reply:
             reply["execution_count"] = count
         return reply
+
+    def note_asker(self, header: Mapping[str, Any]) -> None:
+        """Note who asks with this header: what comes of it is for this notebook."""
+        self._askers.add(header.get("session", ""))
+
+    def is_foreign(self, message: Message) -> bool:
+        """Tell whether the kernel has published this for another notebook that shares it.
+
+        What comes of our own cells does, also after they have ended; and what concerns our widgets does,
+        whoever moves them.
+        """
+        asker = message.parent.get("session")
+        if not asker or asker in self._askers or not self.is_shared():
+            return False
+        is_of_comm = message.type in ("comm_msg", "comm_close")
+        return not (is_of_comm and self.has_comm(str(message.content.get("comm_id", ""))))
 
     def count_as(self, count: int) -> None:
         """Have an IPython count its next cell as `count`: an execute request before that cell's own.
@@ -229,6 +253,7 @@ class Relay:
 
     def forward(self, message: Mapping[str, Any]) -> None:
         """Send a front end's message to the kernel as it is; what comes of it arrives on its own."""
+        self.note_asker(message["header"])
         with self._held_shell():
             self.session.send(
                 self.shell,
@@ -314,7 +339,7 @@ class Relay:
             if message.type == "status":
                 if message.content["execution_state"] == "idle":
                     idle |= message.parent_id == msg_id
-            elif message.type not in NOT_PASSED_ON:
+            elif message.type not in NOT_PASSED_ON and not self.is_foreign(message):
                 if count is not None:
                     show_count(message, count)
                 sink.publish(message)

@@ -17,6 +17,7 @@ import ast
 import asyncio
 import contextlib
 import keyword
+import secrets
 import signal
 import sys
 import threading
@@ -170,6 +171,7 @@ class Router:
         self._taken: list[str] = []
         self._channel: ShellChannel | None = None
         self._splits_this_cell = False
+        self._terminal = f"dockml-terminal-{secrets.token_hex(6)}"
 
     # --- taking over and giving back ----------------------------------------------------------
 
@@ -415,6 +417,18 @@ class Router:
             return TerminalSink(self.shell)
         return KernelSink(self.kernel, environment, errors=errors)
 
+    def show(self, environment: Environment, messages: Sequence[Message]) -> None:
+        """Show, below the cell that runs now, what a kernel has published while nobody was attached."""
+        sink = self._sink(environment)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        for message in messages:
+            if self.kernel is not None:
+                message.replace_parent(self.kernel.get_parent("shell")["header"])
+            elif message.type == "error":  # elsewhere, whoever gets the reply shows it
+                sys.stderr.write("\n".join(message.content["traceback"]) + "\n")
+            sink.publish(message)
+
     # --- between the cells --------------------------------------------------------------------
 
     def watch(self, environment: Environment, relay: Relay) -> Callable[[], None]:
@@ -422,6 +436,9 @@ class Router:
         channel = self._channel
         if channel is None:  # a terminal shows them with the next cell
             return lambda: None
+        relay.has_comm = lambda comm_id: isinstance(
+            self.kernel.comm_manager.comms.get(comm_id), RemoteComm
+        )
         channel.open(environment, relay)
 
         def stop() -> None:
@@ -516,8 +533,8 @@ class Router:
             header = self.kernel.get_parent("shell")["header"]
         else:
             header = {
-                "msg_id": f"dockml-{id(content)}-{count}",
-                "session": "dockml-terminal",
+                "msg_id": f"{self._terminal}-{id(content)}-{count}",
+                "session": self._terminal,
                 "username": "user",
                 "version": "5.3",
                 "date": datetime.now(timezone.utc),

@@ -19,6 +19,14 @@ Python here can run a kernel, or the kernelspec asked for is not here). The host
 The channel is also the lease: when the last connection is gone and none comes back within the
 grace time, the notebook is gone, however it went, and the container ends itself.
 
+After ``{"op": "keep", "keep": true}`` it does not. Then we listen to what the kernel publishes and record it
+while no notebook is attached (``{"op": "attach"}``, until ``{"op": "detach"}`` or its connection is gone). A
+connection whose first line is ``{"key": ..., "op": "take"}`` is no lease: it gets what is recorded and what comes
+from then on, each message as a line ``{"frames": [sizes]}`` and the bytes of its frames; and, whenever nothing
+more is there and that is news, ``{"busy": true, "dropped": 0, "takes": true}``: whether a cell runs, how many messages
+had no room, and whether it is this connection that gets the output (one at a time does, and none while a
+notebook is attached).
+
 ``launch.py kernel CONFIG FD MODE`` is the kernel: it makes ipykernel importable, from the image itself
 (MODE ``image``) or from the mounted bundle (``bundle``), says on FD what it found, and becomes ipykernel.
 A kernel of another language is the ``argv`` of the image's own kernelspec (``spec``), started by the supervisor.
@@ -26,6 +34,7 @@ A kernel of another language is the ``argv`` of the image's own kernelspec (``sp
 
 from __future__ import print_function
 
+import collections
 import errno
 import io
 import json
@@ -34,6 +43,7 @@ import select
 import signal
 import socket
 import string
+import struct
 import sys
 import time
 
@@ -52,6 +62,29 @@ PYTHON_KERNELS = ("python", "python3")
 """Names of kernels that every image with a Python has, whether a kernelspec of that name is in it or not."""
 
 JUPYTER_FOLDERS = ("/usr/local/share/jupyter", "/usr/share/jupyter", "/opt/conda/share/jupyter")
+
+RECORDED = 16 * 1024 * 1024
+"""Bytes of output that are recorded while no notebook is attached; the oldest make room for the newest."""
+
+TAIL = 1.0
+"""Seconds of output that are held while one is: what is on its way to a notebook when that is killed is lost there."""
+
+UNRECORDED = ("status", "execute_input", "iopub_welcome", "shutdown_reply")
+
+LONGEST_LINE = 1024 * 1024
+"""Bytes of a line on the control channel."""
+
+MOST_CONNECTIONS = 200
+"""Connections at a time; select can do with 1024."""
+
+STALLED = 30.0
+"""Seconds that the kernel of a kept environment waits for a notebook that does not read its output."""
+
+
+def now():
+    """Return the seconds of a clock that nobody sets: a jump of the time of day must not end a lease."""
+    # Python 2.7 has no time.monotonic; the last of os.times() counts from the machine's start, and no clock sets it.
+    return time.monotonic() if hasattr(time, "monotonic") else os.times()[4]
 
 
 def read_json(path):
@@ -161,6 +194,194 @@ def become(user):
             os.environ[variable] = value
 
 
+def would_block(error):
+    """Tell whether a socket without blocking is only not ready."""
+    return error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.EINPROGRESS)
+
+
+class Subscriber(object):
+    """Reads what a kernel publishes, as a ZeroMQ SUB socket would: ZMTP 3.0, https://rfc.zeromq.org/spec/23/."""
+
+    GREETING = b"\xff" + b"\0" * 8 + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" * 32
+    READY = b"\x05READY" + b"\x0bSocket-Type" + struct.pack(">I", 3) + b"SUB"
+    MORE, LONG, COMMAND = 1, 2, 4
+
+    def __init__(self, address):
+        """Begin to connect; `address` is a path, or an IP and a port."""
+        family = socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX
+        self.socket = socket.socket(family, socket.SOCK_STREAM)
+        Supervisor._set_fd(self.socket.fileno())
+        code = self.socket.connect_ex(address)
+        if code not in (0, errno.EINPROGRESS):
+            self.socket.close()
+            raise OSError(code, "cannot connect to the kernel")
+        self.unsent = self.GREETING
+        self.received = bytearray()
+        self.is_greeted = False
+        self.skip = 0  # bytes of a frame that is too large, still to come
+        self.parts, self.size = [], 0
+
+    def send(self):
+        """Send what is to be said; called when the socket takes something."""
+        self.unsent = self.unsent[self.socket.send(self.unsent) :]
+
+    def receive(self):
+        """Return the messages that are complete by now: lists of frames, None for one that is too large.
+
+        Raises EOFError when the kernel is gone, ValueError when it speaks something else.
+        """
+        try:
+            data = self.socket.recv(262144)
+        except (OSError, socket.error) as error:
+            if would_block(error):
+                return []
+            raise EOFError
+        if not data:
+            raise EOFError
+        if self.skip:
+            skipped = min(self.skip, len(data))
+            self.skip -= skipped
+            data = data[skipped:]
+        self.received += data
+        if not self.is_greeted:
+            if len(self.received) < len(self.GREETING):
+                return []
+            if self.received[0] != 0xFF or self.received[10] < 3:
+                raise ValueError("not ZMTP 3")
+            del self.received[: len(self.GREETING)]
+            self.is_greeted = True
+            # Not before: libzmq closes a connection where this comes in one piece with the greeting.
+            command = struct.pack("BB", self.COMMAND, len(self.READY)) + self.READY
+            subscribe_to_all = b"\0\x01\x01"
+            self.unsent += command + subscribe_to_all
+        return self._messages()
+
+    def _messages(self):
+        messages, place, received = [], 0, self.received
+        while len(received) - place >= 2:
+            flags, head = received[place], 2
+            size = received[place + 1]
+            if flags & self.LONG:
+                head = 9
+                if len(received) - place < head:
+                    break
+                (size,) = struct.unpack(">Q", bytes(received[place + 1 : place + 9]))
+            is_message = not flags & self.COMMAND
+            is_too_large = self.size + size > RECORDED
+            if is_too_large and not is_message:
+                raise ValueError("a command of %d bytes" % size)
+            here = len(received) - place - head
+            if is_too_large:
+                self.skip = max(0, size - here)
+                size = min(size, here)
+            elif here < size:
+                break
+            if is_message:
+                body = received[place + head : place + head + size]
+                self._add(None if is_too_large else bytes(body))
+                if not flags & self.MORE:
+                    messages.append(self.parts)
+                    self.parts, self.size = [], 0
+            place += head + size
+        del received[:place]
+        return messages
+
+    def _add(self, frame):
+        if frame is None or self.parts is None:
+            self.parts = None
+            return
+        self.parts.append(frame)
+        self.size += len(frame) + 64  # no message is so many frames that these are too much
+
+    def close(self):
+        self.socket.close()
+
+
+class Recorder(object):
+    """What a kernel has published, as far as nobody has taken it; and whether a cell runs."""
+
+    def __init__(self):
+        self.subscriber = None
+        self.messages = collections.deque()  # (when, as bytes to send)
+        self.size = 0
+        self.dropped = 0
+        self.running = None  # the id of the cell
+        self.retry_at = 0.0
+
+    def open(self, connection):
+        """Listen to the kernel of this connection."""
+        self.close()
+        self.retry_at = now() + 1.0
+        if connection["transport"] == "ipc":
+            address = "%s-%d" % (connection["ip"], connection["iopub_port"])
+        else:
+            address = ("127.0.0.1", connection["iopub_port"])
+        try:
+            self.subscriber = Subscriber(address)
+        except (OSError, socket.error):
+            pass
+
+    def close(self):
+        if self.subscriber is not None:
+            self.subscriber.close()
+            self.subscriber = None
+
+    def receive(self, only_tail):
+        """Take in what has arrived; without `only_tail` it is held until it is taken."""
+        try:
+            for parts in self.subscriber.receive():
+                if parts is None:
+                    self.dropped += not only_tail
+                else:
+                    self._take_in(parts)
+        except (EOFError, ValueError, OSError, socket.error):
+            self.close()
+        self.trim(only_tail)
+
+    def trim(self, only_tail):
+        """Drop what has no room, or is none of anybody's business any more."""
+        oldest = now() - TAIL
+        while self.messages and (
+            self.size > RECORDED or (only_tail and self.messages[0][0] < oldest)
+        ):
+            self.size -= len(self.messages.popleft()[1])
+            self.dropped += not only_tail
+
+    def clear(self):
+        self.messages.clear()
+        self.size = self.dropped = 0
+
+    def pop(self):
+        _, data = self.messages.popleft()
+        self.size -= len(data)
+        return data
+
+    def _take_in(self, parts):
+        try:
+            frames = parts[parts.index(b"<IDS|MSG>") + 2 :]
+            kind = json.loads(frames[0].decode("utf-8", "replace"))["msg_type"]
+            if kind == "status":
+                self._note_status(frames)
+            if kind in UNRECORDED or len(frames) > 1000:
+                return
+            sizes = [len(frame) for frame in frames]
+        except Exception:  # whatever a kernel says: it must not be our end
+            return
+        data = json.dumps({"frames": sizes}).encode("ascii") + b"\n" + b"".join(frames)
+        self.messages.append((now(), data))
+        self.size += len(data)
+
+    def _note_status(self, frames):
+        parent = json.loads(frames[1].decode("utf-8", "replace"))
+        if parent.get("msg_type") != "execute_request":
+            return
+        state = json.loads(frames[3].decode("utf-8", "replace"))["execution_state"]
+        if state == "busy":
+            self.running = parent["msg_id"]
+        elif state == "idle" and parent["msg_id"] == self.running:
+            self.running = None
+
+
 class Supervisor(object):
     """Starts kernels one after the other, reports on them, obeys the control channel."""
 
@@ -169,14 +390,26 @@ class Supervisor(object):
         self.config = read_json(config_path)
         self.connections = {}  # socket -> bytes received and not yet handled
         self.trusted = set()  # sockets that have sent the key
-        self.state = {"generation": 0, "phase": "starting", "report": {}, "exit": None}
+        self.state = {
+            "generation": 0,
+            "phase": "starting",
+            "report": {},
+            "exit": None,
+            "kept": bool(self.config.get("keep")),
+            "attached": 0,
+        }
         self.kernel_pid = None
         self.report_fd = None
         self.report_bytes = b""
         self.attempts = []
         self.specs = {}
         self.kept = bool(self.config.get("keep"))
-        self.deadline = time.time() + FIRST_CONTACT
+        self.attached = set()  # sockets of notebooks that read what the kernel publishes
+        self.takers = {}  # socket -> what it is still to get
+        self.taker = None  # the one of them that gets the output
+        self.told = {}  # socket -> what it was last told of the cell that runs
+        self.recorder = Recorder()
+        self.deadline = now() + FIRST_CONTACT
         self.oom_before = 0
         self.env = {}
         self.cwd = None
@@ -220,13 +453,18 @@ class Supervisor(object):
         server = self.listen()
         self.start_kernel()
         while not self.stopping:
-            if not self.trusted and not self.kept and time.time() > self.deadline:
+            if not self.trusted and not self.kept and now() > self.deadline:
                 break
             readable = [server, self.wake_read] + list(self.connections)
             if self.report_fd is not None:
                 readable.append(self.report_fd)
+            subscriber = self._listen_to_kernel()
+            if subscriber is not None:
+                readable.append(subscriber.socket)
             try:
-                ready = select.select(readable, [], [], self._patience())[0]
+                ready, writable, _ = select.select(
+                    readable, self._to_be_written(subscriber), [], self._patience()
+                )
             except (OSError, select.error) as error:
                 if error.args[0] == errno.EINTR:
                     continue
@@ -238,8 +476,12 @@ class Supervisor(object):
                     self._drain_wake()
                 elif item == self.report_fd:
                     self._read_report()
+                elif subscriber is not None and item is subscriber.socket:
+                    self.recorder.receive(self._is_being_read())
                 elif item in self.connections:
                     self._receive(item)
+            for item in writable:
+                self._write(item)
             self._reap()
             self._check_bound()
         self._end_kernel()
@@ -259,8 +501,92 @@ class Supervisor(object):
         if self.state["phase"] == "starting":
             return BOUND_CHECK
         if not self.trusted and not self.kept:
-            return max(0.0, self.deadline - time.time()) + 0.01
+            return max(0.0, self.deadline - now()) + 0.01
+        if self.kept and self.recorder.subscriber is None and self.state["phase"] == "bound":
+            return 1.0
         return None
+
+    # --- what the kernel of a kept environment publishes ---------------------------------------
+
+    def _listen_to_kernel(self):
+        """Return what reads the kernel's output, where it is to be read."""
+        recorder = self.recorder
+        is_bound = self.state["phase"] == "bound"
+        if self.kept and is_bound and recorder.subscriber is None and now() >= recorder.retry_at:
+            recorder.open(self.config["connection"])
+        return recorder.subscriber
+
+    def _is_being_read(self):
+        """Tell whether a notebook gets the kernel's output, and nobody else is to get it from us."""
+        return bool(self.attached) and self.taker is None
+
+    def _to_be_written(self, subscriber):
+        """Return the sockets that something is to be written to."""
+        if subscriber is not None and subscriber.unsent:
+            found = [subscriber.socket]
+        else:
+            found = []
+        for connection in self.takers:
+            if not self.takers[connection]:
+                self.takers[connection] = self._next_for(connection)
+            if self.takers[connection]:
+                found.append(connection)
+        return found
+
+    def _next_for(self, connection):
+        takes = connection is self.taker
+        if takes and self.recorder.messages:
+            return self.recorder.pop()
+        told = {
+            "busy": self.recorder.running is not None,
+            "dropped": self.recorder.dropped if takes else 0,
+            "takes": takes,
+        }
+        if self.told.get(connection) == told:
+            return b""
+        self.told[connection] = told
+        return json.dumps(told).encode("ascii") + b"\n"
+
+    def _write(self, item):
+        subscriber = self.recorder.subscriber
+        try:
+            if subscriber is not None and item is subscriber.socket:
+                subscriber.send()
+            elif self.takers.get(item):
+                sent = item.send(self.takers[item][:65536])
+                self.takers[item] = self.takers[item][sent:]
+        except (OSError, socket.error) as error:
+            if would_block(error):
+                return
+            if item in self.takers:
+                self._drop(item)
+            else:
+                self.recorder.close()
+
+    def _attach(self, connection):
+        self.attached.add(connection)
+        self._count_attached()
+
+    def _detach(self, connection):
+        """Note that a notebook leaves, and has got all output but that of a cell that still runs."""
+        self.recorder.trim(self._is_being_read())
+        self.attached.discard(connection)
+        if not self.attached and self.taker is None and self.recorder.running is None:
+            self.recorder.clear()
+        self._count_attached()
+
+    def _count_attached(self):
+        self.state["attached"] = len(self.attached)
+        self.tell()
+
+    def _keep(self, keep):
+        self.kept = keep
+        self.state["kept"] = keep
+        if not keep:
+            self.recorder.close()
+            self.recorder.clear()
+            self.recorder.running = None
+        self.tell()
 
     # --- signals ------------------------------------------------------------------------------
 
@@ -442,12 +768,15 @@ class Supervisor(object):
 
     def _kernel_ended(self, status):
         self.kernel_pid = None
+        self.recorder.running, self.recorder.retry_at = None, 0.0
         while self.report_fd is not None:
             if not select.select([self.report_fd], [], [], 0)[0]:
                 os.close(self.report_fd)
                 self.report_fd = None
                 break
             self._read_report()
+        if self.stopping:  # that is no death to be told: the container ends
+            return
         if os.WIFSIGNALED(status):
             code = 128 + os.WTERMSIG(status)
         else:
@@ -502,8 +831,8 @@ class Supervisor(object):
 
     def _end_kernel(self):
         self.signal_kernel(signal.SIGTERM)
-        deadline = time.time() + 0.5
-        while self.kernel_pid is not None and time.time() < deadline:
+        deadline = now() + 0.5
+        while self.kernel_pid is not None and now() < deadline:
             time.sleep(0.01)
             self._reap()
         self.signal_kernel(signal.SIGKILL)
@@ -515,6 +844,11 @@ class Supervisor(object):
             connection, _ = server.accept()
         except (OSError, socket.error):
             return
+        if len(self.connections) >= MOST_CONNECTIONS:
+            strangers = [c for c in self.connections if c not in self.trusted]
+            self._drop((strangers or [connection])[0])
+            if not strangers:
+                return
         connection.setblocking(False)
         self._set_fd(connection.fileno())
         self.connections[connection] = b""
@@ -531,6 +865,9 @@ class Supervisor(object):
             return
         lines = (self.connections[connection] + data).split(b"\n")
         self.connections[connection] = lines.pop()
+        if len(self.connections[connection]) > LONGEST_LINE:
+            self._drop(connection)
+            return
         for line in lines:
             try:
                 message = json.loads(line.decode("utf-8"))
@@ -543,14 +880,31 @@ class Supervisor(object):
         was_trusted = connection in self.trusted
         self.connections.pop(connection, None)
         self.trusted.discard(connection)
+        self.takers.pop(connection, None)
+        self.told.pop(connection, None)
+        if connection is self.taker:
+            self.taker = None
+            self.recorder.dropped = 0
+            self.recorder.trim(self._is_being_read())
         connection.close()
+        if connection in self.attached:
+            self.recorder.trim(self._is_being_read())
+            self.attached.discard(connection)
+            self._count_attached()
         if was_trusted and not self.trusted:
-            self.deadline = time.time() + self.config["grace"]
+            self.deadline = now() + self.config["grace"]
 
     def _obey(self, connection, message):
+        if connection in self.takers:
+            return
         if connection not in self.trusted:
             if message.get("key") != self.config["key"]:
                 self._drop(connection)
+                return
+            if message.get("op") == "take":
+                self.takers[connection] = b""
+                if self.taker is None and not self.attached:
+                    self.taker = connection
                 return
             self.trusted.add(connection)
             self._send(connection)
@@ -565,7 +919,11 @@ class Supervisor(object):
             if self.kernel_pid is None:
                 self.start_kernel()
         elif op == "keep":
-            self.kept = bool(message["keep"])
+            self._keep(bool(message["keep"]))
+        elif op == "attach":
+            self._attach(connection)
+        elif op == "detach":
+            self._detach(connection)
         elif op == "stop":
             self.stopping = True
 
@@ -710,6 +1068,31 @@ def log_crashes():
     faulthandler.enable(os.fdopen(os.dup(2), "w"), all_threads=False)
 
 
+def wait_not_for_ever(iopub, patience=STALLED):
+    """Let a kernel that several notebooks share wait so long for one that does not read, and not longer.
+
+    That one loses output then, until it reads again; the others go on.
+    """
+    import zmq
+
+    socket, send = iopub.socket, iopub._really_send
+    socket.setsockopt(zmq.SNDTIMEO, int(patience * 1000))
+
+    def really_send(msg, *args, **kwargs):
+        try:
+            send(msg, *args, **kwargs)
+            socket.setsockopt(zmq.SNDTIMEO, int(patience * 1000))
+        except zmq.Again:
+            socket.setsockopt(zmq.SNDTIMEO, 0)  # somebody waits so long once, not for every message
+            socket.setsockopt(zmq.XPUB_NODROP, 0)
+            try:
+                send(msg, *args, **kwargs)
+            finally:
+                socket.setsockopt(zmq.XPUB_NODROP, 1)
+
+    iopub._really_send = really_send
+
+
 def run_kernel(config_path, report_fd, mode):
     """Become ipykernel."""
     config = read_json(config_path)
@@ -740,6 +1123,8 @@ def run_kernel(config_path, report_fd, mode):
     if not config.get("drops", True):
         # The one reader waits for its own reader: then this kernel has to wait too, and not drop output.
         app.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)
+        if config.get("shared"):
+            wait_not_for_ever(app.iopub_thread)
     app.start()
 
 

@@ -28,7 +28,14 @@ from tests.images.build import build
 from tests.integration.kernels import Kernel
 from tests.integration.waiting import wait_until
 
-_FOLDERS = ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")
+_FOLDERS = (
+    "HOME",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_STATE_HOME",
+    "JUPYTER_CONFIG_DIR",
+    "JUPYTER_DATA_DIR",
+)
 _PIP_SETTINGS = Path("~/.config/pip/pip.conf").expanduser()
 """The user's own, which `HOME` no longer leads to: a bundle is built with them."""
 

@@ -270,6 +270,11 @@ class FakeEngine:
         container = self._containers.get(container_id)
         return container.exit_code if container and container.status == "exited" else None
 
+    def stop(self, container_id: str) -> None:
+        container = self._containers.get(container_id)
+        if container is not None and container.status == "running":
+            self.end(container_id, 143)
+
     def remove(self, container_id: str) -> None:
         self._containers.pop(container_id, None)
 

@@ -4,7 +4,7 @@
 
 The tests of the supervisor copy it into a package called ipykernel. It runs on Python 2.7 to the
 newest. Its words come as extra arguments: ``dies`` before it binds, ``stubborn`` when asked to end,
-``orphan`` leaves a grandchild to whoever takes it.
+``orphan`` leaves a grandchild to whoever takes it, ``no-iopub`` leaves that socket to somebody else.
 """
 
 import json
@@ -21,9 +21,9 @@ def note(**event):
         file.write(json.dumps(event) + "\n")
 
 
-def bind(connection):
+def bind(connection, names):
     sockets = []
-    for name in NAMES:
+    for name in names:
         port = connection[name + "_port"]
         if connection["transport"] == "ipc":
             server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -82,6 +82,6 @@ class IPKernelApp:
             path=sys.path,
             origin={"ipykernel": ipykernel.__file__, "zmq": zmq.__file__},
         )
-        sockets = bind(connection)
+        sockets = bind(connection, [n for n in NAMES if "no-" + n not in words])
         while sockets:
             signal.pause()

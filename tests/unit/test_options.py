@@ -42,10 +42,11 @@ EVERYTHING = RunOptions(
     pull="never",
     transport="tcp",
     engine="default",
+    keep=True,
 )
 EVERY_WORD = """--gpus all -v /data:/data:ro --volume models:/models -p 8501:8501 -e A=1 --env B -w /work
     -m 4g --cpus 1.5 --shm-size 512m -u 1000:1000 --network none --name mine --image tf1.10
-    --kernel ir --pull never --transport tcp --engine default"""
+    --kernel ir --pull never --transport tcp --engine default --keep"""
 
 
 # --- sizes and numbers ----------------------------------------------------------------------------

@@ -14,10 +14,13 @@ MAGICS = {
     "line": {
         "docker_env",
         "docker_images",
+        "docker_keep",
         "docker_pick",
         "docker_ps",
         "docker_pull",
         "docker_restart",
+        "docker_rm",
+        "docker_start",
         "docker_stop",
     },
     "cell": {"docker_cell"},

@@ -1,0 +1,359 @@
+"""Environments that are kept: they outlive their notebook, and others attach to them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dockml_magic import kept
+from tests.integration.conftest import Image
+from tests.integration.notebook import IPYKERNELS, Notebook, containers_of, python_with
+from tests.integration.waiting import wait_until
+
+BARE = "dockml/bare:3.11"
+LOAD = "%load_ext dockml_magic"
+KEPT = "%docker_env {} --name mine --keep"
+
+OpenNotebook = Callable[..., Notebook]
+
+
+@pytest.fixture
+def open_notebook(workspace: Path, image: Image) -> Iterator[OpenNotebook]:
+    """Give a function that opens one more notebook of the workspace, with the extension loaded."""
+    image(BARE)
+    opened: list[Notebook] = []
+
+    def open_one(ipykernel: str = IPYKERNELS[0]) -> Notebook:
+        notebook = Notebook(workspace, python_with(ipykernel)).__enter__()
+        opened.append(notebook)
+        notebook.ok(LOAD)
+        return notebook
+
+    yield open_one
+    for notebook in opened:
+        notebook.__exit__(None, None, None)
+
+
+@pytest.fixture(autouse=True)
+def no_kept_one_is_left(open_notebook: OpenNotebook, own_folders: Path) -> Iterator[None]:
+    """Remove what a test has kept, before its containers are counted."""
+    yield
+    for found in kept.all_kept():
+        kept.remove(found, force=True)
+
+
+def longer_than_the_grace() -> None:
+    """Wait until a container that nobody holds would be gone."""
+    time.sleep(3.0)
+
+
+def docker(*words: str) -> str:
+    return subprocess.run(["docker", *words], capture_output=True, text=True, check=True).stdout
+
+
+PRINTS = """
+import time
+for n in range(30):
+    print('line', n, flush=True)
+    time.sleep(0.2)
+print('done')
+7 * 6
+"""
+
+
+def test_after_kill_9_another_notebook_gets_the_variables_and_all_output(
+    open_notebook: OpenNotebook,
+) -> None:
+    first = open_notebook()
+    assert "ready in" in first.ok(KEPT.format(BARE)).printed()
+    first.ok("variable = 42")
+    cell = first.send(PRINTS)
+    first.wait_printed(cell, "line 2\n")
+    first.kill()
+    seen = first._cells[cell].printed()
+    time.sleep(2)
+    second = open_notebook()
+    attached = second.use("mine")
+    print(attached.printed())
+    text = attached.printed()
+    assert "While nobody was attached: 1 output" in text
+    assert "'mine' is still busy with a cell, whose output follows." in text
+    shown = [int(line.split()[1]) for line in text.splitlines() if line.startswith("line ")]
+    assert shown == list(range(shown[0], 30))
+    assert shown[0] <= seen.count("\n") + 1
+    assert attached.result == "42"
+    assert "attached to the one that is kept, its variables alive" in text
+    assert second.ok("variable").result == "42"
+
+
+MARK = "open('/var/tmp/installed', 'w').close(); variable = 42"
+IS_MARKED = "import os; 'variable' in globals(), os.path.exists('/var/tmp/installed')"
+
+
+def test_two_notebooks_share_one_and_each_sees_its_own(open_notebook: OpenNotebook) -> None:
+    one, two = open_notebook(), open_notebook(IPYKERNELS[1])
+    one.ok(KEPT.format(BARE))
+    one.ok("variable = 42")
+    assert "its variables alive" in two.use("mine").printed()
+    wait_until(lambda: "yes, 2 attached" in two.ok("%docker_ps").result)
+    cell = two.send(
+        "import time; print('of two', variable, flush=True); time.sleep(1); variable = 43"
+    )
+    two.wait_printed(cell, "of two 42")
+    mine = one.ok("print('of one'); variable")  # waits, as in any kernel
+    assert (mine.printed(), mine.result) == ("of one\n", "43")
+    two.finish(cell)
+    asks = two.send("input('who? ')", allow_stdin=True)
+    assert two.answer("two") == "who? "
+    assert two.finish(asks).result == "'two'"
+    late = (
+        "import threading, time\n"
+        "def later():\n    time.sleep(1.0); print('late', flush=True)\n"
+        "threading.Thread(target=later).start()"
+    )
+    asked = two.send(late)
+    two.wait_printed(asked, "late")
+    one.ok("None")
+    for notebook, others in ((one, ("of two", "who?", "late")), (two, ("of one",))):
+        printed = "".join(cell.printed() for cell in notebook._cells.values())
+        assert not any(text in printed for text in others)
+    two.ok("%unload_ext dockml_magic")  # one that leaves
+    longer_than_the_grace()
+    assert one.ok("variable").result == "43"
+    wait_until(lambda: "yes, 1 attached" in one.ok("%docker_ps").result)
+
+
+def test_what_one_does_to_a_shared_one_the_other_is_told(open_notebook: OpenNotebook) -> None:
+    one, two = open_notebook(), open_notebook()
+    one.ok(KEPT.format(BARE))
+    two.use("mine")
+    one.ok(MARK)
+    two.ok("%docker_restart mine")
+    told = one.run("variable").traceback
+    assert "'mine' was restarted from another notebook: its variables are gone." in told
+    assert "%docker_env mine" in told
+    assert "Its kernel is new." in one.use("mine").printed()
+    assert one.ok(IS_MARKED).result == "(False, True)"
+    cell = one.send("import time; print('works', flush=True); time.sleep(600)")
+    one.wait_printed(cell, "works")
+    assert (
+        two.ok("%docker_stop mine")
+        .printed()
+        .startswith("Stopped 'mine'. It is kept: %docker_start")
+    )
+    assert "container is gone" in one.finish(cell).traceback
+    assert "'mine' is not running any more" in one.run("6 * 7").traceback
+    again = one.use("mine")
+    assert "the one that was kept and stopped, with a new kernel" in again.printed()
+    assert one.ok(IS_MARKED).result == "(False, True)"
+    two.use("mine")
+    two.ok("%docker_rm -f mine")
+    assert "'mine' is not running any more" in one.run("6 * 7").traceback
+    assert containers_of(one.folder) == []
+    assert kept.all_kept() == []
+
+
+def test_stop_start_and_rm_mean_what_dockers_mean(open_notebook: OpenNotebook) -> None:
+    notebook = open_notebook()
+    notebook.ok(KEPT.format(BARE))
+    notebook.ok(MARK)
+    (container,) = containers_of(notebook.folder)
+    assert "'mine' runs. Stop it first" in " ".join(
+        notebook.run("%docker_rm mine").traceback.split("\n")
+    )
+    notebook.ok("%docker_stop mine")
+    assert docker("inspect", "-f", "{{.State.Status}}", container) == "exited\n"
+    assert "Started 'mine', with a new kernel" in notebook.ok("%docker_start mine").printed()
+    assert "runs already" in notebook.ok("%docker_start mine").printed()
+    notebook.use("mine")
+    assert notebook.ok(IS_MARKED).result == "(False, True)"
+    assert containers_of(notebook.folder) == [container]
+    refused = notebook.run(KEPT.format(BARE) + " -e A=1").traceback
+    assert "is running already, with the options" in refused
+    notebook.ok("%docker_stop mine")
+    refused = notebook.run(KEPT.format(BARE) + " -e A=1").traceback
+    assert "'mine' is kept, with the options it was started with." in refused
+    assert (
+        "removing the kept 'mine'" in notebook.ok(KEPT.format(BARE) + " -e A=1 --fresh").printed()
+    )
+    assert notebook.ok(IS_MARKED).result == "(False, False)"
+    assert containers_of(notebook.folder) != [container]
+    script = "import sys; from dockml_magic.cli import main; main(sys.argv[1:])"
+    dockml = [sys.executable, "-c", script]
+    stopped = subprocess.run(
+        [*dockml, "stop", "mine"], cwd=notebook.folder, capture_output=True, text=True
+    )
+    assert stopped.stdout == "Stopped 'mine'.\n"
+    removed = subprocess.run(
+        [*dockml, "rm", "mine"], cwd=notebook.folder, capture_output=True, text=True
+    )
+    assert removed.stdout == "Removed 'mine'.\n"
+    assert containers_of(notebook.folder) == []
+    unknown = subprocess.run(
+        [*dockml, "rm", "mine"], cwd=notebook.folder, capture_output=True, text=True
+    )
+    assert "There is no kept environment 'mine' of this folder." in unknown.stderr
+    nothing = notebook.run("%docker_start mine").traceback
+    assert "There is nothing to start: 'mine' is gone" in nothing
+
+
+def test_a_restart_from_the_menu_keeps_the_variables(open_notebook: OpenNotebook) -> None:
+    notebook = open_notebook()
+    notebook.ok(KEPT.format(BARE))
+    notebook.ok("variable = 42")
+    notebook.restart()
+    longer_than_the_grace()
+    assert notebook.ok(LOAD).printed() == ""
+    assert "Kept, and not attached here: mine." in notebook.ok("%docker_env").result
+    text = notebook.use("mine").printed()
+    assert "its variables alive" in text
+    assert "While nobody was attached" not in text
+    assert notebook.ok("variable").result == "42"
+    notebook.manager.shutdown_kernel()
+    longer_than_the_grace()
+    assert len(containers_of(notebook.folder)) == 1
+
+
+def test_one_that_is_kept_later_goes_when_it_is_stopped(open_notebook: OpenNotebook) -> None:
+    notebook = open_notebook()
+    notebook.use(BARE, "--name mine")
+    notebook.ok("variable = 42")
+    told = notebook.ok("%docker_keep").printed()
+    assert "'mine' outlives this notebook." in told
+    assert "It was started without --keep: stopping it removes it." in told
+    notebook.kill()
+    longer_than_the_grace()
+    other = open_notebook()
+    other.use("mine")
+    assert other.ok("variable").result == "42"
+    assert other.ok("%docker_keep --off mine").printed() == "'mine' ends with this notebook.\n"
+    other.kill()
+    wait_until(lambda: not containers_of(other.folder), timeout=8.0, what="no container")
+    third = open_notebook()
+    third.use(BARE, "--name mine")
+    third.ok("%docker_keep mine")
+    third.ok("%unload_ext dockml_magic")
+    third.ok(LOAD)
+    assert third.ok("%docker_stop mine").printed() == "Stopped 'mine'.\n"
+    assert containers_of(third.folder) == []
+    assert kept.all_kept() == []
+
+
+def test_the_stop_button_while_attaching_interrupts_the_cell(open_notebook: OpenNotebook) -> None:
+    first = open_notebook()
+    first.ok(KEPT.format(BARE))
+    cell = first.send("import time; print('asleep', flush=True); time.sleep(600)")
+    first.wait_printed(cell, "asleep")
+    first.kill()
+    second = open_notebook(IPYKERNELS[1])
+    attaching = second.send("%docker_env mine")
+    second.wait_printed(attaching, "still busy")
+    second.interrupt()
+    attached = second.finish(attaching)
+    assert attached.reply["status"] == "ok", attached.traceback
+    assert "KeyboardInterrupt" in attached.traceback  # of the cell over there
+    assert second.ok("6 * 7").result == "42"
+
+
+def test_outputs_of_every_kind_are_shown_and_the_oldest_make_room(
+    open_notebook: OpenNotebook,
+) -> None:
+    first = open_notebook()
+    first.ok(KEPT.format(BARE))
+    cell = first.send(
+        "import time; print('begun', flush=True); time.sleep(3)\n"
+        "for n in range(40): print(str(n) * 1000000, flush=True)\n"
+        "print('to stdout'); print('to stdout, too')\n"
+        "import sys; print('to stderr', file=sys.stderr)\n"
+        "display({'text/plain': 'shown'}, raw=True)\n"
+        "1 / 0"
+    )
+    first.wait_printed(cell, "begun")
+    first.kill()
+    time.sleep(8)
+    attached = open_notebook().use("mine")
+    text = attached.printed()
+    assert "older messages had no room)" in text
+    assert "39" * 1000 in text
+    assert "begun" not in text
+    assert text.index("to stdout\nto stdout, too\n") > text.index("39" * 1000)
+    assert attached.printed("stderr") == "to stderr\n"
+    assert [c["data"]["text/plain"] for c in attached.of("display_data")] == ["shown"]
+    assert "ZeroDivisionError" in attached.traceback
+
+
+def test_what_the_engine_or_the_machine_stopped_is_started_again(
+    open_notebook: OpenNotebook, own_folders: Path
+) -> None:
+    notebook = open_notebook()
+    notebook.ok(KEPT.format(BARE))
+    notebook.ok(MARK)
+    (container,) = containers_of(notebook.folder)
+    notebook.ok("%unload_ext dockml_magic")
+    docker("kill", container)  # as a restart of the machine does, which empties its /run
+    (runtime,) = [path for path in (own_folders / "dockml").iterdir() if path.is_dir()]
+    subprocess.run(["rm", "-rf", str(runtime)], check=True)
+    notebook.ok(LOAD)
+    assert "the one that was kept and stopped" in notebook.use("mine").printed()
+    assert notebook.ok(IS_MARKED).result == "(False, True)"
+    assert containers_of(notebook.folder) == [container]
+    # While it runs, nobody can reach it any more.
+    notebook.ok("%unload_ext dockml_magic")
+    subprocess.run(["rm", "-rf", str(runtime.parent)], check=True)
+    notebook.ok(LOAD)
+    told = notebook.run("%docker_env mine").traceback
+    assert "'mine' runs, but cannot be reached" in told
+    assert "%docker_env mine --fresh" in told
+    assert notebook.ok("%docker_rm -f mine").printed() == "Removed 'mine'.\n"
+    assert containers_of(notebook.folder) == []
+
+
+def test_two_that_start_the_same_one_at_once_end_up_in_one(open_notebook: OpenNotebook) -> None:
+    notebooks = [open_notebook(), open_notebook()]
+    cells = [notebook.send(KEPT.format(BARE)) for notebook in notebooks]
+    done = [notebook.finish(cell) for notebook, cell in zip(notebooks, cells, strict=True)]
+    assert [cell.reply["status"] for cell in done] == ["ok", "ok"], done
+    assert len(containers_of(notebooks[0].folder)) == 1
+    notebooks[0].ok("variable = 42")
+    assert notebooks[1].ok("variable").result == "42"
+
+
+def test_a_script_leaves_one_and_another_finds_it(
+    workspace: Path, image: Image, own_folders: Path
+) -> None:
+    from dockml_magic import start
+
+    image(BARE)
+    env = start(BARE, "--keep", "--name", "mine")
+    env.run("variable = 42")
+    env.detach()
+    longer_than_the_grace()
+    with start(BARE, "--keep", "--name", "mine") as again:
+        assert again.run("variable").text == "42"
+    (container,) = containers_of(workspace)
+    assert docker("inspect", "-f", "{{.State.Status}}", container) == "exited\n"
+    env = start(BARE, "--keep", "--name", "mine")
+    assert env.run("'variable' in globals()").text == "False"
+    env.remove()
+    assert containers_of(workspace) == []
+
+
+def test_python_2_records_and_is_attached_to(open_notebook: OpenNotebook, image: Image) -> None:
+    name = image("dockml/tensorflow:1.10.0-py27")
+    first = open_notebook()
+    first.ok(f"%docker_env {name} --keep --name mine")
+    cell = first.send("import time\nfor n in range(8): print n; time.sleep(0.5)\n'd\\xc3\\xb6ne'")
+    first.wait_printed(cell, "1\n")
+    first.kill()
+    time.sleep(1)
+    attached = open_notebook().use("mine")
+    lines = [line for line in attached.printed().splitlines() if line.isdigit()]
+    assert lines[-1] == "7"
+    assert lines == [str(n) for n in range(int(lines[0]), 8)]
+    assert int(lines[0]) <= 3
+    assert attached.result == r"'d\xc3\xb6ne'"
