@@ -64,7 +64,7 @@ _LONGEST_LINE = 1 << 20
 _SEND_TIMEOUT = struct.pack("ll", 5, 0)
 """Seconds and microseconds, as the system has them."""
 
-_PHASES = frozenset({"starting", "need_bundle", "other_kernel", "bound", "exited", "failed"})
+_PHASES = ("starting", "need_bundle", "other_kernel", "bound", "exited", "failed")
 
 _LONGEST_TEXT = 4096
 """Characters of a text, which is cut there: as long as a path can be."""

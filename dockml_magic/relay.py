@@ -7,6 +7,8 @@ not wait here: `forwarding` passes them on, and gives way while something here h
 
 from __future__ import annotations
 
+import logging
+import re
 import signal
 import threading
 import time
@@ -22,6 +24,8 @@ from jupyter_client.session import Session
 from dockml_magic.errors import KernelDiedError, KernelError, KernelStartTimeoutError
 from dockml_magic.messages import MalformedMessageError, Message
 
+log = logging.getLogger(__name__)
+
 READY_TIMEOUT = 30.0
 _PROBE_INTERVAL = 0.05
 _ASK_INTERVAL = 1.0
@@ -29,7 +33,25 @@ _LOOK_INTERVAL = 0.1
 """Seconds between two looks whether the kernel still lives, while a cell runs."""
 
 _QUEUE = 200
-"""Messages that a kernel may be ahead of us: what bounds this process's memory."""
+"""Messages that a kernel may be ahead of us: with `LARGEST_PART`, what bounds this process's memory."""
+
+LARGEST_PART = 512 * 1024**2
+"""Bytes of one part of a message of a kernel: with a larger one ZeroMQ ends the connection."""
+
+_LOST_PATIENCE = 1.0
+"""Seconds after which a connection that ended was not the kernel's end: that would be known by then."""
+
+_REMEMBERED = 50_000
+"""Requests whose output is still passed on."""
+
+_MOST_AHEAD = 10_000
+"""By how much a kernel's execution count can differ from what we expect."""
+
+NEVER_PASSED_ON = frozenset({"iopub_welcome", "shutdown_reply"})
+"""What speaks for the notebook's own kernel, to its front end."""
+
+UNUSABLE = (MalformedMessageError, LookupError, TypeError, ValueError, AttributeError)
+"""What looking into a message raises that is not what it should be."""
 
 NOT_PASSED_ON = frozenset({"status", "execute_input", "iopub_welcome", "shutdown_reply"})
 """What a notebook says itself, for the cells that it runs a part of."""
@@ -79,7 +101,11 @@ class Relay:
         death: Callable[[], KernelDiedError | None],
     ) -> None:
         self.interrupt = interrupt
-        self.death = death
+        self._kernels_death = death
+        self._monitors: list[zmq.Socket[Any]] = []
+        self._monitors_lock = threading.Lock()
+        self._lost_at = 0.0
+        self._sent: dict[str, None] = {}
         self.shell_lock = threading.RLock()
         self.iopub_lock = threading.RLock()
         self._control_lock = threading.RLock()
@@ -107,9 +133,49 @@ class Relay:
         else:
             # An input request is routed by the identity of the execute request.
             socket.identity = self.session.bsession
+        socket.setsockopt(zmq.MAXMSGSIZE, LARGEST_PART)
+        self._monitors.append(socket.get_monitor_socket(zmq.Event.DISCONNECTED))
         separator = "-" if info["transport"] == "ipc" else ":"
         socket.connect(f"{info['transport']}://{info['ip']}{separator}{info[port_name]}")
         return socket
+
+    def death(self) -> KernelError | None:
+        """Return an error when the kernel has died, or has lost a connection, with what was on it; else None."""
+        error = self._kernels_death()
+        if error is not None:
+            return error
+        now = time.monotonic()
+        with self._monitors_lock:
+            for monitor in self._monitors:
+                while monitor.poll(0):
+                    monitor.recv_multipart()
+                    self._lost_at = self._lost_at or now
+        if not self._lost_at or now < self._lost_at + _LOST_PATIENCE:
+            return None
+        self._lost_at = 0.0
+        return KernelError(
+            "A connection to the kernel ended, and messages may be lost: it sent a message of more than "
+            f"{LARGEST_PART // 1024**2} MiB, which is refused, or closed it.",
+            hint="Show or send less at once; large values go through files in the workspace.",
+        )
+
+    def note_sent(self, msg_id: str) -> None:
+        """Remember a request: what the kernel publishes for it is passed on."""
+        self._sent[msg_id] = None
+        if len(self._sent) > _REMEMBERED:
+            del self._sent[next(iter(self._sent))]
+
+    def may_publish(self, message: Message) -> bool:
+        """Tell whether a message on IOPub is this kernel's to say: for a request that it got, or for none.
+
+        Another would be shown in a cell that ran elsewhere.
+        """
+        if message.type in NEVER_PASSED_ON or (
+            message.type == "status"
+            and message.content.get("execution_state") not in ("busy", "idle")
+        ):
+            return False
+        return message.parent_id == "" or message.parent_id in self._sent
 
     def make_ready(self) -> None:
         """Return when the kernel answers and its output has been seen to arrive.
@@ -135,7 +201,7 @@ class Relay:
                 ask_at = now + (_PROBE_INTERVAL if answered else _ASK_INTERVAL)
             for socket, _ in self._poller.poll(round(_PROBE_INTERVAL * 1000)):
                 if socket is self.shell:
-                    self.kernel_info = self._receive(self.shell)["content"]
+                    self.kernel_info = _plain_info(self._receive(self.shell)["content"])
                     answered = True
                     ask_at = time.monotonic() + _PROBE_INTERVAL
                 elif socket is self.iopub:
@@ -172,6 +238,7 @@ class Relay:
             If the kernel dies under the cell.
         """
         msg_id = header["msg_id"]
+        self.note_sent(msg_id)
         with self._held(), self._interrupts_passed_on():
             self.session.send(self.shell, _request(header, content))
             reply: dict[str, Any] | None = None
@@ -187,7 +254,7 @@ class Relay:
                 if self.shell in events:
                     received = self._receive(self.shell)
                     if received["parent_header"].get("msg_id") == msg_id:
-                        reply = received["content"]
+                        reply = checked_reply(received["content"], content["code"])
             # The poll may have swallowed the signal of something that came right behind.
             self._pass_on(sink, msg_id, count)
         if count is not None and "execution_count" in reply:
@@ -229,6 +296,7 @@ class Relay:
 
     def forward(self, message: Mapping[str, Any]) -> None:
         """Send a front end's message to the kernel as it is; what comes of it arrives on its own."""
+        self.note_sent(message["header"]["msg_id"])
         with self._held_shell():
             self.session.send(
                 self.shell,
@@ -264,6 +332,7 @@ class Relay:
     ) -> dict[str, Any] | None:
         deadline = time.monotonic() + timeout
         sent: Any = self.session.send(socket, msg_type, dict(content))
+        self.note_sent(sent["header"]["msg_id"])
         while (left := deadline - time.monotonic()) > 0:
             if socket.poll(round(min(left, _LOOK_INTERVAL) * 1000)):
                 received = self._receive(socket)
@@ -276,9 +345,13 @@ class Relay:
 
     def close(self) -> None:
         """Close the sockets."""
-        with self.shell_lock, self.iopub_lock, self._control_lock:
+        with self.shell_lock, self.iopub_lock, self._control_lock, self._monitors_lock:
             for socket in (self.shell, self.stdin, self.iopub, self._control):
+                socket.disable_monitor()
                 socket.close()
+            for monitor in self._monitors:
+                monitor.close(0)
+            self._monitors.clear()
             self._context.term()
 
     @contextmanager
@@ -309,22 +382,25 @@ class Relay:
             try:
                 message = Message(frames)
                 message.verify(self.session)
-            except MalformedMessageError as error:
+                if not self.may_publish(message):
+                    log.debug("a %s that is for no cell of this kernel", message.type)
+                elif message.type == "status":
+                    if message.content["execution_state"] == "idle":
+                        idle |= message.parent_id == msg_id
+                elif message.type not in NOT_PASSED_ON:
+                    if count is not None:
+                        show_count(message, count)
+                    sink.publish(message)
+            except UNUSABLE as error:
                 raise nonsense(error) from error
-            if message.type == "status":
-                if message.content["execution_state"] == "idle":
-                    idle |= message.parent_id == msg_id
-            elif message.type not in NOT_PASSED_ON:
-                if count is not None:
-                    show_count(message, count)
-                sink.publish(message)
 
     def _answer(self, sink: Sink) -> None:
         question = self._receive(self.stdin)
-        content = question["content"]
+        prompt = str(question["content"].get("prompt", ""))
+        is_secret = bool(question["content"].get("password"))
         try:
             with self._interrupts_raised():
-                value = sink.ask(content["prompt"], password=content["password"])
+                value = sink.ask(prompt, password=is_secret)
         except KeyboardInterrupt:
             self.interrupt()
             return
@@ -336,9 +412,11 @@ class Relay:
         """Return the message that a poll has announced."""
         try:
             _, message = self.session.recv(socket)
-        except (ValueError, TypeError) as error:
+        except (*UNUSABLE, RecursionError) as error:
             raise nonsense(error) from error
         assert message is not None
+        if not all(isinstance(message[part], dict) for part in ("parent_header", "content")):
+            raise nonsense(MalformedMessageError("it is not a JSON object"))
         return message
 
     def _raise_if_dead(self) -> None:
@@ -382,6 +460,52 @@ def show_count(message: Message, count: int) -> None:
         and message.content.get("execution_count", count) != count
     ):
         message.replace_content({**message.content, "execution_count": count})
+
+
+def checked_reply(content: dict[str, Any], code: str) -> dict[str, Any]:
+    """Return what an execute_reply says, as far as a kernel in a container may ask for it.
+
+    A payload asks the front end to do something in the name of the notebook: to show a text, or to give the next
+    input. To end is for the user to say, in the cell; and files are not opened, as they are other ones here.
+
+    Raises
+    ------
+    MalformedMessageError
+        If it is no reply.
+    """
+    if not isinstance(content.get("status"), str):
+        raise MalformedMessageError("it has no status")
+    count = content.get("execution_count")
+    if count is not None and not (isinstance(count, int) and 0 <= count < 1 << 31):
+        raise MalformedMessageError("its execution count is none")
+    payload = content.get("payload")
+    if not payload:
+        return content
+    allowed = {"page", "set_next_input"}
+    if re.search(r"\b(exit|quit)\b", code):
+        allowed.add("ask_exit")
+    kept = [
+        item
+        for item in (payload if isinstance(payload, list) else ())
+        if isinstance(item, dict) and item.get("source") in allowed
+    ]
+    return content if kept == payload else {**content, "payload": kept}
+
+
+def is_plausible(count: int, expected: int) -> bool:
+    """Tell whether a kernel can have counted that far: what it says becomes the notebook's own count."""
+    return count <= expected + _MOST_AHEAD
+
+
+def _plain_info(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of a kernel_info_reply what we look at, where it is what it should be."""
+    language = content.get("language_info")
+    features = content.get("supported_features")
+    return {
+        **content,
+        "language_info": language if isinstance(language, dict) else {},
+        "supported_features": features if isinstance(features, list) else [],
+    }
 
 
 def nonsense(error: Exception) -> KernelError:
