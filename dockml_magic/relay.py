@@ -7,6 +7,7 @@ not wait here: `forwarding` passes them on, and gives way while something here h
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import signal
@@ -102,7 +103,9 @@ class Relay:
     ) -> None:
         self.interrupt = interrupt
         self._kernels_death = death
-        self._monitors: list[zmq.Socket[Any]] = []
+        self._monitors: dict[zmq.Socket[bytes], zmq.Socket[Any]] = {}
+        self._addresses: dict[zmq.Socket[bytes], str] = {}
+        self._lost: set[zmq.Socket[bytes]] = set()
         self._monitors_lock = threading.Lock()
         self._lost_at = 0.0
         self._sent: dict[str, None] = {}
@@ -134,9 +137,11 @@ class Relay:
             # An input request is routed by the identity of the execute request.
             socket.identity = self.session.bsession
         socket.setsockopt(zmq.MAXMSGSIZE, LARGEST_PART)
-        self._monitors.append(socket.get_monitor_socket(zmq.Event.DISCONNECTED))
+        self._monitors[socket] = socket.get_monitor_socket(zmq.Event.DISCONNECTED)
         separator = "-" if info["transport"] == "ipc" else ":"
-        socket.connect(f"{info['transport']}://{info['ip']}{separator}{info[port_name]}")
+        address = f"{info['transport']}://{info['ip']}{separator}{info[port_name]}"
+        self._addresses[socket] = address
+        socket.connect(address)
         return socket
 
     def death(self) -> KernelError | None:
@@ -146,18 +151,39 @@ class Relay:
             return error
         now = time.monotonic()
         with self._monitors_lock:
-            for monitor in self._monitors:
+            for socket, monitor in self._monitors.items():
                 while monitor.poll(0):
                     monitor.recv_multipart()
                     self._lost_at = self._lost_at or now
+                    self._lost.add(socket)
         if not self._lost_at or now < self._lost_at + _LOST_PATIENCE:
             return None
+        if not self._connect_again():
+            return None  # whoever uses the sockets now will look too
         self._lost_at = 0.0
         return KernelError(
             "A connection to the kernel ended, and messages may be lost: it sent a message of more than "
             f"{LARGEST_PART // 1024**2} MiB, which is refused, or closed it.",
             hint="Show or send less at once; large values go through files in the workspace.",
         )
+
+    def _connect_again(self) -> bool:
+        """Connect what was lost, which ZeroMQ does not after a message that was refused.
+
+        Returns False where another thread uses the sockets.
+        """
+        with contextlib.ExitStack() as held:
+            for lock in (self.shell_lock, self.iopub_lock, self._control_lock):
+                if not lock.acquire(blocking=False):
+                    return False
+                held.callback(lock.release)
+            while self._lost:
+                socket = self._lost.pop()
+                with contextlib.suppress(zmq.ZMQError):  # it has given the address up
+                    socket.disconnect(self._addresses[socket])
+                socket.connect(self._addresses[socket])
+        self.let_go()
+        return True
 
     def note_sent(self, msg_id: str) -> None:
         """Remember a request: what the kernel publishes for it is passed on."""
@@ -349,7 +375,7 @@ class Relay:
             for socket in (self.shell, self.stdin, self.iopub, self._control):
                 socket.disable_monitor()
                 socket.close()
-            for monitor in self._monitors:
+            for monitor in self._monitors.values():
                 monitor.close(0)
             self._monitors.clear()
             self._context.term()
