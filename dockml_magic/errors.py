@@ -8,6 +8,7 @@ an exception of Docker's; it raises one of these from it, so the cause is kept f
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "StartAbandonedError",
     "UnknownEnvironmentError",
     "UnknownNameError",
+    "UntrustedProjectError",
 ]
 
 _STEERING = re.compile(
@@ -154,6 +156,30 @@ class ProjectFileError(ConfigError):
         super().__init__(f"{where}: {problem}", hint=hint)
         self.path = path
         self.key = key
+
+
+class UntrustedProjectError(ConfigError):
+    """A project file asks for more than its own folder, and the user has not allowed that.
+
+    Attributes
+    ----------
+    path, name : str
+        The file, and the environment in it.
+    asked : tuple of str
+        What for.
+    """
+
+    def __init__(self, path: str, name: str, asked: Sequence[str]) -> None:
+        # Each on a line of its own, and none that is made up by what stands in the file.
+        listed = "".join(f"\n  - {' '.join(text.split())}" for text in asked)
+        super().__init__(
+            f"'{name}' of {path} asks for more than its own folder:{listed}",
+            hint="If you trust whoever wrote it, allow exactly this: "
+            f"%docker_env {shlex.quote(name)} --trust   (or in a terminal: dockml trust {shlex.quote(name)})",
+        )
+        self.path = path
+        self.name = name
+        self.asked = tuple(asked)
 
 
 class EngineError(DockmlError):

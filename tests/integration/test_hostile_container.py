@@ -17,7 +17,7 @@ import pytest
 from dockml_magic import folders
 from dockml_magic.container import KernelContainer
 from dockml_magic.engine import DockerEngine
-from dockml_magic.errors import DockmlError
+from dockml_magic.errors import DockmlError, UntrustedProjectError
 from dockml_magic.options import RunOptions
 from dockml_magic.planning import make_plan
 from tests.integration.conftest import Image, Inspect, StartKernel, variables_of_its_own
@@ -356,3 +356,36 @@ def test_a_message_that_is_too_large_is_told_and_fills_no_memory(notebook: Noteb
     assert "a message of more than 512 MiB, which is refused" in cell.traceback
     assert process.memory_info().rss - before < 200e6
     assert lives(notebook)
+
+
+# --- a hostile project file -----------------------------------------------------------------------
+
+
+def test_a_project_file_that_asks_for_more_is_refused_until_it_is_allowed(
+    notebook: Notebook, image: Image, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("of the host")
+    project = notebook.folder / "dockml.toml"
+    project.write_text(
+        f'[environments.wide]\nimage = "{image(BARE)}"\nvolumes = ["{tmp_path}:/secret:ro"]\n'
+    )
+    refused = notebook.run("%docker_env wide")
+    assert f"asks for more than its own folder:\n  - {tmp_path}, to read\n" in refused.traceback
+    assert "%docker_env wide --trust" in refused.traceback
+    notebook.ok("%docker_env wide --trust")
+    assert notebook.ok("print(open('/secret/secret').read())").printed() == "of the host\n"
+    notebook.ok("%docker_stop wide")
+    project.write_text(project.read_text().replace(":ro", ""))
+    assert "to read and write" in notebook.run("%docker_env wide").traceback
+    notebook.use(image(BARE))
+
+
+def test_a_kernel_of_the_launcher_refuses_such_a_file_too(
+    image: Image, start: StartKernel, workspace: Path, ours: Callable[[], list[object]]
+) -> None:
+    (workspace / "dockml.toml").write_text(
+        f'[environments.wide]\nimage = "{image(BARE)}"\nnetwork = "host"\n'
+    )
+    with pytest.raises(UntrustedProjectError, match="every service of this machine"):
+        start("wide")
+    assert not ours()
