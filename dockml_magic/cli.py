@@ -257,6 +257,34 @@ class Pull(_Command):
         pull_for(self.parsed.what, options, Path.cwd(), engine=engine, tell=tell)
 
 
+class Trust(_Command):
+    """`dockml trust`."""
+
+    name = "dockml-trust"
+    prog = "dockml trust"
+    description = (
+        "Allow what this folder's project file asks for beyond the folder, and say what that is."
+    )
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        parser.add_argument(
+            "names", nargs="*", metavar="NAME", help="environments; all of the file unless given"
+        )
+
+    def start(self) -> None:
+        """Run the command; called by traitlets."""
+        from dockml_magic.options import RunOptions
+        from dockml_magic.planning import allow_project
+        from dockml_magic.project import find_project
+
+        for name in self.parsed.names or find_project(Path.cwd()).environments:
+            asked = allow_project(name, RunOptions(), Path.cwd())
+            lines = [f"  - {' '.join(text.split())}" for text in asked]
+            said = "allowed, until it changes:" if asked else "asks for nothing to be allowed."
+            tell("\n".join([f"'{name}': {said}", *lines]))
+
+
 class Dockml(JupyterApp):
     """`dockml`, and `jupyter dockml`."""
 
@@ -270,6 +298,7 @@ class Dockml(JupyterApp):
         "rm": (Remove, Remove.description),
         "images": (ListImages, ListImages.description.partition("\n")[0]),
         "pull": (Pull, Pull.description),
+        "trust": (Trust, Trust.description),
     }
 
     def start(self) -> None:

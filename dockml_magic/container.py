@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import signal
 import threading
 import time
@@ -44,6 +43,7 @@ from dockml_magic.errors import (
     KernelMissingError,
     KernelStartTimeoutError,
 )
+from dockml_magic.folders import RuntimeFolder
 from dockml_magic.host_settings import CA_FILE, HostSettings, read_host_settings
 from dockml_magic.image_memory import ImageMemory
 from dockml_magic.kernel_bundle import ensure_bundle
@@ -74,6 +74,9 @@ START_TIMEOUT = 60.0
 STOP_TIMEOUT = 3.0
 
 LOG_LINES = 20
+
+_LONGEST_LINE = 2000
+"""Characters of a line of a log that are shown."""
 
 _CRASH_LINES = 200
 """Lines of a log among which Python's own report of a crash begins."""
@@ -110,7 +113,8 @@ class KernelContainer:
         self.container_id = ""
         self._tell = tell
         self._control: ControlChannel | None = None
-        self._runtime: Path | None = None
+        self._runtime: RuntimeFolder | None = None
+        self._files: dict[str, bytes] = {}
         self._host_ports: tuple[int, ...] = ()
         self._settings = HostSettings()
         self._abandoned = False
@@ -173,7 +177,8 @@ class KernelContainer:
             self._settings = read_host_settings()
         else:
             self._tell("this engine does not share our files: the workspace is not mounted")
-        self._make_runtime(folders.runtime_root() / self.session)
+        self._runtime = RuntimeFolder(folders.runtime_root() / self.session)
+        self._runtime.make()
         self._write_files(memory)
         entries = (memory.entry,) if memory.entry else _ENTRIES
         for entry in entries:
@@ -198,11 +203,6 @@ class KernelContainer:
         self._wait_bound(generation=1)
         self._remember(entry)
 
-    def _make_runtime(self, folder: Path) -> None:
-        folder.mkdir(mode=0o777, exist_ok=True)
-        folder.chmod(0o777)  # the root folder above it is ours alone
-        self._runtime = folder
-
     def start_again(self, described: Mapping[str, Any]) -> None:
         """Start a container that was stopped, and return when its kernel's sockets are bound.
 
@@ -221,9 +221,9 @@ class KernelContainer:
         try:
             if self._shares_files:
                 self._settings = read_host_settings()
-            runtime = _runtime_of(described)
-            folders.remove_runtime(runtime)  # nothing that the container left is to be written to
-            self._make_runtime(runtime)
+            self._runtime = _runtime_of(described)
+            self._runtime.remove()
+            self._runtime.make()
             self._write_files(ImageMemory.read(self.plan.image.id))
             self.engine.start(self.container_id)
             self._connect("")
@@ -239,7 +239,9 @@ class KernelContainer:
         elif self.plan.kernelspec:
             memory = ImageMemory(entry, kernelspec=self.plan.kernelspec)
         else:
-            memory = ImageMemory(entry, str(report["executable"]), str(report["kernel"]))
+            memory = ImageMemory(
+                entry, str(report.get("executable", "")), str(report.get("kernel", ""))
+            )
         memory.write(self.plan.image.id)
 
     @property
@@ -263,7 +265,7 @@ class KernelContainer:
             host=host,
             session=self.session,
             workspace=self.plan.workspace,
-            runtime=self._runtime,
+            runtime=self._runtime.shared,
             bundles=folders.bundles_root(),
             tcp_ports=ports,
             version=__version__,
@@ -322,27 +324,28 @@ class KernelContainer:
             },
         }
         launcher = importlib.resources.files("dockml_magic") / "resources" / "launch.py"
-        files = {
+        self._files = {
             "launch.py": launcher.read_bytes(),
             "config.json": json.dumps(config).encode(),
             "connection.json": json.dumps(inner).encode(),
         }
         if self._settings.ca_bundle:
-            files[CA_FILE] = self._settings.ca_bundle.read_bytes()
-        for name, content in files.items():
-            path = self._runtime / name
-            path.write_bytes(content)
-            # Whatever our umask is: the kernel's user may be another than ours.
-            path.chmod(0o644)
+            self._files[CA_FILE] = self._settings.ca_bundle.read_bytes()
+        try:
+            for name, content in self._files.items():
+                self._runtime.write(name, content)
+        except OSError as error:
+            raise KernelError(
+                f"The runtime folder '{self._runtime.shared}' cannot be written to: {error.strerror}.",
+                hint="Is the disk full, or was the folder removed? Start the environment again.",
+            ) from error
         if self.container_id and not self._shares_files:
             self.engine.copy_in(self.container_id, self._archive())
 
     def _archive(self) -> bytes:
-        """Return the runtime folder as a tar, for an engine that cannot mount it."""
-        assert self._runtime is not None
+        """Return what we write into the runtime folder as a tar, for an engine that cannot mount it."""
         files: dict[PurePosixPath, bytes | None] = {RUNTIME: None, BUNDLES: None}
-        for path in self._runtime.iterdir():
-            files[RUNTIME / path.name] = path.read_bytes()
+        files |= {RUNTIME / name: content for name, content in self._files.items()}
         return make_archive(files)
 
     def _inner_connection(self) -> dict[str, Any]:
@@ -364,7 +367,7 @@ class KernelContainer:
         info["key"] = info["key"].encode()
         if self.plan.transport == "ipc":
             assert self._runtime is not None
-            return info | {"ip": str(self._runtime / "kernel")}
+            return info | {"ip": str(self._runtime.kernel)}
         return info | {"ip": "127.0.0.1", **dict(zip(PORT_NAMES, self._host_ports, strict=True))}
 
     def _connect(self, entry: str) -> None:
@@ -372,7 +375,7 @@ class KernelContainer:
         address: Address
         assert self._runtime is not None
         if self._shares_files:
-            address = self._runtime / "control"
+            address = self._runtime.shared / "control"
         if not self._shares_files or self.plan.transport == "tcp":
             state = self.engine.inspect(self.container_id)
             published = state.host_ports if state else {}
@@ -388,6 +391,8 @@ class KernelContainer:
             try:
                 self._control = ControlChannel(address, self.plan.key)
                 first = self._control.wait(lambda s: s.generation > 0, timeout=5.0)
+                if first is not None and first.problem:
+                    raise self.death(first, f"'{self.plan.choice.reference}' did not start")
                 if first is not None and first.phase != "gone":
                     return
                 self._control.close()  # an engine's proxy accepts before anybody listens behind it
@@ -455,9 +460,10 @@ class KernelContainer:
                     hint="Is the machine very busy? Try again.",
                 )
             if state.phase == "bound":
+                self._reach_kernel()
                 return
             if state.phase == "other_kernel":
-                name = next(iter(state.report["kernelspecs"]))
+                name = next(iter(state.report.get("kernelspecs", {})), "")
                 raise _OtherKernelError(f"The image has no ipykernel, only '{name}'.", name)
             if state.phase == "need_bundle":
                 self._give_bundle(state)
@@ -468,6 +474,20 @@ class KernelContainer:
                 self._raise_not_started(state)
             generation += 1
             self._control.start({}, None)
+
+    def _reach_kernel(self) -> None:
+        """Make the sockets of the kernel that has bound them reachable under the names that clients use."""
+        if self.plan.transport != "ipc":
+            return
+        assert self._runtime is not None
+        try:
+            self._runtime.reach(range(1, 6))
+        except OSError as error:
+            raise KernelError(
+                f"The container of '{self.plan.choice.reference}' says that its kernel listens, and it does "
+                f"not: {error}.",
+                hint="Start the environment again.",
+            ) from error
 
     def _give_bundle(self, state: KernelState) -> None:
         try:
@@ -507,7 +527,7 @@ class KernelContainer:
         if state.phase == "exited" and state.report.get("kernel") == "image":
             log.info("the image's own ipykernel does not start; trying the kernel bundle")
             self._write_files(
-                ImageMemory(interpreter=str(state.report["executable"]), kernel="bundle")
+                ImageMemory(interpreter=str(state.report.get("executable", "")), kernel="bundle")
             )
             self._give_bundle(state)
             return True
@@ -614,6 +634,12 @@ class KernelContainer:
                 exit_code=state.exit_code,
                 out_of_memory=True,
             )
+        if state.problem:
+            return KernelDiedError(
+                f"{what}: its container is not to be trusted any more, and was given up. It said what no "
+                f"kernel of ours says: {state.problem}.",
+                hint=again,
+            )
         if state.phase == "gone":
             return KernelDiedError(f"{what}: its container is gone.", hint=again)
         left = "The lines below are the last it wrote." if tail else "It wrote nothing to its log."
@@ -635,7 +661,7 @@ class KernelContainer:
         if self._control is not None:
             self._control.wait(lambda s: s.phase == "gone", STOP_TIMEOUT)
         if self._runtime is not None:
-            shutil.rmtree(self._runtime, ignore_errors=True)
+            self._runtime.remove()
 
     # --- kept ---------------------------------------------------------------------------------
 
@@ -703,7 +729,7 @@ class KernelContainer:
         if self.engine.wait(self.container_id, STOP_TIMEOUT) is None:
             self.engine.stop(self.container_id)
         if self._runtime is not None:
-            shutil.rmtree(self._runtime, ignore_errors=True)
+            self._runtime.remove()
 
     def leave(self) -> None:
         """End the kernel and give the lease back: another process holds it. For the end of this one."""
@@ -733,7 +759,7 @@ class KernelContainer:
             )
         finally:
             if self._runtime is not None:
-                shutil.rmtree(self._runtime, ignore_errors=True)
+                self._runtime.remove()
 
     def _is_removed(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
@@ -750,7 +776,7 @@ class KernelContainer:
         return {
             "container_id": self.container_id,
             "session": self.session,
-            "runtime": str(self._runtime),
+            "runtime": str(self._runtime.path) if self._runtime else "",
             "plan": self.plan.to_json(),
             "key": self.plan.key,
             "exclusive": self.plan.exclusive,
@@ -777,10 +803,12 @@ class KernelContainer:
             self._control = ControlChannel(address_from(described["control"]), self.plan.key)
         except OSError as error:
             raise KernelError("The container is gone.", hint="Start a new one.") from error
-        self._control.wait(lambda s: s.generation > 0, timeout=5.0)
+        state = self._control.wait(lambda s: s.generation > 0, timeout=5.0)
+        if state is not None and state.phase == "bound":
+            self._reach_kernel()
 
 
-def _runtime_of(described: Mapping[str, Any]) -> Path:
+def _runtime_of(described: Mapping[str, Any]) -> RuntimeFolder:
     """Return the runtime folder of a container, and see to it that nobody else may change what is in it.
 
     It is not always below this process's own root: XDG_RUNTIME_DIR may differ from one session to the next.
@@ -794,7 +822,7 @@ def _runtime_of(described: Mapping[str, Any]) -> Path:
             hint="The system removes such a folder when you log out (loginctl enable-linger keeps it). "
             "Log in there, or start a new one with --fresh.",
         ) from error
-    return folder
+    return RuntimeFolder(folder)
 
 
 class _OtherKernelError(KernelError):
@@ -807,11 +835,11 @@ class _OtherKernelError(KernelError):
 
 def describe_kernel(report: Mapping[str, Any]) -> str:
     """Return what a kernel's report says of it, for the user: language, version, and where it comes from."""
-    if report["kernel"] == "spec":
-        language = f"{report['language']} {report.get('language_version', '')}".strip()
-        return f"{language}, the image's kernel '{report['kernelspec']}'"
-    origin = "the image's own" if report["kernel"] == "image" else "the kernel bundle's"
-    return f"Python {report['python']}, {origin} ipykernel {report['ipykernel']}"
+    if report.get("kernel") == "spec":
+        language = f"{report.get('language', '')} {report.get('language_version', '')}".strip()
+        return f"{language}, the image's kernel '{report.get('kernelspec', '?')}'"
+    origin = "the image's own" if report.get("kernel") == "image" else "the kernel bundle's"
+    return f"Python {report.get('python', '?')}, {origin} ipykernel {report.get('ipykernel', '?')}"
 
 
 def _hint_of_kernelspecs(report: Mapping[str, Any]) -> str:
@@ -828,7 +856,7 @@ def _last_lines(log: str) -> str:
     lines = log.rpartition(_KERNEL_STARTS)[2].strip().splitlines()
     crashes = [place for place, line in enumerate(lines) if line.startswith(_CRASH)]
     first = crashes[-1] if crashes else max(0, len(lines) - LOG_LINES)
-    return "\n".join(lines[first : first + LOG_LINES])
+    return "\n".join(line[:_LONGEST_LINE] for line in lines[first : first + LOG_LINES])
 
 
 def _login_name() -> str:

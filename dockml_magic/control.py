@@ -2,13 +2,20 @@
 
 A stream of JSON lines, described in `resources/launch.py`. Holding it open is the lease: when our
 process ends, however it ends, the connection closes and the container ends itself.
+
+The other end is the less trusted side: it may be anything that runs in the container. `parse_state` lets through
+what a supervisor can say; at anything else the channel is closed, and the container counts as gone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import socket
+import stat
+import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dockml_magic.errors import KernelError
+from dockml_magic.errors import KernelError, harmless
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,8 @@ class KernelState:
         The container outlives its connections.
     attached : int
         Notebooks that read what the kernel publishes.
+    problem : str
+        Why the channel was closed, where that was ours to do.
     """
 
     generation: int = 0
@@ -48,6 +57,96 @@ class KernelState:
     out_of_memory: bool = False
     kept: bool = False
     attached: int = 0
+    problem: str = ""
+
+
+class NonsenseError(ValueError):
+    """A line that no supervisor says."""
+
+
+_LONGEST_LINE = 1 << 20
+"""Bytes of a line; a report with a hundred kernelspecs has ten thousand."""
+
+_SEND_TIMEOUT = struct.pack("ll", 5, 0)
+"""Seconds and microseconds, as the system has them."""
+
+_PHASES = ("starting", "need_bundle", "other_kernel", "bound", "exited", "failed")
+
+_LONGEST_TEXT = 4096
+"""Characters of a text, which is cut there: as long as a path can be."""
+
+_FORMS = {
+    "python": r"\d{1,3}(\.\d{1,5}){1,2}",
+    "executable": r"[^\0\n]*",
+    "machine": r"[A-Za-z0-9_]{1,32}",
+    "libc": r"[a-z]{1,16}",
+    "libc_version": r"(\d{1,2}\.\d{1,3}(\.\d{1,5})*)?",
+    "kernel": r"image|bundle|spec",
+    "interrupt_mode": r"signal|message",
+    "ipykernel": r"[\w.+!-]{0,64}",
+}
+"""Of what goes into names of folders, command lines and decisions here. Other texts are only shown."""
+
+
+def parse_state(line: bytes) -> KernelState:
+    """Return what a supervisor says with a line; pure.
+
+    Raises
+    ------
+    NonsenseError
+        If no supervisor says that.
+    """
+    try:
+        message = json.loads(line)
+        end = message["exit"]
+        generation, phase, report = message["generation"], message["phase"], message["report"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise NonsenseError("not a line of a supervisor") from error
+    if not _is_count(generation) or phase not in _PHASES or not isinstance(report, dict):
+        raise NonsenseError("not a state of a kernel")
+    code, out_of_memory = None, False
+    if end is not None:
+        if not isinstance(end, dict) or not _is_count(code := end.get("code")):
+            raise NonsenseError("not an end of a kernel")
+        out_of_memory = end.get("out_of_memory") is True
+    if not _is_count(attached := message.get("attached", 0)):
+        raise NonsenseError("not a number of notebooks")
+    return KernelState(
+        generation=generation,
+        phase=phase,
+        report=dict(_fact(name, value) for name, value in report.items()),
+        exit_code=code,
+        out_of_memory=out_of_memory,
+        kept=message.get("kept") is True,
+        attached=attached,
+    )
+
+
+def _check_length(unfinished: bytes) -> None:
+    if len(unfinished) > _LONGEST_LINE:
+        raise NonsenseError("a line without an end")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
+
+
+def _fact(name: str, value: Any) -> tuple[str, Any]:
+    """Return an entry of a report, if it is one; texts as they can be shown."""
+    if name == "wide_unicode" and isinstance(value, bool):
+        return name, value
+    if name == "kernelspecs" and isinstance(value, dict):
+        return name, {_text(key): _text(language) for key, language in value.items()}
+    text = _text(value)
+    if name in _FORMS and not re.fullmatch(_FORMS[name], text):
+        raise NonsenseError(f"'{text[:100]}' as {name}")
+    return _text(name), text
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise NonsenseError("not a text")
+    return harmless(value[:_LONGEST_TEXT])
 
 
 Address = Path | tuple[str, int]
@@ -138,20 +237,16 @@ class ControlChannel:
                 self._publish(KernelState(generation=self._state.generation, phase="gone"))
                 return
             *lines, buffer = (buffer + chunk).split(b"\n")
-            for line in lines:
-                message = json.loads(line)
-                end = message["exit"] or {}
+            try:
+                for line in lines:
+                    self._publish(parse_state(line))
+                _check_length(buffer)
+            except NonsenseError as error:
+                self.close()
                 self._publish(
-                    KernelState(
-                        generation=message["generation"],
-                        phase=message["phase"],
-                        report=message["report"],
-                        exit_code=end.get("code"),
-                        out_of_memory=bool(end.get("out_of_memory")),
-                        kept=bool(message.get("kept")),
-                        attached=int(message.get("attached", 0)),
-                    )
+                    KernelState(generation=self._state.generation, phase="gone", problem=f"{error}")
                 )
+                return
 
     def _publish(self, state: KernelState) -> None:
         with self._changed:
@@ -200,7 +295,7 @@ class OutputStream:
         while True:
             try:
                 found = self._take()
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
                 raise KernelError("The container sent what is no output of a kernel.") from error
             left = deadline - time.monotonic()
             if found is not None or left <= 0:
@@ -258,11 +353,39 @@ _LARGEST_MESSAGE = 32 << 20
 
 
 def _connect(address: Address, hello: Mapping[str, Any]) -> socket.socket:
-    family = socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET
+    """Return a connection over which the first line was sent."""
+    connection = _connected(address)
+    try:
+        connection.sendall(json.dumps(hello).encode() + b"\n")
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _connected(address: Address) -> socket.socket:
+    """Return a connection to an address. A socket's file has to be one itself, and no link.
+
+    The container may put anything in its place, such as a link to the engine's own socket.
+    """
+    if not isinstance(address, Path):
+        return _open(socket.AF_INET, address)
+    # What is opened here is what the path below leads to, whatever the container does in between.
+    fd = os.open(address, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise ConnectionRefusedError(f"{address} is no socket")
+        return _open(socket.AF_UNIX, f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
+def _open(family: socket.AddressFamily, address: str | tuple[str, int]) -> socket.socket:
     connection = socket.socket(family, socket.SOCK_STREAM)
     try:
-        connection.connect(str(address) if isinstance(address, Path) else address)
-        connection.sendall(json.dumps(hello).encode() + b"\n")
+        # One that does not read must not hold us, who may be in a signal handler.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
+        connection.connect(address)
     except OSError:
         connection.close()
         raise

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
+from dockml_magic.errors import harmless
 from dockml_magic.pull_view import LineView, NotebookView, PullView, TerminalView, shown
 
 
@@ -24,7 +25,7 @@ class Teller:
 
     def __call__(self, line: str) -> None:
         """Say one line, now."""
-        sys.stdout.write(line + "\n")
+        sys.stdout.write(harmless(line) + "\n")
         sys.stdout.flush()
 
     def pull_view(self) -> PullView:
@@ -55,6 +56,8 @@ def _is_in_notebook() -> bool:
 class Table:
     """A small table that shows itself as text in a terminal and as HTML in a notebook.
 
+    Names in it are others': what could steer a terminal is written out.
+
     Parameters
     ----------
     head : sequence of str
@@ -71,7 +74,7 @@ class Table:
         self, head: Sequence[str], rows: Sequence[Sequence[str]], empty: str, note: str = ""
     ) -> None:
         self.head = list(head)
-        self.rows = [list(row) for row in rows]
+        self.rows = [[_cell(text) for text in row] for row in rows]
         self.empty = empty
         self.note = note
 
@@ -103,6 +106,10 @@ class Table:
         )
         note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+
+
+def _cell(text: str) -> str:
+    return harmless(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 class Tables:

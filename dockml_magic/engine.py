@@ -812,6 +812,19 @@ class DockerEngine:
             host_config["nano_cpus"] = round(spec.cpus * 1e9)
         if spec.network:
             host_config["network_mode"] = spec.network
+        host_config |= {
+            "privileged": spec.privileged,
+            "cap_add": list(spec.cap_add),
+            "cap_drop": list(spec.cap_drop),
+            "security_opt": [_security_opt(option) for option in spec.security_opt],
+            "devices": list(spec.devices),
+            "ulimits": [
+                {"Name": limit.name, "Soft": limit.soft, "Hard": limit.hard}
+                for limit in spec.ulimits
+            ],
+            "extra_hosts": list(spec.extra_hosts),
+            "ipc_mode": spec.ipc,
+        }
         env = dict(spec.env)
         if spec.gpus:
             asked, variables = _ask_for_gpus(spec.gpus, gpu_route(self.facts))
@@ -982,6 +995,20 @@ class DockerEngine:
             raise _error_of(error.explanation or str(error), reference, name) from error
         except (self._errors.DockerException, requests.exceptions.RequestException) as error:
             raise _unreachable(endpoint or self.facts.endpoint, error) from error
+
+
+def _security_opt(option: str) -> str:
+    """Return a security option as the API takes it: of a file with a seccomp profile, what is in it."""
+    name, _, value = option.partition("=")
+    if name != "seccomp" or value in ("unconfined", "builtin"):
+        return option
+    try:
+        return f"seccomp={json.dumps(json.loads(Path(value).expanduser().read_text()))}"
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--security-opt {option}: the profile cannot be read: {error}.",
+            hint="Name a JSON file, or write seccomp=unconfined.",
+        ) from error
 
 
 def _ask_for_gpus(request: GpuRequest, route: GpuRoute) -> tuple[dict[str, Any], dict[str, str]]:

@@ -35,13 +35,14 @@ from dockml_magic.errors import (
     RemoteCellError,
     StartAbandonedError,
     UnknownEnvironmentError,
+    harmless,
 )
 from dockml_magic.handover import end_handover, find_handed_over, hand_over
 from dockml_magic.messages import MalformedMessageError, Message
 from dockml_magic.options import RunOptions, parse_words
 from dockml_magic.planning import KernelPlan, engine_for, make_plan
 from dockml_magic.provisioner import PROVISIONER_NAME, DockerProvisioner, TellingManager
-from dockml_magic.relay import Relay, Sink
+from dockml_magic.relay import Relay, Sink, is_plausible
 
 T = TypeVar("T")
 
@@ -377,7 +378,6 @@ class Environment:
         self._relay = Relay(
             container.connection_info, lambda: container.signal(signal.SIGINT), self._death
         )
-        self._relay.is_shared = lambda: container.state.kept or container.state.attached > 1
         self._generation = container.state.generation
         self._relay.make_ready()
         container.attach()
@@ -439,7 +439,8 @@ class Environment:
     def report(self) -> Mapping[str, Any]:
         """What is known of the kernel: python, executable, ipykernel, kernel ("image", "bundle" or "spec")."""
         info = self._relay.kernel_info.get("language_info", {}) if self._relay else {}
-        return {"language_version": info.get("version", ""), **self._container.state.report}
+        version = harmless(str(info.get("version", "")))
+        return {"language_version": version, **self._container.state.report}
 
     @property
     def is_alive(self) -> bool:
@@ -526,7 +527,9 @@ class Environment:
             relay.count_as(count)
         reply = relay.execute(header, content, sink, count=count)
         if stores:
-            relay.next_count = reply.get("execution_count", 0) + 1
+            counted = reply.get("execution_count") or 0
+            if is_plausible(counted, relay.next_count):
+                relay.next_count = counted + 1
         return reply
 
     def run(self, code: str) -> CellResult:
@@ -950,10 +953,14 @@ class Environments:
 def raise_remote_error(reply: Mapping[str, Any]) -> None:
     """Raise what an execute_reply says the code raised."""
     if reply["status"] != "ok":
-        ename = reply.get("ename", "Aborted")
+        ename, lines = str(reply.get("ename", "Aborted")), reply.get("traceback")
         # Front ends show the name of the type: let it be that of the exception over there.
-        error = type(ename, (RemoteCellError,), {})
-        raise error(ename, reply.get("evalue", ""), reply.get("traceback", []))
+        error = type(harmless(ename[:200]), (RemoteCellError,), {})
+        raise error(
+            ename,
+            str(reply.get("evalue", "")),
+            [str(line) for line in lines] if isinstance(lines, list) else [],
+        )
 
 
 class Missed:

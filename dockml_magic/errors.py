@@ -7,6 +7,8 @@ an exception of Docker's; it raises one of these from it, so the cause is kept f
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterable, Sequence
 
 __all__ = [
@@ -33,11 +35,29 @@ __all__ = [
     "StartAbandonedError",
     "UnknownEnvironmentError",
     "UnknownNameError",
+    "UntrustedProjectError",
 ]
+
+_STEERING = re.compile(
+    r"(?P<colour>\x1b\[[\d;]{0,32}m)"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Colours (SGR), which only look; and what moves a terminal's cursor, writes its clipboard or title, turns the
+direction of a text, or cannot be written at all."""
+
+
+def harmless(text: str) -> str:
+    """Return a text with all that could steer a terminal written out: ESC is seen as four letters.
+
+    For what others have chosen (a container's names, reports and logs) and we say. Lines, tabs and colours stay.
+    """
+    return _STEERING.sub(lambda found: found["colour"] or ascii(found[0])[1:-1], text)
 
 
 class DockmlError(Exception):
     """Base of all errors raised by dockml_magic.
+
+    What could steer a terminal is written out, whoever said it.
 
     Parameters
     ----------
@@ -48,9 +68,9 @@ class DockmlError(Exception):
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = harmless(message)
+        self.hint = harmless(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         """Return the message and the hint, one below the other."""
@@ -136,6 +156,30 @@ class ProjectFileError(ConfigError):
         super().__init__(f"{where}: {problem}", hint=hint)
         self.path = path
         self.key = key
+
+
+class UntrustedProjectError(ConfigError):
+    """A project file asks for more than its own folder, and the user has not allowed that.
+
+    Attributes
+    ----------
+    path, name : str
+        The file, and the environment in it.
+    asked : tuple of str
+        What for.
+    """
+
+    def __init__(self, path: str, name: str, asked: Sequence[str]) -> None:
+        # Each on a line of its own, and none that is made up by what stands in the file.
+        listed = "".join(f"\n  - {' '.join(text.split())}" for text in asked)
+        super().__init__(
+            f"'{name}' of {path} asks for more than its own folder:{listed}",
+            hint="If you trust whoever wrote it, allow exactly this: "
+            f"%docker_env {shlex.quote(name)} --trust   (or in a terminal: dockml trust {shlex.quote(name)})",
+        )
+        self.path = path
+        self.name = name
+        self.asked = tuple(asked)
 
 
 class EngineError(DockmlError):
@@ -322,4 +366,6 @@ class RemoteCellError(DockmlError):
 
 
 def _indented(log: str) -> str:
-    return "\n".join(f"  | {line}" for line in log.splitlines())
+    # A progress bar in a log begins its line anew again and again.
+    lines = log.replace("\r\n", "\n").replace("\r", "\n").splitlines()
+    return "\n".join(f"  | {harmless(line)}" for line in lines)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import secrets
 import stat
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from dockml_magic.errors import ConfigError
@@ -59,17 +60,163 @@ def make_root(root: Path) -> None:
         )
 
 
-def remove_runtime(folder: Path) -> None:
-    """Remove a container's runtime folder, with what it has left in there."""
-    shutil.rmtree(folder, ignore_errors=True)
+class RuntimeFolder:
+    """The runtime folder of one container: what is shared with it, and the way to its kernel.
+
+    The container may do anything to the `shared` folder inside: put links or other sockets in the place of files
+    and sockets. So nothing in there is ever opened by its name. Files are written beside and moved to their
+    place; a kernel's sockets get a second name in the folder above, which no container sees.
+
+    Parameters
+    ----------
+    path : Path
+        Need not exist.
+
+    Attributes
+    ----------
+    shared : Path
+        What the container has.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shared = path / "shared"
+        self._pinned: list[int] = []
+
+    def make(self) -> None:
+        """Make it; the one in the container may be another user."""
+        self.path.mkdir(mode=0o700)
+        self.shared.mkdir()
+        self.shared.chmod(0o777)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file for the container, which any user there may read, whatever our umask is.
+
+        Raises
+        ------
+        OSError
+            If the container has put a folder in its place.
+        """
+        folder = os.open(self.shared, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            scratch = f".{name}-{secrets.token_hex(8)}"
+            fd = os.open(
+                scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=folder
+            )
+            with os.fdopen(fd, "wb") as file:
+                os.fchmod(file.fileno(), 0o644)
+                file.write(content)
+            os.replace(scratch, name, src_dir_fd=folder, dst_dir_fd=folder)
+        finally:
+            os.close(folder)
+
+    @property
+    def kernel(self) -> Path:
+        """How the paths of the kernel's sockets begin."""
+        return self.path / "kernel"
+
+    def reach(self, ports: Iterable[int]) -> None:
+        """Give the sockets of the kernel that runs now the names that begin with `kernel`.
+
+        Raises
+        ------
+        OSError
+            If one is not there, or is no socket.
+        """
+        self._release()
+        for port in ports:
+            inside, outside = self.shared / f"kernel-{port}", self.path / f"kernel-{port}"
+            scratch = self.path / f".{port}-{secrets.token_hex(8)}"
+            try:
+                if not stat.S_ISSOCK(self._name(inside, scratch).st_mode):
+                    raise ConnectionRefusedError(f"{inside} is no socket")
+                scratch.replace(outside)
+            finally:
+                scratch.unlink(missing_ok=True)
+
+    def _name(self, inside: Path, scratch: Path) -> os.stat_result:
+        """Give what is at a path inside, be it a link, a name outside; return what it is."""
+        try:
+            os.link(inside, scratch, follow_symlinks=False)
+            return scratch.lstat()
+        except OSError:
+            # Another user's, who runs in there: Linux lets us have no second name of it (protected_hardlinks).
+            fd = os.open(inside, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self._pinned.append(fd)
+            scratch.symlink_to(f"/proc/{os.getpid()}/fd/{fd}")
+            return os.fstat(fd)
+
+    def _release(self) -> None:
+        for fd in self._pinned:
+            os.close(fd)
+        self._pinned.clear()
+
+    def remove(self) -> None:
+        """Remove it, with whatever the container has left in there."""
+        self._release()
+        _remove_tree(self.path)
+
+
+def _remove_tree(path: Path) -> None:
+    """Remove a folder and all in it, following no link.
+
+    What may not be removed stays: another user's, who ran in the container. Folders are brought up before
+    they are looked into, as a container can make them deeper than there are descriptors (and `shutil.rmtree`
+    takes one for each level).
+    """
+    with contextlib.suppress(OSError):
+        top = _open_folder(path, None)
+        try:
+            stuck: set[str] = set()
+            while names := set(os.listdir(top)) - stuck:  # noqa: PTH208 - by descriptor
+                for name in names:
+                    try:
+                        _remove_entry(top, name)
+                    except OSError:
+                        stuck.add(name)
+        finally:
+            os.close(top)
+        path.rmdir()
+
+
+def _remove_entry(top: int, name: str) -> None:
+    """Remove a file, or a folder whose own folders go to the top."""
+    try:
+        os.unlink(name, dir_fd=top)
+    except IsADirectoryError:
+        folder = _open_folder(name, top)
+        try:
+            for inner in os.listdir(folder):  # noqa: PTH208 - by descriptor
+                try:
+                    os.unlink(inner, dir_fd=folder)
+                except IsADirectoryError:
+                    os.rename(inner, secrets.token_hex(16), src_dir_fd=folder, dst_dir_fd=top)
+        finally:
+            os.close(folder)
+        os.rmdir(name, dir_fd=top)
+
+
+def _open_folder(path: str | Path, dir_fd: int | None) -> int:
+    """Return a descriptor of a folder, and be it closed to its owner; never of what a link leads to."""
+    found = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+    try:
+        with contextlib.suppress(OSError):
+            Path(f"/proc/self/fd/{found}").chmod(0o700)
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=found)
+    finally:
+        os.close(found)
 
 
 def _remove_left_overs(root: Path) -> None:
-    """Remove runtime folders of containers that outlived their notebook; they empty them themselves."""
+    """Remove runtime folders of containers that outlived their notebook; they empty what they share."""
     for folder in root.iterdir():
+        shared = RuntimeFolder(folder).shared
         with contextlib.suppress(OSError):  # not empty, or another process was quicker
-            if time.time() - folder.stat().st_mtime > _LEFT_OVER_AGE:
-                folder.rmdir()
+            newest = max(path.stat().st_mtime for path in (shared, folder) if path.is_dir())
+            if time.time() - newest > _LEFT_OVER_AGE:
+                if shared.is_dir():
+                    shared.rmdir()
+                _remove_tree(folder)
 
 
 def _writable(folder: str) -> bool:
@@ -89,11 +236,19 @@ def cache_root() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     root = Path(base) / "dockml"
     root.mkdir(parents=True, exist_ok=True)
-    return root
+    return _ours_to_write(root)
 
 
 def bundles_root() -> Path:
     """Return the folder of the kernel bundles, which every container mounts read-only."""
     root = cache_root() / "bundles"
     root.mkdir(exist_ok=True)
-    return root
+    return _ours_to_write(root)
+
+
+def _ours_to_write(folder: Path) -> Path:
+    """Return a folder that others may read, and not write to, whatever the umask is."""
+    if folder.stat().st_mode & 0o022:
+        with contextlib.suppress(PermissionError):  # somebody else's, who shares it
+            folder.chmod(0o755)
+    return folder

@@ -29,12 +29,21 @@ import zmq
 from dockml_magic.environment import Environment
 from dockml_magic.errors import DockmlError, KernelError
 from dockml_magic.messages import MalformedMessageError, Message
-from dockml_magic.relay import NOT_PASSED_ON, Relay, nonsense, show_count
+from dockml_magic.relay import (
+    NOT_PASSED_ON,
+    UNUSABLE,
+    Relay,
+    checked_reply,
+    is_plausible,
+    nonsense,
+    show_count,
+)
 
 log = logging.getLogger(__name__)
 
 COMM_TYPES = frozenset({"comm_msg", "comm_close"})
 """Messages of a comm that is open: they go where it was opened."""
+ALL_COMM_TYPES = COMM_TYPES | {"comm_open"}
 OPEN_AND_CLOSE = frozenset({"comm_open", "comm_close"})
 """Messages, of either side, after which a comm is somebody's or nobody's."""
 UNDECIDED_TYPES = frozenset(
@@ -60,9 +69,6 @@ _ROOM_INTERVAL = 0.005
 _ROOM_PATIENCE = 20.0
 """Seconds without room for a message after which a front end that does not read gets no more of them."""
 
-
-_UNUSABLE = (MalformedMessageError, LookupError, TypeError, ValueError, AttributeError)
-"""What looking into a message raises that is not what it should be."""
 
 _MARKER = b"dockml: the end of what was there before"
 _MARKER_ID = "marker"
@@ -216,7 +222,7 @@ class Forwarder:
     relay : Relay
         Its sockets; whoever holds their locks reads them instead.
     note : callable
-        Gets each message of type comm_open or comm_close that the kernel publishes.
+        Gets each message about a comm that the kernel publishes; returns whether that comm is this kernel's.
     replied : callable
         Called with a cell and the content of its reply, on the shell channel's loop.
     failed : callable
@@ -229,7 +235,7 @@ class Forwarder:
     front: FrontEnd
     environment: Environment
     relay: Relay
-    note: Callable[[Environment, Message], None]
+    note: Callable[[Environment, Message], bool]
     replied: Callable[[Request, Mapping[str, Any]], None]
     failed: Callable[[Request], list[Message]]
     settled: Callable[[], None]
@@ -300,7 +306,6 @@ class Forwarder:
             counts = not silent and message.content.get("store_history", True)
         if not self.requests:
             self._interrupted_at, self._was_told = 0.0, False
-        self.relay.note_asker(message.header)
         ahead = sum(r.counts and not r.replied for r in self.requests.values())
         with self.relay.shell_lock:
             if counts and not ahead:
@@ -309,6 +314,7 @@ class Forwarder:
             if message.type.startswith("comm_") and not message.type.endswith("_request"):
                 request.replied = True  # these have no reply
             self.requests[message.id] = request
+            self.relay.note_sent(message.id)
             self.relay.shell.send_multipart(message.signed_by(self.relay.session), copy=False)
             if _has_arrived(self.relay.shell):
                 self.front.loop.call_soon(self._read_replies)
@@ -428,13 +434,24 @@ class Forwarder:
                 self._asks = False
                 self.front.loop.remove_reader(self.front.stdin.FD)
             content: dict[str, Any] = {}
+            if message.type != request.message.type.replace("_request", "_reply"):
+                raise MalformedMessageError(f"it is a {message.type}")
             if message.type == "execute_reply":
-                content = message.content
-                if request.counts and "execution_count" in content:
-                    self.relay.next_count = int(content["execution_count"]) + 1
+                content = checked_reply(message.content, request.message.content["code"])
+                if content is not message.content:
+                    message.replace_content(content)
+                if request.counts and content.get("execution_count") is not None:
+                    count = content["execution_count"]
+                    if not is_plausible(count, request.count):
+                        raise MalformedMessageError("its execution count is not its own")
+                    self.relay.next_count = count + 1
                     if not self.relay.is_ipython:
                         show_count(message, request.count)
-        except _UNUSABLE as error:
+            message.prefix = (
+                request.message.prefix
+            )  # whoever asked, and nobody else, gets the answer
+            message.said_by(self.front.session)
+        except UNUSABLE as error:
             self.fail(nonsense(error))
             return
         request.replied = True
@@ -458,11 +475,15 @@ class Forwarder:
         try:
             message = Message(frames)
             message.verify(self.relay.session)
-        except MalformedMessageError as error:
+            if message.type != "input_request":
+                raise MalformedMessageError(f"it is a {message.type}")
+            message.said_by(self.front.session)
+        except UNUSABLE as error:
             self.fail(nonsense(error))
             return
-        if message.parent_id not in self.requests:
+        if (request := self.requests.get(message.parent_id)) is None:
             return
+        message.prefix = request.message.prefix
         while _has_arrived(self.front.stdin):
             self.front.stdin.recv_multipart()  # answers to questions that were interrupted
         self.front.stdin.send_multipart(message.said_by(self.front.session), copy=False)
@@ -512,21 +533,21 @@ class Forwarder:
             message = Message(frames)
             message.verify(self.relay.session)
             request = self.requests.get(message.parent_id)
-            if request is None and (
-                message.type in NOT_PASSED_ON or self.relay.is_foreign(message)
-            ):
+            if request is None and message.type in NOT_PASSED_ON:
+                return
+            if not self.relay.may_publish(message):
+                log.debug("a %s that is for no cell of this kernel", message.type)
                 return
             if request is not None and not self.relay.is_ipython:
                 show_count(message, request.count)
             is_idle = message.type == "status" and message.content.get("execution_state") == "idle"
-            if message.type in OPEN_AND_CLOSE:
-                self.note(self.environment, message)
-        except _UNUSABLE as error:
+            if message.type in ALL_COMM_TYPES and not self.note(self.environment, message):
+                return
+            frames_for_front = message.said_by(self.front.session)
+        except UNUSABLE as error:
             self.front.loop.call_soon_threadsafe(self.fail, nonsense(error))
             return
-        output = Output(
-            frames=message.said_by(self.front.session), ends=request if is_idle else None
-        )
+        output = Output(frames=frames_for_front, ends=request if is_idle else None)
         if self.front.publish(output.frames):
             self._published(output)
         else:
@@ -570,7 +591,7 @@ class ShellChannel:
         self,
         kernel: Any,
         target: Callable[[Message], Environment | None],
-        note: Callable[[Environment, Message], None],
+        note: Callable[[Environment, Message], bool],
     ) -> None:
         self._kernel = kernel
         self._target = target
@@ -689,7 +710,7 @@ class ShellChannel:
             return self._target(message) is not None
         except RefusedError:
             return True
-        except _UNUSABLE:
+        except UNUSABLE:
             return False
 
     def _advance(self) -> None:
@@ -704,7 +725,7 @@ class ShellChannel:
                 self._waiting.popleft()
                 self._front.close_comm(message)
                 continue
-            except _UNUSABLE:
+            except UNUSABLE:
                 environment = None  # ipykernel says what is wrong with it
             forwarder = self._forwarders.get(environment) if environment else None
             others = [f for f in self._forwarders.values() if f is not forwarder and f.requests]

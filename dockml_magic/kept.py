@@ -249,7 +249,7 @@ def remove(kept: Kept, *, force: bool) -> None:
     if state is not None:
         _remove_container(engine, kept.container_id)
     forget(kept.session)
-    folders.remove_runtime(Path(kept.info["container"]["runtime"]))
+    folders.RuntimeFolder(Path(kept.info["container"]["runtime"])).remove()
 
 
 def _remove_container(engine: Engine, container_id: str) -> None:

@@ -76,9 +76,16 @@ def ensure_bundle(
     KernelBundleError
         If the packages cannot be had; carries pip's last lines.
     """
+    report = {"python": "?", "libc": "?", "machine": "?", **report}
     python = ".".join(str(report["python"]).split(".")[:2])
     pins = closure(python)
-    if not pins or report["libc"] != "glibc" or report["machine"] not in ("x86_64", "aarch64"):
+    if (
+        not pins
+        or report["libc"] != "glibc"
+        or not report.get("libc_version")
+        or not report.get("executable")
+        or report["machine"] not in ("x86_64", "aarch64")
+    ):
         raise KernelMissingError(
             f"No kernel is known for Python {report['python']} on {report['libc']}, {report['machine']}.",
             hint="Use an image with its own ipykernel, or a Python from 2.7 and 3.5 on glibc.",

@@ -27,6 +27,10 @@ _LOOK_INTERVAL = 0.5
 _TIME_TO_HEAR = 1.0
 """Seconds that a front end has at least: ZeroMQ tries to connect again every 0.1 to 0.2 s."""
 
+_MOST_MESSAGES = 2000
+_LARGEST_STATUS = 64 * 1024
+"""How many messages are kept from one look to the next, and how many bytes one may have."""
+
 _TIME_TO_LINGER = 10.0
 """Seconds after which nobody can be expected any more."""
 
@@ -64,7 +68,8 @@ class LastWords:
         self._running: dict[str, Any] = {}
         self._iopub: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self._iopub.setsockopt(zmq.LINGER, 0)
-        self._iopub.setsockopt(zmq.RCVHWM, 0)  # what comes between two looks is kept
+        self._iopub.setsockopt(zmq.RCVHWM, _MOST_MESSAGES)
+        self._iopub.setsockopt(zmq.MAXMSGSIZE, _LARGEST_STATUS)
         self._iopub.subscribe(b"kernel.")  # status and what is as small, but no output
         self._iopub.connect(self._address)
         self._thread = threading.Thread(target=self._watch, name="dockml-last-words", daemon=True)

@@ -22,13 +22,20 @@ from dockml_magic.environment import (
     open_environment,
     raise_remote_error,
 )
-from dockml_magic.errors import ConfigError, GpuUnavailableError, UnknownEnvironmentError
+from dockml_magic.errors import (
+    ConfigError,
+    GpuUnavailableError,
+    UnknownEnvironmentError,
+    UntrustedProjectError,
+)
 from dockml_magic.image_magics import ImageMagics
 from dockml_magic.images import explain
 from dockml_magic.magic_lines import MagicLines
 from dockml_magic.names import LOCAL, known_names
 from dockml_magic.options import RunOptions, add_run_options, options_from
 from dockml_magic.planning import (
+    allow_project,
+    check_trust,
     choose_here,
     decide_here,
     engine_for,
@@ -81,6 +88,11 @@ def _add_env_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be started, and why; start nothing"
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="allow what the project file asks for beyond its folder; it asks again when that changes",
     )
 
 
@@ -179,6 +191,9 @@ class DockerMagics(MagicLines):
         if parsed.what is None:
             tell(self._where_cells_run())
             return self._table_of_environments()
+        if parsed.trust and parsed.what != LOCAL:
+            for asked in allow_project(parsed.what, options_from(parsed), Path.cwd()):
+                tell(f"Allowed: {asked}")
         if parsed.dry_run:
             return _dry_run(parsed.what, options_from(parsed))
         if parsed.what == LOCAL:
@@ -550,4 +565,8 @@ def _dry_run(name: str, options: RunOptions) -> Table:
     except GpuUnavailableError as error:
         choice, image = decide_here(name, options, folder, engine)
         problem = f"{error.message} {error.hint}"
+    try:
+        check_trust(name, choice, folder)
+    except UntrustedProjectError as error:
+        problem = f"{problem}\n{error}".strip()
     return explain(choice, is_here=image is not None, problem=problem)

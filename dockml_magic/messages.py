@@ -23,6 +23,10 @@ _VERIFIED_UP_TO = 1 << 20
 by its first small message; its sockets are the user's own, and hashing 50 MB once more takes 30 ms."""
 
 
+_LARGEST_HEADER = 1 << 20
+"""Bytes of a header; usual ones have a few hundred."""
+
+
 class MalformedMessageError(ValueError):
     """Frames that are no Jupyter message, or one that was signed with another key."""
 
@@ -65,6 +69,8 @@ class Message:
             self.id: str = self.header["msg_id"]
         except KeyError as error:
             raise MalformedMessageError(f"its header has no {error}") from None
+        if not isinstance(self.type, str) or not isinstance(self.id, str):
+            raise MalformedMessageError("its header has no type or no id")
 
     def verify(self, session: Session, *, up_to: int = _VERIFIED_UP_TO) -> None:
         """Check that it was signed with a session's key; contents of more than `up_to` bytes are not.
@@ -93,7 +99,10 @@ class Message:
         """
         if self.header.get("session") != session.session:
             self.header["session"] = session.session
-            self.parts[0] = json.dumps(self.header).encode()
+            try:
+                self.parts[0] = json.dumps(self.header).encode()
+            except RecursionError as error:
+                raise MalformedMessageError("its header is too deep") from error
         return self.signed_by(session)
 
     def leave_subshell(self) -> None:
@@ -143,11 +152,13 @@ class Message:
 
     def _decode(self, i: int) -> dict[str, Any]:
         part = self.parts[i]
+        if i < 2 and len(part) > _LARGEST_HEADER:
+            raise MalformedMessageError("its header is too long")
         try:
             # As jupyter_client does: a lone surrogate in a text makes bytes that are not UTF-8.
             text = (part if isinstance(part, bytes) else part.bytes).decode(errors="replace")
             decoded = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise MalformedMessageError("it is not JSON") from error
         if not isinstance(decoded, dict):
             raise MalformedMessageError("it is not a JSON object")

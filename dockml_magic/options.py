@@ -8,6 +8,7 @@ at the file system beyond a `~` and the links in a path.
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,26 @@ AUTO = "auto"
 """For `--gpus`: the freest GPU that fits."""
 
 PULL_POLICIES = ("missing", "always", "never")
+
+_SECURITY_OPTIONS = ("no-new-privileges", "seccomp", "apparmor", "label")
+_ULIMITS = frozenset(
+    (
+        *(
+            "core",
+            "cpu",
+            "data",
+            "fsize",
+            "locks",
+            "memlock",
+            "msgqueue",
+            "nice",
+            "nofile",
+            "nproc",
+        ),
+        *("rss", "rtprio", "rttime", "sigpending", "stack"),
+    )
+)
+_IPC_MODES = ("none", "private", "shareable", "host")
 
 _UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 
@@ -53,6 +74,12 @@ class RunOptions:
         "missing", "always" or "never"; None is "missing".
     transport : str or None
         "ipc" or "tcp"; None chooses by the engine.
+    privileged : bool
+        As `docker run --privileged`.
+    cap_add, cap_drop, security_opt, device, ulimit, add_host : tuple of str
+        As typed, in order, with the meaning that they have for `docker run`.
+    ipc : str or None
+        As `docker run --ipc`.
     engine : str or None
         A Docker context or an endpoint such as unix:///run/docker.sock; None asks the environment.
     keep : bool
@@ -74,6 +101,14 @@ class RunOptions:
     kernel: str | None = None
     pull: str | None = None
     transport: str | None = None
+    privileged: bool = False
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    security_opt: tuple[str, ...] = ()
+    device: tuple[str, ...] = ()
+    ulimit: tuple[str, ...] = ()
+    add_host: tuple[str, ...] = ()
+    ipc: str | None = None
     engine: str | None = None
     keep: bool = False
 
@@ -153,6 +188,15 @@ class GpuRequest:
     device_ids: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ulimit:
+    """One `--ulimit`; -1 is no limit."""
+
+    name: str
+    soft: int
+    hard: int
+
+
 def parse_bytes(text: str) -> int:
     """Return a size such as "512m", "2g" or "1073741824" in bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?", text.strip().lower())
@@ -175,8 +219,10 @@ def parse_cpus(text: str) -> float:
 def parse_volume(text: str) -> Volume:
     """Return a `-v SOURCE:TARGET[:ro]` as its parts."""
     parts = text.split(":")
-    if len(parts) == 2:
+    if len(parts) == 2 or parts[-1].startswith("/"):
         parts.append("rw")
+    if parts[0].startswith(("/", ".", "~")):  # a folder's name may have a colon
+        parts = [":".join(parts[:-2]), *parts[-2:]]
     if len(parts) != 3 or not parts[0] or not parts[1].startswith("/"):
         raise ConfigError(
             f"-v {text}: not HOST-FOLDER:CONTAINER-FOLDER[:ro].", hint="Example: -v /data:/data:ro"
@@ -259,6 +305,85 @@ def parse_gpus(text: str) -> GpuRequest | None:
     )
 
 
+def parse_capability(text: str) -> str:
+    """Return the capability of a `--cap-add` or `--cap-drop`, as Docker's API has it: "SYS_PTRACE", "ALL"."""
+    name = text.strip().upper().removeprefix("CAP_")
+    if not re.fullmatch(r"[A-Z][A-Z_]*", name):
+        raise ConfigError(
+            f"'{text}' is not a capability.", hint="Write it as docker does: SYS_PTRACE, or ALL."
+        )
+    return name
+
+
+def parse_security_opt(text: str) -> str:
+    """Return a `--security-opt`, checked: "no-new-privileges=false", "seccomp=unconfined"."""
+    name, _, value = text.partition("=" if "=" in text else ":")
+    if name == "no-new-privileges" and value in ("", "true", "false"):
+        return f"{name}={value or 'true'}"
+    if name not in _SECURITY_OPTIONS[1:] or not value:
+        raise ConfigError(
+            f"--security-opt {text}: not understood.",
+            hint="Known: no-new-privileges=false, seccomp=unconfined or a file, apparmor=PROFILE, label=….",
+        )
+    return f"{name}={value}"
+
+
+def allows_new_privileges(options: Sequence[str]) -> bool | None:
+    """Return what `--security-opt`s say of new privileges, None where nothing; the last one holds."""
+    said = [o for o in map(parse_security_opt, options) if o.startswith("no-new-privileges=")]
+    return said[-1].endswith("=false") if said else None
+
+
+def parse_device(text: str) -> str:
+    """Return a `--device HOST[:CONTAINER[:rwm]]` with all its parts."""
+    match = re.fullmatch(r"(/[^:]+)(?::(/[^:]+))?(?::([rwm]{1,3}))?", text)
+    if match is None or len(set(match[3] or "")) != len(match[3] or ""):
+        raise ConfigError(
+            f"--device {text}: not HOST[:CONTAINER[:rwm]].",
+            hint="Example: --device /dev/fuse. GPUs are asked for with --gpus.",
+        )
+    return f"{match[1]}:{match[2] or match[1]}:{match[3] or 'rwm'}"
+
+
+def parse_ulimit(text: str) -> Ulimit:
+    """Return a `--ulimit NAME=SOFT[:HARD]` as its parts."""
+    match = re.fullmatch(r"([a-z]+)=(-1|\d{1,18})(?::(-1|\d{1,18}))?", text)
+    if match is None or match[1] not in _ULIMITS:
+        raise ConfigError(
+            f"--ulimit {text}: not NAME=SOFT[:HARD].", hint="Example: --ulimit memlock=-1:-1"
+        )
+    limit = Ulimit(name=match[1], soft=int(match[2]), hard=int(match[3] or match[2]))
+    if limit.hard != -1 and (limit.soft > limit.hard or limit.soft == -1):
+        raise ConfigError(f"--ulimit {text}: the soft limit is above the hard one.")
+    return limit
+
+
+def parse_add_host(text: str) -> str:
+    """Return a `--add-host NAME:IP` as the API has it."""
+    name, _, address = text.replace("=", ":", 1).partition(":")
+    address = address.removeprefix("[").removesuffix("]")
+    try:
+        is_one = address == "host-gateway" or bool(ipaddress.ip_address(address))
+    except ValueError:
+        is_one = False
+    if not is_one or not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+        raise ConfigError(
+            f"--add-host {text}: not NAME:IP.",
+            hint="Example: --add-host db:10.0.0.5, or NAME:host-gateway for this machine.",
+        )
+    return f"{name}:{address}"
+
+
+def parse_ipc(text: str) -> str:
+    """Return an `--ipc`, checked."""
+    if text not in _IPC_MODES and not re.fullmatch(r"container:.+", text):
+        raise ConfigError(
+            f"--ipc {text}: not understood.",
+            hint=f"Known: {', '.join(_IPC_MODES)}, container:NAME.",
+        )
+    return text
+
+
 class _Parser(argparse.ArgumentParser):
     """An argparse parser that raises our error instead of ending the process."""
 
@@ -291,6 +416,18 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--shm-size", type=parse_bytes, metavar="SIZE", help="size of /dev/shm (2g unless given)")
     add("-u", "--user", metavar="USER[:GROUP]", help="run as this user (you, unless given)")
     add("--network", "--net", metavar="NETWORK", help="network to join: bridge, none, host, a name")
+    add("--ulimit", action="append", metavar="NAME=SOFT[:HARD]",
+        help="a limit of processes, such as memlock=-1")  # fmt: skip
+    add("--device", action="append", metavar="HOST[:CONTAINER]", help="give it a device, not a GPU")
+    add("--add-host", action="append", metavar="NAME:IP", help="a line for its /etc/hosts")
+    add(
+        "--ipc", type=parse_ipc, metavar="MODE", help="shared memory: private, host, container:NAME"
+    )
+    add("--cap-add", action="append", metavar="CAP", help="add a Linux capability")
+    add("--cap-drop", action="append", metavar="CAP", help="take a Linux capability away")
+    add("--security-opt", action="append", metavar="OPTION",
+        help="such as no-new-privileges=false, for sudo and the like")  # fmt: skip
+    add("--privileged", action="store_true", help="all rights of this machine's root")
     add("--name", metavar="NAME", help="name of the environment and its container")
     add("--image", metavar="REFERENCE", help="use this image for NAME")
     add("--kernel", metavar="KERNELSPEC", help="the image's kernel to run, such as ir (Python's)")

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dockml_magic import engine as engines
-from dockml_magic import labels
+from dockml_magic import labels, trust
 from dockml_magic._version import __version__
 from dockml_magic.catalogue import Image
 from dockml_magic.display import Table, show_pull
@@ -391,6 +391,7 @@ def make_plan(
     UnknownNameError, ImageUnavailableError, GpuUnavailableError, MountError, ConfigError
     """
     choice, image = choose_here(name, options, folder, engine, None if judged else tell)
+    check_trust(name, choice, folder)
     if image is None or choice.options.pull == "always":
         if choice.doubt:
             tell(choice.doubt)
@@ -404,6 +405,27 @@ def make_plan(
         transport=choose_transport(transport, choice.options, kernelspec, engine),
         kernelspec=kernelspec,
     )
+
+
+def check_trust(name: str, choice: Choice, folder: Path) -> None:
+    """Raise `UntrustedProjectError` where the project file asks for what the user has not allowed."""
+    project = find_project(folder)
+    trust.check(project, name, trust.widening(project, name, choice, folder))
+
+
+def allow_project(name: str, options: RunOptions, folder: Path) -> tuple[str, ...]:
+    """Allow what the project file asks for, for an environment; return what that is.
+
+    Raises
+    ------
+    ConfigError, UnknownNameError
+        If there is no such environment.
+    """
+    project = find_project(folder)
+    asked = trust.widening(project, name, choose(name, options, project), folder)
+    if asked:
+        trust.allow(project, name, asked)
+    return asked
 
 
 def choose_transport(only: str | None, options: RunOptions, kernelspec: str, engine: Engine) -> str:

@@ -37,11 +37,17 @@ from dockml_magic.options import (
     PULL_POLICIES,
     TRANSPORTS,
     RunOptions,
+    parse_add_host,
     parse_bytes,
+    parse_capability,
     parse_cpus,
+    parse_device,
     parse_env,
     parse_gpus,
+    parse_ipc,
     parse_publish,
+    parse_security_opt,
+    parse_ulimit,
     parse_volume,
 )
 
@@ -276,10 +282,15 @@ def _volumes(value: Any, folder: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _publish(value: Any, _: Path) -> tuple[str, ...]:
-    for text in (texts := _texts(value)):
-        parse_publish(text)
-    return tuple(texts)
+def _checked(parse: Callable[[str], object]) -> Callable[[Any, Path], tuple[str, ...]]:
+    """Return what reads a list of texts, each of which can be parsed."""
+
+    def read(value: Any, _: Path) -> tuple[str, ...]:
+        for text in (texts := _texts(value)):
+            parse(text)
+        return tuple(texts)
+
+    return read
 
 
 def _env(value: Any, _: Path) -> tuple[str, ...]:
@@ -307,7 +318,7 @@ def _choice(choices: tuple[str, ...]) -> Callable[[Any, Path], str]:
 _READERS: dict[str, Callable[[Any, Path], Any]] = {
     "gpus": _gpus,
     "volumes": _volumes,
-    "publish": _publish,
+    "publish": _checked(parse_publish),
     "env": _env,
     "workdir": _text,
     "memory": lambda value, _: parse_bytes(str(value)),
@@ -320,6 +331,14 @@ _READERS: dict[str, Callable[[Any, Path], Any]] = {
     "pull": _choice(PULL_POLICIES),
     "transport": _choice(TRANSPORTS),
     "keep": _yes,
+    "privileged": _yes,
+    "cap_add": _checked(parse_capability),
+    "cap_drop": _checked(parse_capability),
+    "security_opt": _checked(parse_security_opt),
+    "device": _checked(parse_device),
+    "ulimit": _checked(parse_ulimit),
+    "add_host": _checked(parse_add_host),
+    "ipc": lambda value, folder: parse_ipc(_text(value, folder)),
 }
 
 _IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")

@@ -7,6 +7,9 @@ not wait here: `forwarding` passes them on, and gives way while something here h
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import re
 import signal
 import threading
 import time
@@ -22,6 +25,8 @@ from jupyter_client.session import Session
 from dockml_magic.errors import KernelDiedError, KernelError, KernelStartTimeoutError
 from dockml_magic.messages import MalformedMessageError, Message
 
+log = logging.getLogger(__name__)
+
 READY_TIMEOUT = 30.0
 _PROBE_INTERVAL = 0.05
 _ASK_INTERVAL = 1.0
@@ -29,7 +34,25 @@ _LOOK_INTERVAL = 0.1
 """Seconds between two looks whether the kernel still lives, while a cell runs."""
 
 _QUEUE = 200
-"""Messages that a kernel may be ahead of us: what bounds this process's memory."""
+"""Messages that a kernel may be ahead of us: with `LARGEST_PART`, what bounds this process's memory."""
+
+LARGEST_PART = 512 * 1024**2
+"""Bytes of one part of a message of a kernel: with a larger one ZeroMQ ends the connection."""
+
+_LOST_PATIENCE = 1.0
+"""Seconds after which a connection that ended was not the kernel's end: that would be known by then."""
+
+_REMEMBERED = 50_000
+"""Requests whose output is still passed on."""
+
+_MOST_AHEAD = 10_000
+"""By how much a kernel's execution count can differ from what we expect."""
+
+NEVER_PASSED_ON = frozenset({"iopub_welcome", "shutdown_reply"})
+"""What speaks for the notebook's own kernel, to its front end."""
+
+UNUSABLE = (MalformedMessageError, LookupError, TypeError, ValueError, AttributeError)
+"""What looking into a message raises that is not what it should be."""
 
 NOT_PASSED_ON = frozenset({"status", "execute_input", "iopub_welcome", "shutdown_reply"})
 """What a notebook says itself, for the cells that it runs a part of."""
@@ -70,8 +93,6 @@ class Relay:
         The content of the kernel_info_reply.
     next_count : int
         The execution count of the kernel's next cell.
-    is_shared : callable
-        Tells whether other notebooks may have their cells run there too.
     has_comm : callable
         Tells whether a comm, by its id, is one of this notebook's.
     """
@@ -83,17 +104,21 @@ class Relay:
         death: Callable[[], KernelDiedError | None],
     ) -> None:
         self.interrupt = interrupt
-        self.death = death
+        self._kernels_death = death
+        self._monitors: dict[zmq.Socket[bytes], zmq.Socket[Any]] = {}
+        self._addresses: dict[zmq.Socket[bytes], str] = {}
+        self._lost: set[zmq.Socket[bytes]] = set()
+        self._monitors_lock = threading.Lock()
+        self._lost_at = 0.0
+        self._sent: dict[str, None] = {}
         self.shell_lock = threading.RLock()
         self.iopub_lock = threading.RLock()
         self._control_lock = threading.RLock()
         self.let_go: Callable[[], None] = lambda: None
-        self.is_shared: Callable[[], bool] = lambda: False
         self.has_comm: Callable[[str], bool] = lambda _: False
         self._context = zmq.Context(io_threads=1)
         self.session = Session(signature_scheme=connection_info["signature_scheme"])
         self.session.key = connection_info["key"]  # here, for an empty one warns the user above
-        self._askers = {self.session.session}
         self.shell = self._open(zmq.DEALER, connection_info, "shell_port")
         self.stdin = self._open(zmq.DEALER, connection_info, "stdin_port")
         self.iopub = self._open(zmq.SUB, connection_info, "iopub_port")
@@ -114,9 +139,76 @@ class Relay:
         else:
             # An input request is routed by the identity of the execute request.
             socket.identity = self.session.bsession
+        socket.setsockopt(zmq.MAXMSGSIZE, LARGEST_PART)
+        self._monitors[socket] = socket.get_monitor_socket(zmq.Event.DISCONNECTED)
         separator = "-" if info["transport"] == "ipc" else ":"
-        socket.connect(f"{info['transport']}://{info['ip']}{separator}{info[port_name]}")
+        address = f"{info['transport']}://{info['ip']}{separator}{info[port_name]}"
+        self._addresses[socket] = address
+        socket.connect(address)
         return socket
+
+    def death(self) -> KernelError | None:
+        """Return an error when the kernel has died, or has lost a connection, with what was on it; else None."""
+        error = self._kernels_death()
+        if error is not None:
+            return error
+        now = time.monotonic()
+        with self._monitors_lock:
+            for socket, monitor in self._monitors.items():
+                while monitor.poll(0):
+                    monitor.recv_multipart()
+                    self._lost_at = self._lost_at or now
+                    self._lost.add(socket)
+        if not self._lost_at or now < self._lost_at + _LOST_PATIENCE:
+            return None
+        if not self._connect_again():
+            return None  # whoever uses the sockets now will look too
+        self._lost_at = 0.0
+        return KernelError(
+            "A connection to the kernel ended, and messages may be lost: it sent a message of more than "
+            f"{LARGEST_PART // 1024**2} MiB, which is refused, or closed it.",
+            hint="Show or send less at once; large values go through files in the workspace.",
+        )
+
+    def _connect_again(self) -> bool:
+        """Connect what was lost, which ZeroMQ does not after a message that was refused.
+
+        Returns False where another thread uses the sockets.
+        """
+        with contextlib.ExitStack() as held:
+            for lock in (self.shell_lock, self.iopub_lock, self._control_lock):
+                if not lock.acquire(blocking=False):
+                    return False
+                held.callback(lock.release)
+            while self._lost:
+                socket = self._lost.pop()
+                with contextlib.suppress(zmq.ZMQError):  # it has given the address up
+                    socket.disconnect(self._addresses[socket])
+                socket.connect(self._addresses[socket])
+        self.let_go()
+        return True
+
+    def note_sent(self, msg_id: str) -> None:
+        """Remember a request: what the kernel publishes for it is passed on."""
+        self._sent[msg_id] = None
+        if len(self._sent) > _REMEMBERED:
+            del self._sent[next(iter(self._sent))]
+
+    def may_publish(self, message: Message) -> bool:
+        """Tell whether a message on IOPub is this kernel's to say: for a request that it got from us, or for none.
+
+        Another would be shown in a cell that ran elsewhere, or is for another notebook that shares the kernel. Our
+        widgets may be moved by that one, too.
+        """
+        if message.type in NEVER_PASSED_ON or (
+            message.type == "status"
+            and message.content.get("execution_state") not in ("busy", "idle")
+        ):
+            return False
+        if message.parent_id == "" or message.parent_id in self._sent:
+            return True
+        is_of_comm = message.type in ("comm_msg", "comm_close")
+        return is_of_comm and self.has_comm(str(message.content.get("comm_id", "")))
 
     def make_ready(self) -> None:
         """Return when the kernel answers and its output has been seen to arrive.
@@ -142,7 +234,7 @@ class Relay:
                 ask_at = now + (_PROBE_INTERVAL if answered else _ASK_INTERVAL)
             for socket, _ in self._poller.poll(round(_PROBE_INTERVAL * 1000)):
                 if socket is self.shell:
-                    self.kernel_info = self._receive(self.shell)["content"]
+                    self.kernel_info = _plain_info(self._receive(self.shell)["content"])
                     answered = True
                     ask_at = time.monotonic() + _PROBE_INTERVAL
                 elif socket is self.iopub:
@@ -179,7 +271,7 @@ class Relay:
             If the kernel dies under the cell.
         """
         msg_id = header["msg_id"]
-        self.note_asker(header)
+        self.note_sent(msg_id)
         with self._held(), self._interrupts_passed_on():
             self.session.send(self.shell, _request(header, content))
             reply: dict[str, Any] | None = None
@@ -195,28 +287,12 @@ class Relay:
                 if self.shell in events:
                     received = self._receive(self.shell)
                     if received["parent_header"].get("msg_id") == msg_id:
-                        reply = received["content"]
+                        reply = checked_reply(received["content"], content["code"])
             # The poll may have swallowed the signal of something that came right behind.
             self._pass_on(sink, msg_id, count)
         if count is not None and "execution_count" in reply:
             reply["execution_count"] = count
         return reply
-
-    def note_asker(self, header: Mapping[str, Any]) -> None:
-        """Note who asks with this header: what comes of it is for this notebook."""
-        self._askers.add(header.get("session", ""))
-
-    def is_foreign(self, message: Message) -> bool:
-        """Tell whether the kernel has published this for another notebook that shares it.
-
-        What comes of our own cells does, also after they have ended; and what concerns our widgets does,
-        whoever moves them.
-        """
-        asker = message.parent.get("session")
-        if not asker or asker in self._askers or not self.is_shared():
-            return False
-        is_of_comm = message.type in ("comm_msg", "comm_close")
-        return not (is_of_comm and self.has_comm(str(message.content.get("comm_id", ""))))
 
     def count_as(self, count: int) -> None:
         """Have an IPython count its next cell as `count`: an execute request before that cell's own.
@@ -253,7 +329,7 @@ class Relay:
 
     def forward(self, message: Mapping[str, Any]) -> None:
         """Send a front end's message to the kernel as it is; what comes of it arrives on its own."""
-        self.note_asker(message["header"])
+        self.note_sent(message["header"]["msg_id"])
         with self._held_shell():
             self.session.send(
                 self.shell,
@@ -289,6 +365,7 @@ class Relay:
     ) -> dict[str, Any] | None:
         deadline = time.monotonic() + timeout
         sent: Any = self.session.send(socket, msg_type, dict(content))
+        self.note_sent(sent["header"]["msg_id"])
         while (left := deadline - time.monotonic()) > 0:
             if socket.poll(round(min(left, _LOOK_INTERVAL) * 1000)):
                 received = self._receive(socket)
@@ -301,9 +378,13 @@ class Relay:
 
     def close(self) -> None:
         """Close the sockets."""
-        with self.shell_lock, self.iopub_lock, self._control_lock:
+        with self.shell_lock, self.iopub_lock, self._control_lock, self._monitors_lock:
             for socket in (self.shell, self.stdin, self.iopub, self._control):
+                socket.disable_monitor()
                 socket.close()
+            for monitor in self._monitors.values():
+                monitor.close(0)
+            self._monitors.clear()
             self._context.term()
 
     @contextmanager
@@ -334,22 +415,25 @@ class Relay:
             try:
                 message = Message(frames)
                 message.verify(self.session)
-            except MalformedMessageError as error:
+                if not self.may_publish(message):
+                    log.debug("a %s that is for no cell of this kernel", message.type)
+                elif message.type == "status":
+                    if message.content["execution_state"] == "idle":
+                        idle |= message.parent_id == msg_id
+                elif message.type not in NOT_PASSED_ON:
+                    if count is not None:
+                        show_count(message, count)
+                    sink.publish(message)
+            except UNUSABLE as error:
                 raise nonsense(error) from error
-            if message.type == "status":
-                if message.content["execution_state"] == "idle":
-                    idle |= message.parent_id == msg_id
-            elif message.type not in NOT_PASSED_ON and not self.is_foreign(message):
-                if count is not None:
-                    show_count(message, count)
-                sink.publish(message)
 
     def _answer(self, sink: Sink) -> None:
         question = self._receive(self.stdin)
-        content = question["content"]
+        prompt = str(question["content"].get("prompt", ""))
+        is_secret = bool(question["content"].get("password"))
         try:
             with self._interrupts_raised():
-                value = sink.ask(content["prompt"], password=content["password"])
+                value = sink.ask(prompt, password=is_secret)
         except KeyboardInterrupt:
             self.interrupt()
             return
@@ -361,9 +445,11 @@ class Relay:
         """Return the message that a poll has announced."""
         try:
             _, message = self.session.recv(socket)
-        except (ValueError, TypeError) as error:
+        except (*UNUSABLE, RecursionError) as error:
             raise nonsense(error) from error
         assert message is not None
+        if not all(isinstance(message[part], dict) for part in ("parent_header", "content")):
+            raise nonsense(MalformedMessageError("it is not a JSON object"))
         return message
 
     def _raise_if_dead(self) -> None:
@@ -407,6 +493,52 @@ def show_count(message: Message, count: int) -> None:
         and message.content.get("execution_count", count) != count
     ):
         message.replace_content({**message.content, "execution_count": count})
+
+
+def checked_reply(content: dict[str, Any], code: str) -> dict[str, Any]:
+    """Return what an execute_reply says, as far as a kernel in a container may ask for it.
+
+    A payload asks the front end to do something in the name of the notebook: to show a text, or to give the next
+    input. To end is for the user to say, in the cell; and files are not opened, as they are other ones here.
+
+    Raises
+    ------
+    MalformedMessageError
+        If it is no reply.
+    """
+    if not isinstance(content.get("status"), str):
+        raise MalformedMessageError("it has no status")
+    count = content.get("execution_count")
+    if count is not None and not (isinstance(count, int) and 0 <= count < 1 << 31):
+        raise MalformedMessageError("its execution count is none")
+    payload = content.get("payload")
+    if not payload:
+        return content
+    allowed = {"page", "set_next_input"}
+    if re.search(r"\b(exit|quit)\b", code):
+        allowed.add("ask_exit")
+    kept = [
+        item
+        for item in (payload if isinstance(payload, list) else ())
+        if isinstance(item, dict) and item.get("source") in allowed
+    ]
+    return content if kept == payload else {**content, "payload": kept}
+
+
+def is_plausible(count: int, expected: int) -> bool:
+    """Tell whether a kernel can have counted that far: what it says becomes the notebook's own count."""
+    return count <= expected + _MOST_AHEAD
+
+
+def _plain_info(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of a kernel_info_reply what we look at, where it is what it should be."""
+    language = content.get("language_info")
+    features = content.get("supported_features")
+    return {
+        **content,
+        "language_info": language if isinstance(language, dict) else {},
+        "supported_features": features if isinstance(features, list) else [],
+    }
 
 
 def nonsense(error: Exception) -> KernelError:

@@ -17,6 +17,7 @@ import ast
 import asyncio
 import contextlib
 import keyword
+import logging
 import secrets
 import signal
 import sys
@@ -39,11 +40,19 @@ from jupyter_client.session import Session
 
 from dockml_magic.environment import Environment, Environments, raise_remote_error
 from dockml_magic.errors import DockmlError
-from dockml_magic.forwarding import COMM_TYPES, UNDECIDED_TYPES, RefusedError, ShellChannel
+from dockml_magic.forwarding import (
+    ALL_COMM_TYPES,
+    COMM_TYPES,
+    UNDECIDED_TYPES,
+    RefusedError,
+    ShellChannel,
+)
 from dockml_magic.messages import Message
 from dockml_magic.names import LOCAL
 from dockml_magic.pieces import CELL_MAGIC, PREFIX, Piece, has_own_line, split_cell
 from dockml_magic.relay import Relay, Sink
+
+log = logging.getLogger(__name__)
 
 _COMPLETE_TIMEOUT = 5.0
 _DEBUG_TIMEOUT = 20.0
@@ -93,8 +102,10 @@ class KernelSink:
         """Sign and send; contents are passed on as they are, without a copy where they are large."""
         if message.type == "error" and not self._errors:
             return
-        if message.type in ("comm_open", "comm_close"):
-            note_comm(self._kernel, self._environment, message)
+        if message.type in ALL_COMM_TYPES and not note_comm(
+            self._kernel, self._environment, message
+        ):
+            return
         self._kernel.iopub_socket.send_multipart(message.said_by(self._session), copy=False)
 
     def ask(self, prompt: str, *, password: bool) -> str:
@@ -103,14 +114,22 @@ class KernelSink:
         return answer
 
 
-def note_comm(kernel: Any, environment: Environment, message: Message) -> None:
-    """Keep a notebook's list of comms, which says whose each one is."""
+def note_comm(kernel: Any, environment: Environment, message: Message) -> bool:
+    """Keep a notebook's list of comms, which says whose each one is; return whether this is the environment's.
+
+    The notebook's own, and those of other environments, are not a container's to open anew, speak for, or close.
+    """
     comms = kernel.comm_manager.comms
     comm_id = message.content.get("comm_id", "")
+    known = comms.get(comm_id)
+    if known is not None and getattr(known, "environment", None) is not environment:
+        log.warning("%r sent a %s for a comm that is not its own", environment.name, message.type)
+        return False
     if message.type == "comm_open":
         comms[comm_id] = RemoteComm(message.content, environment)
-    else:
+    elif message.type == "comm_close":
         comms.pop(comm_id, None)
+    return True
 
 
 class TerminalSink:
@@ -262,8 +281,8 @@ class Router:
             return signal.signal(signal.SIGINT, handler)
         return signal.getsignal(signal.SIGINT)
 
-    def _note_comm(self, environment: Environment, message: Message) -> None:
-        note_comm(self.kernel, environment, message)
+    def _note_comm(self, environment: Environment, message: Message) -> bool:
+        return note_comm(self.kernel, environment, message)
 
     def _do_execute(self, original: Callable[..., Awaitable[dict[str, Any]]]) -> Callable[..., Any]:
         async def do_execute(
@@ -466,7 +485,10 @@ class Router:
                 return own
             content = {"code": code, "cursor_pos": cursor_pos}
             theirs = environment.request("complete_request", content, _COMPLETE_TIMEOUT)
-            return own if theirs is None else _merged(own, theirs)
+            try:
+                return own if theirs is None else _merged(own, theirs)
+            except (LookupError, TypeError, AttributeError):  # no completions at all
+                return own
 
         return do_complete
 
@@ -636,10 +658,13 @@ class Router:
             reply = environment.request("complete_request", content, _COMPLETE_TIMEOUT)
         if reply is None:
             return {"completions": []}
-        start = reply["cursor_start"]
+        try:
+            start, matches = int(reply["cursor_start"]), [str(match) for match in reply["matches"]]
+        except (LookupError, TypeError, ValueError):
+            return {"completions": []}
         own_magics = _may_become_ours(context.full_text, cursor)
         return {
-            "completions": [SimpleCompletion(text=match) for match in reply["matches"]],
+            "completions": [SimpleCompletion(text=match) for match in matches],
             "matched_fragment": context.full_text[start:cursor],
             "suppress": not own_magics,
         }
@@ -648,15 +673,23 @@ class Router:
         """Do what a reply asks of a front end, which a terminal is itself."""
         for item in payload:
             if item["source"] == "page":
-                page(item["data"].get("text/plain", ""))
+                page(_text_of(item.get("data")))
             elif item["source"] == "set_next_input":
-                self.shell.set_next_input(item["text"], replace=item.get("replace", False))
+                self.shell.set_next_input(
+                    str(item.get("text", "")), replace=bool(item.get("replace"))
+                )
             elif item["source"] == "ask_exit":
                 self.shell.ask_exit()  # type: ignore[attr-defined]  # every terminal has it
 
     # IPython asks transformers without side effects whether a cell is complete; this one would
     # call every cell complete.
     _transform.has_side_effects = True  # type: ignore[attr-defined]
+
+
+def _text_of(data: Any) -> str:
+    """Return the plain text of what is displayed, "" where there is none."""
+    text = data.get("text/plain", "") if isinstance(data, dict) else ""
+    return text if isinstance(text, str) else ""
 
 
 def _line_until(code: str, cursor: int) -> str:

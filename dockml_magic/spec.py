@@ -15,9 +15,18 @@ from dockml_magic.names import Choice
 from dockml_magic.options import (
     GpuRequest,
     PublishedPort,
+    RunOptions,
+    Ulimit,
+    allows_new_privileges,
+    parse_add_host,
+    parse_capability,
+    parse_device,
     parse_env,
     parse_gpus,
+    parse_ipc,
     parse_publish,
+    parse_security_opt,
+    parse_ulimit,
     parse_volume,
 )
 
@@ -36,6 +45,10 @@ DEFAULT_SHM_SIZE = 2 * 1024**3
 CONTROL_PORT = 5900
 KERNEL_PORTS = (5901, 5902, 5903, 5904, 5905)
 """Ports inside the container over TCP: shell, iopub, stdin, control, heartbeat."""
+
+
+NO_NEW_PRIVILEGES = "no-new-privileges=true"
+"""No setuid program in the container gives more rights than its caller has. Unless asked otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +108,14 @@ class ContainerSpec:
     cpus: float | None = None
     shm_size: int = DEFAULT_SHM_SIZE
     network: str | None = None
+    privileged: bool = False
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    security_opt: tuple[str, ...] = (NO_NEW_PRIVILEGES,)
+    devices: tuple[str, ...] = ()
+    ulimits: tuple[Ulimit, ...] = ()
+    extra_hosts: tuple[str, ...] = ()
+    ipc: str | None = None
     auto_remove: bool = True
 
 
@@ -205,4 +226,21 @@ def container_spec(
         cpus=options.cpus,
         shm_size=options.shm_size or DEFAULT_SHM_SIZE,
         network=options.network,
+        privileged=options.privileged,
+        cap_add=tuple(map(parse_capability, options.cap_add)),
+        cap_drop=tuple(map(parse_capability, options.cap_drop)),
+        security_opt=_security_opt(options),
+        devices=tuple(map(parse_device, options.device)),
+        ulimits=tuple(map(parse_ulimit, options.ulimit)),
+        extra_hosts=tuple(map(parse_add_host, options.add_host)),
+        ipc=parse_ipc(options.ipc) if options.ipc else None,
     )
+
+
+def _security_opt(options: RunOptions) -> tuple[str, ...]:
+    given = tuple(map(parse_security_opt, options.security_opt))
+    asked = allows_new_privileges(given)
+    others = tuple(option for option in given if not option.startswith("no-new-privileges="))
+    if options.privileged if asked is None else asked:
+        return others
+    return (NO_NEW_PRIVILEGES, *others)

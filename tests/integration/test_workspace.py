@@ -5,11 +5,13 @@ from __future__ import annotations
 import http.client
 import os
 import socket
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 
+from dockml_magic.engine import DockerEngine
+from dockml_magic.spec import ContainerSpec
 from tests.integration.conftest import Image, Inspect, RunAs, StartKernel
 from tests.integration.kernels import Kernel
 
@@ -279,3 +281,66 @@ def test_shared_memory_is_large_enough_for_a_data_loader_by_default(
     start: StartKernel, any_image: str, inspect: Inspect
 ) -> None:
     assert inspect(start(any_image))["HostConfig"]["ShmSize"] == 2 * 1024**3
+
+
+# --- rights ---------------------------------------------------------------------------------------
+
+RIGHTS = """
+status = dict(line.rstrip().split(":\\t", 1) for line in open("/proc/self/status"))
+import os, resource; (status["NoNewPrivs"], int(status["CapEff"], 16), os.getuid())
+"""
+
+
+def test_a_container_gets_no_rights_beyond_dockers_own_and_its_user_has_none(
+    start: StartKernel, any_image: str, inspect: Inspect
+) -> None:
+    kernel = start(any_image, "--user", "1234:1234")
+    told = inspect(kernel)["HostConfig"]
+    assert not told["Privileged"]
+    assert not told["CapAdd"]
+    assert not told["Devices"]
+    assert told["SecurityOpt"] == ["no-new-privileges=true"]
+    assert told["NetworkMode"] == "default"
+    assert (told["PidMode"], told["IpcMode"]) == ("", "private")
+    assert kernel.ok(RIGHTS).result == "('1', 0, 1234)"
+
+
+def test_rights_and_limits_that_are_asked_for_reach_the_engine(
+    start: StartKernel, any_image: str, inspect: Inspect, tmp_path: Path
+) -> None:
+    words = """--cap-add SYS_PTRACE --cap-drop NET_RAW --device /dev/null:/dev/mine:r --ulimit nofile=512:512
+        --add-host db:10.0.0.5 --ipc shareable --security-opt no-new-privileges=false
+        --security-opt seccomp=unconfined"""
+    kernel = start(any_image, *words.split())
+    told = inspect(kernel)["HostConfig"]
+    assert (told["CapAdd"], told["CapDrop"]) == (["SYS_PTRACE"], ["NET_RAW"])
+    assert told["SecurityOpt"] == ["seccomp=unconfined"]
+    assert told["IpcMode"] == "shareable"
+    assert kernel.ok(RIGHTS).result.startswith("('0', ")
+    assert kernel.ok("resource.getrlimit(resource.RLIMIT_NOFILE)").result == "(512, 512)"
+    assert kernel.ok(
+        "os.path.exists('/dev/mine'), '10.0.0.5' in open('/etc/hosts').read()"
+    ).result == ("(True, True)")
+
+
+def test_the_engine_is_asked_for_a_privileged_container(
+    engine: DockerEngine, any_image: str, tmp_path: Path
+) -> None:
+    """Not started: where the engine is in a container itself, it may not give such rights."""
+    spec = ContainerSpec(
+        image=any_image,
+        name=f"dockml-{tmp_path.name}",
+        entrypoint=("true",),
+        user="0:0",
+        workdir=PurePosixPath("/"),
+        labels={},
+        env={},
+        privileged=True,
+        security_opt=(),
+    )
+    container = engine.create(spec)
+    try:
+        told = engine._client.api.inspect_container(container)["HostConfig"]
+    finally:
+        engine.remove(container)
+    assert told["Privileged"]

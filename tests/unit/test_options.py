@@ -11,15 +11,23 @@ from dockml_magic.options import (
     GpuRequest,
     PublishedPort,
     RunOptions,
+    Ulimit,
     Volume,
     add_run_options,
+    allows_new_privileges,
     build_parser,
     options_from,
+    parse_add_host,
     parse_bytes,
+    parse_capability,
     parse_cpus,
+    parse_device,
     parse_env,
     parse_gpus,
+    parse_ipc,
     parse_publish,
+    parse_security_opt,
+    parse_ulimit,
     parse_volume,
     parse_words,
     split_line,
@@ -41,12 +49,22 @@ EVERYTHING = RunOptions(
     kernel="ir",
     pull="never",
     transport="tcp",
+    privileged=True,
+    cap_add=("SYS_PTRACE",),
+    cap_drop=("ALL",),
+    security_opt=("seccomp=unconfined",),
+    device=("/dev/fuse",),
+    ulimit=("memlock=-1",),
+    add_host=("db:10.0.0.5",),
+    ipc="host",
     engine="default",
     keep=True,
 )
 EVERY_WORD = """--gpus all -v /data:/data:ro --volume models:/models -p 8501:8501 -e A=1 --env B -w /work
     -m 4g --cpus 1.5 --shm-size 512m -u 1000:1000 --network none --name mine --image tf1.10
-    --kernel ir --pull never --transport tcp --engine default --keep"""
+    --kernel ir --pull never --transport tcp --engine default --keep --privileged --cap-add SYS_PTRACE
+    --cap-drop ALL --security-opt seccomp=unconfined --device /dev/fuse --ulimit memlock=-1
+    --add-host db:10.0.0.5 --ipc host"""
 
 
 # --- sizes and numbers ----------------------------------------------------------------------------
@@ -99,13 +117,17 @@ def test_what_is_not_a_number_of_cpus_is_named(text: str) -> None:
         ("/data:/d:rw", Volume(source="/data", target="/d")),
         ("./models:/m:ro,rw", Volume(source="./models", target="/m", read_only=True)),
         ("models:/m", Volume(source="models", target="/m")),
+        ("/a:b:/m", Volume(source="/a:b", target="/m")),
+        ("./a:b:c:/m:ro", Volume(source="./a:b:c", target="/m", read_only=True)),
     ],
 )
 def test_a_volume_is_source_target_and_mode(text: str, volume: Volume) -> None:
     assert parse_volume(text) == volume
 
 
-@pytest.mark.parametrize("text", ["", "/data", "/a:b", ":/b", "/a:/b:ro:x", "/a:/b:rx", "/a:/b:z"])
+@pytest.mark.parametrize(
+    "text", ["", "/data", "/a:b", ":/b", "/a:/b:ro:x", "/a:/b:rx", "/a:/b:z", "a:b:/c"]
+)
 def test_what_is_not_a_volume_is_named(text: str) -> None:
     with pytest.raises(ConfigError, match=f"-v {text}: "):
         parse_volume(text)
@@ -117,6 +139,133 @@ def test_what_is_not_a_volume_is_named(text: str) -> None:
 )
 def test_a_source_that_looks_like_a_path_is_one(source: str, *, is_path: bool) -> None:
     assert Volume(source=source, target="/d").is_host_path is is_path
+
+
+# --- what is passed on ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("SYS_PTRACE", "SYS_PTRACE"), ("cap_net_admin", "NET_ADMIN"), ("all", "ALL")],
+)
+def test_capabilities_are_read_as_docker_writes_them(text: str, name: str) -> None:
+    assert parse_capability(text) == name
+
+
+@pytest.mark.parametrize("text", ["", "SYS PTRACE", "--privileged", "CAP_", "SYS_1", "A,B"])
+def test_what_is_not_a_capability_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{text}' is not a capability"):
+        parse_capability(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "option"),
+    [
+        ("no-new-privileges", "no-new-privileges=true"),
+        ("no-new-privileges:true", "no-new-privileges=true"),
+        ("no-new-privileges=false", "no-new-privileges=false"),
+        ("seccomp=unconfined", "seccomp=unconfined"),
+        ("seccomp:unconfined", "seccomp=unconfined"),
+        ("seccomp=/a b/c=d.json", "seccomp=/a b/c=d.json"),
+        ("label=type:container_t", "label=type:container_t"),
+    ],
+)
+def test_security_options_are_read_as_docker_writes_them(text: str, option: str) -> None:
+    assert parse_security_opt(text) == option
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "=", "seccomp", "seccomp=", "no-new-privileges=maybe", "systempaths=unconfined", "x=y"],
+)
+def test_what_is_not_a_security_option_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"--security-opt {text}: not understood"):
+        parse_security_opt(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ([], None),
+        (["seccomp=unconfined"], None),
+        (["no-new-privileges"], False),
+        (["no-new-privileges=false"], True),
+        (["no-new-privileges=false", "no-new-privileges"], False),
+    ],
+)
+def test_the_last_word_on_new_privileges_holds(options: list[str], *, allowed: bool | None) -> None:
+    assert allows_new_privileges(options) is allowed
+
+
+@pytest.mark.parametrize(
+    ("text", "device"),
+    [
+        ("/dev/fuse", "/dev/fuse:/dev/fuse:rwm"),
+        ("/dev/fuse:r", "/dev/fuse:/dev/fuse:r"),
+        ("/dev/a:/dev/b", "/dev/a:/dev/b:rwm"),
+        ("/dev/a:/dev/b:rw", "/dev/a:/dev/b:rw"),
+    ],
+)
+def test_devices_are_read_as_docker_writes_them(text: str, device: str) -> None:
+    assert parse_device(text) == device
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "fuse", "/dev/a:b", "/dev/a:rr", "/a:/b:/c", "/a:/b:rwm:x", "/a:", "/a::r", "/a:/b:"],
+)
+def test_what_is_not_a_device_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"--device {text}: not HOST"):
+        parse_device(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("memlock=-1", Ulimit(name="memlock", soft=-1, hard=-1)),
+        ("nofile=1024:4096", Ulimit(name="nofile", soft=1024, hard=4096)),
+        ("core=0", Ulimit(name="core", soft=0, hard=0)),
+        ("nofile=1024:-1", Ulimit(name="nofile", soft=1024, hard=-1)),
+    ],
+)
+def test_limits_are_read_as_docker_writes_them(text: str, limit: Ulimit) -> None:
+    assert parse_ulimit(text) == limit
+
+
+@pytest.mark.parametrize("text", ["", "nofile", "nofile=", "files=1", "nofile=1:2:3", "nofile=2:1",
+                                  "nofile=-1:5", "nofile=-2", "nofile=1e3"])  # fmt: skip
+def test_what_is_not_a_limit_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"--ulimit {text}: "):
+        parse_ulimit(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        ("db:10.0.0.5", "db:10.0.0.5"),
+        ("db=10.0.0.5", "db:10.0.0.5"),
+        ("six:::1", "six:::1"),
+        ("six:[2001:db8::1]", "six:2001:db8::1"),
+        ("host.docker.internal:host-gateway", "host.docker.internal:host-gateway"),
+    ],
+)
+def test_hosts_are_read_as_docker_writes_them(text: str, host: str) -> None:
+    assert parse_add_host(text) == host
+
+
+@pytest.mark.parametrize(
+    "text", ["", "db", "db:", ":10.0.0.5", "db:ten", "d b:10.0.0.5", "db:1.2.3"]
+)
+def test_what_is_not_a_host_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"--add-host {text}: not NAME:IP"):
+        parse_add_host(text)
+
+
+@pytest.mark.parametrize("text", ["none", "private", "shareable", "host", "container:db"])
+def test_modes_of_shared_memory_are_dockers(text: str) -> None:
+    assert parse_ipc(text) == text
+    with pytest.raises(ConfigError, match=f"--ipc x{text}: not understood"):
+        parse_ipc(f"x{text}")
 
 
 # --- ports ----------------------------------------------------------------------------------------

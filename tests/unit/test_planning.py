@@ -338,7 +338,8 @@ def test_keys_differ_and_are_not_shown(engine: FakeEngine, plan: Plan) -> None:
 def test_only_containers_of_this_user_are_ours(engine: FakeEngine, plan: Plan) -> None:
     engine.add_image(IMAGE)
     container = KernelContainer(engine, plan(), print)
-    container._runtime = folders.runtime_root()
+    container._runtime = folders.RuntimeFolder(folders.runtime_root() / "one")
+    container._runtime.make()
     spec = container._spec("python")
     mine = engine.create(spec)
     engine.create(replace(spec, name="other", labels={**spec.labels, labels.USER: "99999"}))

@@ -213,3 +213,45 @@ def test_gpus_are_asked_for_by_option_or_by_name(of: Choice, gpus: GpuRequest | 
 def test_an_option_that_is_not_understood_is_told(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="x"):
         spec_of(**options)
+
+
+# --- rights ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "security"),
+    [
+        ({}, ("no-new-privileges=true",)),
+        (
+            {"security_opt": ("seccomp=unconfined",)},
+            ("no-new-privileges=true", "seccomp=unconfined"),
+        ),
+        ({"security_opt": ("no-new-privileges=false",)}, ()),
+        ({"security_opt": ("no-new-privileges=false", "label=disable")}, ("label=disable",)),
+        ({"privileged": True}, ()),
+        ({"privileged": True, "security_opt": ("no-new-privileges",)}, ("no-new-privileges=true",)),
+    ],
+)
+def test_there_are_no_new_privileges_unless_asked_otherwise(
+    options: dict[str, Any], security: tuple[str, ...]
+) -> None:
+    assert spec_of(**options).security_opt == security
+
+
+def test_rights_are_only_those_that_are_asked_for() -> None:
+    spec = spec_of()
+    assert not spec.privileged
+    assert (spec.cap_add, spec.cap_drop, spec.devices, spec.ulimits) == ((), (), (), ())
+    assert (spec.extra_hosts, spec.ipc) == ((), None)
+    spec = spec_of(
+        cap_add=("cap_sys_ptrace",),
+        cap_drop=("net_raw",),
+        device=("/dev/fuse",),
+        ulimit=("core=0",),
+        add_host=("db:10.0.0.5",),
+        ipc="host",
+    )
+    assert (spec.cap_add, spec.cap_drop) == (("SYS_PTRACE",), ("NET_RAW",))
+    assert spec.devices == ("/dev/fuse:/dev/fuse:rwm",)
+    assert [(limit.name, limit.soft) for limit in spec.ulimits] == [("core", 0)]
+    assert (spec.extra_hosts, spec.ipc) == (("db:10.0.0.5",), "host")

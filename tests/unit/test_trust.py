@@ -1,0 +1,236 @@
+"""What a project file asks for beyond its own folder, and how that is allowed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dockml_magic import planning, trust
+from dockml_magic.errors import UntrustedProjectError
+from dockml_magic.names import choose
+from dockml_magic.options import RunOptions
+from dockml_magic.project import find_project, user_images_file
+from tests.unit.fake_engine import FakeEngine
+
+IMAGE = "me/mine:1"
+Plan = Callable[..., planning.KernelPlan]
+
+
+def write(folder: Path, *lines: str, name: str = "x") -> None:
+    text = "\n".join([f"[environments.{name}]", f'image = "{IMAGE}"', *lines, ""])
+    (folder / "dockml.toml").write_text(text)
+
+
+def asked(folder: Path, name: str = "x") -> tuple[str, ...]:
+    project = find_project(folder)
+    return trust.widening(project, name, choose(name, RunOptions(), project), folder)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        'volumes = ["./models:/models"]',
+        'volumes = [".:/all:ro", "./a/../b:/b"]',
+        'env = { A = "1", B = "$SECRET" }',
+        'env = ["A=1", "B="]',
+        'publish = ["8501:8501", "127.0.0.1:80:80", "[::1]:81:81"]',
+        'network = "none"',
+        'network = "bridge"',
+        'user = "1000:1000"',
+        'ipc = "private"',
+        'cap_drop = ["ALL"]',
+        'security_opt = ["no-new-privileges"]',
+        'ulimit = ["memlock=-1"]',
+        'add_host = ["db:10.0.0.5"]',
+        'gpus = "all"\nmemory = "4g"\ncpus = 2\nshm_size = "1g"\nworkdir = "/"',
+    ],
+)
+def test_an_ordinary_project_asks_for_nothing(workspace: Path, line: str) -> None:
+    write(workspace, line)
+    assert asked(workspace) == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "phrase"),
+    [
+        ('volumes = ["/etc:/etc"]', "/etc, to read and write"),
+        ('volumes = ["/etc:/etc:ro"]', "/etc, to read"),
+        ('volumes = ["..:/up"]', "{parent}, to read and write"),
+        ('volumes = ["./link:/up"]', "{parent}, to read and write"),
+        ('volumes = ["./link/../x:/up"]', "/x, to read and write"),
+        ('volumes = ["~:/home"]', "{home}, to read and write"),
+        (
+            'volumes = ["/var/run/docker.sock:/s"]',
+            "/docker.sock, to read and write (with the Docker engine's socket: root on this machine)",
+        ),
+        ('volumes = ["/:/host:ro"]', "/, to read (with the Docker engine's socket"),
+        ('volumes = ["others:/data"]', "the volume 'others', to read and write"),
+        ('env = ["AWS_SECRET_ACCESS_KEY"]', "the value of your variable AWS_SECRET_ACCESS_KEY"),
+        ('publish = ["0.0.0.0:80:8080"]', "port 8080, to be reached from other machines"),
+        ('publish = ["[::]:80:8080"]', "port 8080, to be reached from other machines"),
+        ('publish = ["somewhere:80:8080"]', "port 8080, to be reached from other machines"),
+        ("privileged = true", "--privileged"),
+        ('cap_add = ["sys_admin"]', "the capability SYS_ADMIN"),
+        ('security_opt = ["seccomp=unconfined"]', "--security-opt seccomp=unconfined"),
+        ('security_opt = ["no-new-privileges=false"]', "no-new-privileges=false"),
+        ('device = ["/dev/sda"]', "the device /dev/sda:/dev/sda:rwm"),
+        ('network = "host"', "the network 'host': every service of this machine"),
+        ('network = "container:db"', "the network 'container:db'"),
+        ('network = "intranet"', "the network 'intranet'"),
+        ('ipc = "host"', "shared memory of others (--ipc host)"),
+        ('ipc = "container:db"', "shared memory of others"),
+        ('user = "root"', "to run as 'root'"),
+        ('user = "0:0"', "to run as '0:0'"),
+        ('user = "00"', "to run as '00'"),
+        ('user = "toor"', "to run as 'toor', which is root or may be"),
+    ],
+)
+def test_what_goes_beyond_the_folder_is_named(workspace: Path, line: str, phrase: str) -> None:
+    (workspace / "link").symlink_to(workspace.parent)
+    write(workspace, line)
+    (found,) = asked(workspace)
+    home = Path.home().resolve()
+    assert phrase.format(parent=workspace.parent.resolve(), home=home) in found
+
+
+def test_a_dockerfile_outside_of_the_project_is_named(workspace: Path) -> None:
+    (workspace / "link").symlink_to(workspace.parent)
+    for text in ("../Dockerfile", "./link/Dockerfile", "./inside/Dockerfile"):
+        path = workspace / "dockml.toml"
+        path.write_text(f'[environments.x]\nimage = "{text}"\n')
+        outside = "inside" not in text
+        assert asked(workspace) == (
+            (f"build {workspace.parent.resolve()}/Dockerfile, with what is in its folder",)
+            if outside
+            else ()
+        )
+
+
+def test_another_users_file_above_our_folder_is_named(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in /tmp, where anybody can put one, with an image of theirs under a name that we use."""
+    (workspace / "dockml.toml").write_text('[images."tf1.10"]\nreference = "evil/image:1"\n')
+    mine = workspace / "mine"
+    mine.mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    assert asked(workspace, "tf1.10") == ()  # a folder of theirs, which we were given
+    if os.geteuid() == 0:
+        os.chown(mine, 4711, 4711)
+        os.chown(workspace / "dockml.toml", 4712, 4712)
+        (found,) = asked(mine, "tf1.10")
+        assert "it belongs to user 4712" in found
+        assert asked(mine, "torch1.13") == ()
+
+
+# --- allowed or not -------------------------------------------------------------------------------
+
+
+def refuse(plan: Plan, name: str = "x") -> UntrustedProjectError:
+    with pytest.raises(UntrustedProjectError) as caught:
+        plan(name)
+    return caught.value
+
+
+def test_nothing_is_fetched_or_started_until_it_is_allowed(
+    engine: FakeEngine, plan: Plan, workspace: Path
+) -> None:
+    engine.registry[IMAGE] = ("python3",)
+    write(workspace, 'network = "host"', 'volumes = ["/etc:/etc:ro"]')
+    error = refuse(plan)
+    assert engine.pulled == []
+    assert str(error) == (
+        f"'x' of {workspace / 'dockml.toml'} asks for more than its own folder:\n"
+        "  - /etc, to read\n"
+        "  - the network 'host': every service of this machine\n"
+        "If you trust whoever wrote it, allow exactly this: "
+        "%docker_env x --trust   (or in a terminal: dockml trust x)"
+    )
+    assert planning.allow_project("x", RunOptions(), workspace) == error.asked
+    assert plan("x").choice.options.network == "host"
+
+
+@pytest.mark.parametrize(
+    "line", ['volumes = ["/etc:/etc"]', 'volumes = ["/usr:/etc:ro"]', 'network = "host"']
+)
+def test_a_change_asks_again(engine: FakeEngine, plan: Plan, workspace: Path, line: str) -> None:
+    engine.add_image(IMAGE)
+    write(workspace, 'volumes = ["/etc:/etc:ro"]')
+    planning.allow_project("x", RunOptions(), workspace)
+    write(workspace, 'volumes = ["/etc:/etc:ro"]', 'memory = "4g"')
+    plan("x")
+    write(workspace, line)
+    refuse(plan)
+
+
+def test_one_environment_and_one_file_are_allowed_and_no_other(
+    engine: FakeEngine, plan: Plan, workspace: Path
+) -> None:
+    engine.add_image(IMAGE)
+    write(workspace, 'network = "host"')
+    planning.allow_project("x", RunOptions(), workspace)
+    write(workspace, 'network = "host"', name="y")
+    refuse(plan, "y")
+    inner = workspace / "inner"
+    inner.mkdir()
+    write(inner, 'network = "host"')
+    with pytest.raises(UntrustedProjectError):
+        planning.make_plan("x", RunOptions(), inner, engine=engine, tell=print)
+
+
+def test_what_the_user_types_needs_no_trust(
+    engine: FakeEngine, plan: Plan, workspace: Path
+) -> None:
+    engine.add_image(IMAGE)
+    write(workspace)
+    assert plan("x", network="host", volumes=("/etc:/etc",), privileged=True)
+
+
+def test_what_is_allowed_is_the_users_own_file(workspace: Path) -> None:
+    write(workspace, 'network = "host"')
+    before = os.umask(0)
+    try:
+        planning.allow_project("x", RunOptions(), workspace)
+    finally:
+        os.umask(before)
+    path = user_images_file().with_name("trusted.json")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [p.name for p in path.parent.iterdir()] == ["trusted.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}', "[" * 100_000, "\x00"])
+def test_a_file_that_is_none_allows_nothing(
+    engine: FakeEngine, plan: Plan, workspace: Path, text: str
+) -> None:
+    engine.add_image(IMAGE)
+    write(workspace, 'network = "host"')
+    path = user_images_file().with_name("trusted.json")
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    refuse(plan)
+    planning.allow_project("x", RunOptions(), workspace)
+    plan("x")
+
+
+def test_a_file_that_others_may_write_allows_nothing(
+    engine: FakeEngine, plan: Plan, workspace: Path
+) -> None:
+    engine.add_image(IMAGE)
+    write(workspace, 'network = "host"')
+    planning.allow_project("x", RunOptions(), workspace)
+    user_images_file().with_name("trusted.json").chmod(0o666)
+    refuse(plan)
+
+
+def test_a_file_cannot_make_up_lines_of_ours(
+    engine: FakeEngine, plan: Plan, workspace: Path
+) -> None:
+    engine.add_image(IMAGE)
+    write(workspace, 'network = "x\\n\\u001b[2JNothing else is asked for."')
+    said = str(refuse(plan))
+    assert "  - the network 'x \\x1b[2JNothing else is asked for.'\n" in said
+    assert len(said.splitlines()) == 3
