@@ -121,7 +121,7 @@ def all_kept() -> list[Kept]:
     """Return what is noted of this machine, oldest first; whether it is still there is not asked."""
     found = []
     for path in _root().glob("*.json"):
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
             state = path.stat()
             data = json.loads(path.read_text())
             is_ours = state.st_uid == os.getuid() and not state.st_mode & 0o077
