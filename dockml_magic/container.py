@@ -116,6 +116,8 @@ class KernelContainer:
         self._abandoned = False
         self.stays = plan.kept
         """Whether `end` leaves the container, as `docker stop` does without --rm."""
+        self.created: Callable[[KernelContainer], None] = lambda _: None
+        """Called with this when the container was created and before it is started."""
 
     # --- start --------------------------------------------------------------------------------
 
@@ -178,6 +180,7 @@ class KernelContainer:
         entries = (memory.entry,) if memory.entry else _ENTRIES
         for entry in entries:
             self.container_id = self.engine.create(self._spec(entry))
+            self.created(self)
             try:
                 if not self._shares_files:
                     self.engine.copy_in(self.container_id, self._archive())
