@@ -647,6 +647,11 @@ class KernelContainer:
         """It outlives those who hold its lease."""
         return self.state.kept
 
+    @property
+    def was_shared(self) -> bool:
+        """Another notebook has been attached while we were."""
+        return self._control is not None and self._control.was_shared
+
     def keep(self, *, keep: bool) -> None:
         """Let it outlive us, or not any more; return when it has understood.
 

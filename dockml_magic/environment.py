@@ -398,6 +398,7 @@ class Environment:
             container.connection_info, lambda: container.signal(signal.SIGINT), self._death
         )
         self._relay.is_shared = lambda: container.state.kept or container.state.attached > 1
+        self._relay.was_shared = lambda: container.was_shared
         self._generation = container.state.generation
         self._relay.make_ready()
         container.attach()

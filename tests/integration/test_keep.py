@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -108,6 +109,12 @@ def test_two_notebooks_share_one_and_each_sees_its_own(open_notebook: OpenNotebo
     shown = one.ok("print('of one'); variable")  # waits, as in any kernel
     assert (shown.printed(), shown.result) == ("of one\n", "43")
     two.finish(cell)
+    for notebook in (one, two, two, one):  # each with its own count
+        failed = notebook.run("1 / 0")
+        assert f"In[{failed.reply['execution_count']}]" in re.sub(
+            r"\x1b\[[\d;]*m", "", failed.traceback
+        )
+        assert "ERROR!" not in failed.printed() + failed.printed("stderr")
     asks = two.send("input('who? ')", allow_stdin=True)
     assert two.answer("two") == "who? "
     assert two.finish(asks).result == "'two'"
