@@ -184,7 +184,7 @@ One that was started with --keep stays, with what was installed in it: %docker_s
             tell(f"Stopped {name!r}.")
 
 
-class Remove(Stop):
+class Remove(_Command):
     """`dockml rm`."""
 
     name = "dockml-rm"
@@ -193,7 +193,7 @@ class Remove(Stop):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command's arguments."""
-        super().add_arguments(parser)
+        parser.add_argument("names", nargs="+", metavar="NAME")
         parser.add_argument("-f", "--force", action="store_true", help="also one that runs")
 
     def start(self) -> None:

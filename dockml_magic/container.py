@@ -120,6 +120,8 @@ class KernelContainer:
         self._abandoned = False
         self.stays = plan.kept
         """Whether `end` leaves the container, as `docker stop` does without --rm."""
+        self.created: Callable[[KernelContainer], None] = lambda _: None
+        """Called with this when the container was created and before it is started."""
 
     # --- start --------------------------------------------------------------------------------
 
@@ -183,6 +185,7 @@ class KernelContainer:
         entries = (memory.entry,) if memory.entry else _ENTRIES
         for entry in entries:
             self.container_id = self.engine.create(self._spec(entry))
+            self.created(self)
             try:
                 if not self._shares_files:
                     self.engine.copy_in(self.container_id, self._archive())
@@ -669,6 +672,11 @@ class KernelContainer:
     def is_kept(self) -> bool:
         """It outlives those who hold its lease."""
         return self.state.kept
+
+    @property
+    def was_shared(self) -> bool:
+        """Another notebook has been attached while we were."""
+        return self._control is not None and self._control.was_shared
 
     def keep(self, *, keep: bool) -> None:
         """Let it outlive us, or not any more; return when it has understood.

@@ -171,6 +171,8 @@ class ControlChannel:
         self._socket = _connect(address, {"key": key})
         self._changed = threading.Condition()
         self._state = KernelState()
+        self.was_shared = False
+        """More than one notebook was attached at a time."""
         self._reader = threading.Thread(target=self._read, name="dockml-control", daemon=True)
         self._reader.start()
 
@@ -251,6 +253,7 @@ class ControlChannel:
     def _publish(self, state: KernelState) -> None:
         with self._changed:
             self._state = state
+            self.was_shared |= state.attached > 1
             self._changed.notify_all()
 
 

@@ -53,6 +53,8 @@ _manager_log.addHandler(logging.NullHandler())
 _log = logging.getLogger(__name__)
 
 _LOOK_INTERVAL = 0.2
+_PATIENCE = 10.0
+"""Seconds in which a supervisor should begin to answer."""
 _INTERRUPT_PATIENCE = 10.0
 """Seconds after an interrupt in which a kernel should let go of its cell."""
 
@@ -132,6 +134,7 @@ class Environment:
         if plan.choice.options.pull == "always":  # and that it was just now
             settled = replace(settled, pull="missing")
         self.options = options
+        self._what = name
         self.name = plan.choice.name
         self.reference = plan.choice.reference
         self._relay: Relay | None = None
@@ -153,6 +156,7 @@ class Environment:
         )
         self._manager.tell = tell
         self._manager.plan = given
+        self._manager.created = self._note_created
         self._generation = 0
         self._is_adopted = False
         self._is_abandoned = False
@@ -259,10 +263,14 @@ class Environment:
 
     def _wait_until_idle(self, stream: OutputStream, show: Show) -> None:
         missed: Missed | None = Missed()
-        interrupted_at = 0.0
+        interrupted_at, began = 0.0, time.monotonic()
         while True:
             try:
                 read = stream.read(_LOOK_INTERVAL)
+                if read is None and missed is not None and time.monotonic() > began + _PATIENCE:
+                    raise KernelError(
+                        f"'{self.name}' does not answer.", hint="Is it paused? See: docker ps"
+                    )
                 self._raise_if_abandoned()
                 if isinstance(read, list):
                     with contextlib.suppress(*_UNUSABLE):
@@ -325,6 +333,18 @@ class Environment:
         begun(environment)
         return environment.start()
 
+    def _note_created(self, container: KernelContainer) -> None:
+        """Note a container that will stay: whatever becomes of us in a moment, it is found by its name."""
+        if container.stays:
+            described = {
+                "name": self._what,
+                "options": container.plan.choice.options.to_json(),
+                "asked": self.options.to_json(),
+                "workspace": str(self._folder),
+                "container": container.describe(),
+            }
+            kept.write(self.name, described, self.engine, starting=True)
+
     def describe(self) -> dict[str, Any]:
         """Return what another process needs to adopt this; plain JSON, and secret."""
         assert self._provisioner is not None
@@ -378,6 +398,7 @@ class Environment:
         self._relay = Relay(
             container.connection_info, lambda: container.signal(signal.SIGINT), self._death
         )
+        self._relay.was_shared = lambda: container.was_shared
         self._generation = container.state.generation
         self._relay.make_ready()
         container.attach()
@@ -761,14 +782,17 @@ def _open_kept(
             f"'{known}' is kept, with the options it was started with.",
             hint="Start it anew with --fresh, or a second one with another --name.",
         )
-    if not kept.runs(found):
+    if found.is_starting or not kept.runs(found):
         with kept.starting(known, folder, tell):
-            if kept.look(found) is not None and not kept.runs(found):
+            # Another notebook may have been quicker: its file names the new control address.
+            if (found := kept.find(known, folder)) is None:
+                return None
+            if found.is_starting:  # and was killed in the middle of it
+                kept.remove(found, force=True)
+                return None
+            if not kept.runs(found):
                 again = Environment.start_again(found, tell, begun)
                 return Opened(environment=again, how="again")
-        # Another notebook was quicker: its file names the new control address.
-        if (found := kept.find(known, folder)) is None:
-            return None
     return Opened(environment=Environment.attach(found, tell, show, begun), how="attached")
 
 

@@ -50,6 +50,8 @@ class Kept:
     container_id, session : str
     stays : bool
         It was started with --keep: its container stays when it is stopped.
+    is_starting : bool
+        Its container was created, and has not been seen to run yet.
     info : mapping
         What `Environment.describe` said. Secret.
     """
@@ -60,6 +62,7 @@ class Kept:
     session: str
     stays: bool
     endpoint: str
+    is_starting: bool
     info: Mapping[str, Any] = field(repr=False)
 
     @property
@@ -90,7 +93,7 @@ def _without_keep(options: RunOptions) -> RunOptions:
 # --- the files ------------------------------------------------------------------------------------
 
 
-def write(name: str, info: Mapping[str, Any], engine: Engine) -> None:
+def write(name: str, info: Mapping[str, Any], engine: Engine, *, starting: bool = False) -> None:
     """Note that an environment is kept; `info` is what `Environment.describe` says."""
     container = info["container"]
     data = {
@@ -101,6 +104,7 @@ def write(name: str, info: Mapping[str, Any], engine: Engine) -> None:
         "stays": container["plan"]["kept"],
         "endpoint": engine.facts.endpoint,
         "machine": _machine(),
+        "is_starting": starting,
         "info": dict(info),
     }
     path = _file_for(container["session"])
@@ -121,7 +125,7 @@ def all_kept() -> list[Kept]:
     """Return what is noted of this machine, oldest first; whether it is still there is not asked."""
     found = []
     for path in _root().glob("*.json"):
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
             state = path.stat()
             data = json.loads(path.read_text())
             is_ours = state.st_uid == os.getuid() and not state.st_mode & 0o077

@@ -69,6 +69,8 @@ class TellingManager(AsyncKernelManager):
     """What was decided already, where that is so."""
     stopped: Mapping[str, Any] | None = None
     """What `KernelContainer.describe` said of a container that is to be started again."""
+    created: Callable[[KernelContainer], None] = staticmethod(lambda _: None)
+    """Called when a container was created and before it is started."""
 
     async def adopt(self, info: Mapping[str, Any]) -> None:
         """Manage a kernel that another process has started, so that it can be restarted.
@@ -184,6 +186,8 @@ class DockerProvisioner(KernelProvisionerBase):
             container = KernelContainer(
                 engine_for(self._plan.choice.options), self._plan, self._tell
             )
+            if isinstance(self.parent, TellingManager):
+                container.created = self.parent.created
             stopped = getattr(self.parent, "stopped", None)
             start = (
                 functools.partial(container.start_again, stopped) if stopped else container.start

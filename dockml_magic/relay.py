@@ -93,6 +93,8 @@ class Relay:
         The content of the kernel_info_reply.
     next_count : int
         The execution count of the kernel's next cell.
+    was_shared : callable
+        Tells whether others have been attached, and may have set the kernel's count.
     has_comm : callable
         Tells whether a comm, by its id, is one of this notebook's.
     """
@@ -115,6 +117,7 @@ class Relay:
         self.iopub_lock = threading.RLock()
         self._control_lock = threading.RLock()
         self.let_go: Callable[[], None] = lambda: None
+        self.was_shared: Callable[[], bool] = lambda: False
         self.has_comm: Callable[[str], bool] = lambda _: False
         self._context = zmq.Context(io_threads=1)
         self.session = Session(signature_scheme=connection_info["signature_scheme"])
@@ -298,16 +301,23 @@ class Relay:
         """Have an IPython count its next cell as `count`: an execute request before that cell's own.
 
         `Out[7]`, history and tracebacks over there then name the cell as the notebook does. The reply has a
-        parent that nobody waits for. A kernel that counts so already, or counts for itself, is left alone.
+        parent that nobody waits for. A kernel that counts so already, or counts for itself, is left alone. Where
+        it has counted further, for another notebook, its history goes on in a new session: a line of a session
+        can be stored once.
         """
-        if count == self.next_count or not self.is_ipython:
+        if (count == self.next_count and not self.was_shared()) or not self.is_ipython:
             return
         header = self.session.msg_header("execute_request")
         code = (
             "def _dockml_count(shell):\n"
             "    typed = shell.history_manager\n"
+            f"    if len(typed.input_hist_parsed) > {count}:\n"
+            "        try:\n"
+            "            typed.writeout_cache(); typed.new_session()\n"
+            "        except Exception:\n"
+            "            pass\n"
             "    for lines in typed.input_hist_parsed, typed.input_hist_raw:\n"
-            f"        lines.extend([''] * ({count} - len(lines)))\n"
+            f"        del lines[{count}:]; lines.extend([''] * ({count} - len(lines)))\n"
             f"    shell.execution_count = {count}\n"
             "_dockml_count(__import__('IPython').get_ipython()); del _dockml_count"
         )

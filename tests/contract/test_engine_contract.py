@@ -392,6 +392,21 @@ def test_a_container_without_auto_remove_stays(bench: Bench) -> None:
     assert bench.status(container) == "exited"
 
 
+def test_a_stopped_container_stays_and_starts_again(bench: Bench) -> None:
+    container = bench.started()
+    bench.engine.stop(container)
+    assert bench.status(container) == "exited"
+    bench.engine.stop(container)
+    bench.engine.start(container)
+    assert bench.status(container) == "running"
+
+
+def test_stopping_what_is_gone_is_success(bench: Bench) -> None:
+    container = bench.create()
+    bench.engine.remove(container)
+    bench.engine.stop(container)
+
+
 def test_a_running_container_is_removed(bench: Bench) -> None:
     container = bench.started()
     bench.engine.remove(container)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from tests.integration.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
 LOAD = "%load_ext dockml_magic"
-KEPT = "%docker_env {} --name mine --keep"
+KEPT = "%docker_env {} --name kept1 --keep"
 
 OpenNotebook = Callable[..., Notebook]
 
@@ -78,11 +79,11 @@ def test_after_kill_9_another_notebook_gets_the_variables_and_all_output(
     seen = first._cells[cell].printed()
     time.sleep(2)
     second = open_notebook()
-    attached = second.use("mine")
+    attached = second.use("kept1")
     print(attached.printed())
     text = attached.printed()
     assert "While nobody was attached: 1 output" in text
-    assert "'mine' is still busy with a cell, whose output follows." in text
+    assert "'kept1' is still busy with a cell, whose output follows." in text
     shown = [int(line.split()[1]) for line in text.splitlines() if line.startswith("line ")]
     assert shown == list(range(shown[0], 30))
     assert shown[0] <= seen.count("\n") + 1
@@ -99,15 +100,21 @@ def test_two_notebooks_share_one_and_each_sees_its_own(open_notebook: OpenNotebo
     one, two = open_notebook(), open_notebook(IPYKERNELS[1])
     one.ok(KEPT.format(BARE))
     one.ok("variable = 42")
-    assert "its variables alive" in two.use("mine").printed()
+    assert "its variables alive" in two.use("kept1").printed()
     wait_until(lambda: "yes, 2 attached" in two.ok("%docker_ps").result)
     cell = two.send(
         "import time; print('of two', variable, flush=True); time.sleep(1); variable = 43"
     )
     two.wait_printed(cell, "of two 42")
-    mine = one.ok("print('of one'); variable")  # waits, as in any kernel
-    assert (mine.printed(), mine.result) == ("of one\n", "43")
+    shown = one.ok("print('of one'); variable")  # waits, as in any kernel
+    assert (shown.printed(), shown.result) == ("of one\n", "43")
     two.finish(cell)
+    for notebook in (one, two, two, one):  # each with its own count
+        failed = notebook.run("1 / 0")
+        assert f"In[{failed.reply['execution_count']}]" in re.sub(
+            r"\x1b\[[\d;]*m", "", failed.traceback
+        )
+        assert "ERROR!" not in failed.printed() + failed.printed("stderr")
     asks = two.send("input('who? ')", allow_stdin=True)
     assert two.answer("two") == "who? "
     assert two.finish(asks).result == "'two'"
@@ -131,29 +138,29 @@ def test_two_notebooks_share_one_and_each_sees_its_own(open_notebook: OpenNotebo
 def test_what_one_does_to_a_shared_one_the_other_is_told(open_notebook: OpenNotebook) -> None:
     one, two = open_notebook(), open_notebook()
     one.ok(KEPT.format(BARE))
-    two.use("mine")
+    two.use("kept1")
     one.ok(MARK)
-    two.ok("%docker_restart mine")
+    two.ok("%docker_restart kept1")
     told = one.run("variable").traceback
-    assert "'mine' was restarted from another notebook: its variables are gone." in told
-    assert "%docker_env mine" in told
-    assert "Its kernel is new." in one.use("mine").printed()
+    assert "'kept1' was restarted from another notebook: its variables are gone." in told
+    assert "%docker_env kept1" in told
+    assert "Its kernel is new." in one.use("kept1").printed()
     assert one.ok(IS_MARKED).result == "(False, True)"
     cell = one.send("import time; print('works', flush=True); time.sleep(600)")
     one.wait_printed(cell, "works")
     assert (
-        two.ok("%docker_stop mine")
+        two.ok("%docker_stop kept1")
         .printed()
-        .startswith("Stopped 'mine'. It is kept: %docker_start")
+        .startswith("Stopped 'kept1'. It is kept: %docker_start")
     )
     assert "container is gone" in one.finish(cell).traceback
-    assert "'mine' is not running any more" in one.run("6 * 7").traceback
-    again = one.use("mine")
+    assert "'kept1' is not running any more" in one.run("6 * 7").traceback
+    again = one.use("kept1")
     assert "the one that was kept and stopped, with a new kernel" in again.printed()
     assert one.ok(IS_MARKED).result == "(False, True)"
-    two.use("mine")
-    two.ok("%docker_rm -f mine")
-    assert "'mine' is not running any more" in one.run("6 * 7").traceback
+    two.use("kept1")
+    two.ok("%docker_rm -f kept1")
+    assert "'kept1' is not running any more" in one.run("6 * 7").traceback
     assert containers_of(one.folder) == []
     assert kept.all_kept() == []
 
@@ -163,43 +170,43 @@ def test_stop_start_and_rm_mean_what_dockers_mean(open_notebook: OpenNotebook) -
     notebook.ok(KEPT.format(BARE))
     notebook.ok(MARK)
     (container,) = containers_of(notebook.folder)
-    assert "'mine' runs. Stop it first" in " ".join(
-        notebook.run("%docker_rm mine").traceback.split("\n")
+    assert "'kept1' runs. Stop it first" in " ".join(
+        notebook.run("%docker_rm kept1").traceback.split("\n")
     )
-    notebook.ok("%docker_stop mine")
+    notebook.ok("%docker_stop kept1")
     assert docker("inspect", "-f", "{{.State.Status}}", container) == "exited\n"
-    assert "Started 'mine', with a new kernel" in notebook.ok("%docker_start mine").printed()
-    assert "runs already" in notebook.ok("%docker_start mine").printed()
-    notebook.use("mine")
+    assert "Started 'kept1', with a new kernel" in notebook.ok("%docker_start kept1").printed()
+    assert "runs already" in notebook.ok("%docker_start kept1").printed()
+    notebook.use("kept1")
     assert notebook.ok(IS_MARKED).result == "(False, True)"
     assert containers_of(notebook.folder) == [container]
     refused = notebook.run(KEPT.format(BARE) + " -e A=1").traceback
     assert "is running already, with the options" in refused
-    notebook.ok("%docker_stop mine")
+    notebook.ok("%docker_stop kept1")
     refused = notebook.run(KEPT.format(BARE) + " -e A=1").traceback
-    assert "'mine' is kept, with the options it was started with." in refused
+    assert "'kept1' is kept, with the options it was started with." in refused
     assert (
-        "removing the kept 'mine'" in notebook.ok(KEPT.format(BARE) + " -e A=1 --fresh").printed()
+        "removing the kept 'kept1'" in notebook.ok(KEPT.format(BARE) + " -e A=1 --fresh").printed()
     )
     assert notebook.ok(IS_MARKED).result == "(False, False)"
     assert containers_of(notebook.folder) != [container]
     script = "import sys; from dockml_magic.cli import main; main(sys.argv[1:])"
     dockml = [sys.executable, "-c", script]
     stopped = subprocess.run(
-        [*dockml, "stop", "mine"], cwd=notebook.folder, capture_output=True, text=True
+        [*dockml, "stop", "kept1"], cwd=notebook.folder, capture_output=True, text=True
     )
-    assert stopped.stdout == "Stopped 'mine'.\n"
+    assert stopped.stdout == "Stopped 'kept1'.\n"
     removed = subprocess.run(
-        [*dockml, "rm", "mine"], cwd=notebook.folder, capture_output=True, text=True
+        [*dockml, "rm", "kept1"], cwd=notebook.folder, capture_output=True, text=True
     )
-    assert removed.stdout == "Removed 'mine'.\n"
+    assert removed.stdout == "Removed 'kept1'.\n"
     assert containers_of(notebook.folder) == []
     unknown = subprocess.run(
-        [*dockml, "rm", "mine"], cwd=notebook.folder, capture_output=True, text=True
+        [*dockml, "rm", "kept1"], cwd=notebook.folder, capture_output=True, text=True
     )
-    assert "There is no kept environment 'mine' of this folder." in unknown.stderr
-    nothing = notebook.run("%docker_start mine").traceback
-    assert "There is nothing to start: 'mine' is gone" in nothing
+    assert "There is no kept environment 'kept1' of this folder." in unknown.stderr
+    nothing = notebook.run("%docker_start kept1").traceback
+    assert "There is nothing to start: 'kept1' is gone" in nothing
 
 
 def test_a_restart_from_the_menu_keeps_the_variables(open_notebook: OpenNotebook) -> None:
@@ -209,8 +216,8 @@ def test_a_restart_from_the_menu_keeps_the_variables(open_notebook: OpenNotebook
     notebook.restart()
     longer_than_the_grace()
     assert notebook.ok(LOAD).printed() == ""
-    assert "Kept, and not attached here: mine." in notebook.ok("%docker_env").result
-    text = notebook.use("mine").printed()
+    assert "Kept, and not attached here: kept1." in notebook.ok("%docker_env").result
+    text = notebook.use("kept1").printed()
     assert "its variables alive" in text
     assert "While nobody was attached" not in text
     assert notebook.ok("variable").result == "42"
@@ -221,25 +228,25 @@ def test_a_restart_from_the_menu_keeps_the_variables(open_notebook: OpenNotebook
 
 def test_one_that_is_kept_later_goes_when_it_is_stopped(open_notebook: OpenNotebook) -> None:
     notebook = open_notebook()
-    notebook.use(BARE, "--name mine")
+    notebook.use(BARE, "--name kept1")
     notebook.ok("variable = 42")
     told = notebook.ok("%docker_keep").printed()
-    assert "'mine' outlives this notebook." in told
+    assert "'kept1' outlives this notebook." in told
     assert "It was started without --keep: stopping it removes it." in told
     notebook.kill()
     longer_than_the_grace()
     other = open_notebook()
-    other.use("mine")
+    other.use("kept1")
     assert other.ok("variable").result == "42"
-    assert other.ok("%docker_keep --off mine").printed() == "'mine' ends with this notebook.\n"
+    assert other.ok("%docker_keep --off kept1").printed() == "'kept1' ends with this notebook.\n"
     other.kill()
     wait_until(lambda: not containers_of(other.folder), timeout=8.0, what="no container")
     third = open_notebook()
-    third.use(BARE, "--name mine")
-    third.ok("%docker_keep mine")
+    third.use(BARE, "--name kept1")
+    third.ok("%docker_keep kept1")
     third.ok("%unload_ext dockml_magic")
     third.ok(LOAD)
-    assert third.ok("%docker_stop mine").printed() == "Stopped 'mine'.\n"
+    assert third.ok("%docker_stop kept1").printed() == "Stopped 'kept1'.\n"
     assert containers_of(third.folder) == []
     assert kept.all_kept() == []
 
@@ -251,7 +258,7 @@ def test_the_stop_button_while_attaching_interrupts_the_cell(open_notebook: Open
     first.wait_printed(cell, "asleep")
     first.kill()
     second = open_notebook(IPYKERNELS[1])
-    attaching = second.send("%docker_env mine")
+    attaching = second.send("%docker_env kept1")
     second.wait_printed(attaching, "still busy")
     second.interrupt()
     attached = second.finish(attaching)
@@ -276,7 +283,7 @@ def test_outputs_of_every_kind_are_shown_and_the_oldest_make_room(
     first.wait_printed(cell, "begun")
     first.kill()
     time.sleep(8)
-    attached = open_notebook().use("mine")
+    attached = open_notebook().use("kept1")
     text = attached.printed()
     assert "older messages had no room)" in text
     assert "39" * 1000 in text
@@ -299,18 +306,45 @@ def test_what_the_engine_or_the_machine_stopped_is_started_again(
     (runtime,) = [path for path in (own_folders / "dockml").iterdir() if path.is_dir()]
     subprocess.run(["rm", "-rf", str(runtime)], check=True)
     notebook.ok(LOAD)
-    assert "the one that was kept and stopped" in notebook.use("mine").printed()
+    assert "the one that was kept and stopped" in notebook.use("kept1").printed()
     assert notebook.ok(IS_MARKED).result == "(False, True)"
     assert containers_of(notebook.folder) == [container]
     # While it runs, nobody can reach it any more.
     notebook.ok("%unload_ext dockml_magic")
     subprocess.run(["rm", "-rf", str(runtime.parent)], check=True)
     notebook.ok(LOAD)
-    told = notebook.run("%docker_env mine").traceback
-    assert "'mine' runs, but cannot be reached" in told
-    assert "%docker_env mine --fresh" in told
-    assert notebook.ok("%docker_rm -f mine").printed() == "Removed 'mine'.\n"
+    told = notebook.run("%docker_env kept1").traceback
+    assert "'kept1' runs, but cannot be reached" in told
+    assert "%docker_env kept1 --fresh" in told
+    assert notebook.ok("%docker_rm -f kept1").printed() == "Removed 'kept1'.\n"
     assert containers_of(notebook.folder) == []
+
+
+def test_what_a_notebook_leaves_that_is_killed_in_the_middle_of_a_start_is_started_anew(
+    open_notebook: OpenNotebook, own_folders: Path
+) -> None:
+    notebook = open_notebook()
+    notebook.send(KEPT.format(BARE))
+    wait_until(lambda: [found for found in kept.all_kept() if found.is_starting])
+    notebook.kill()
+    (left,) = containers_of(notebook.folder)
+    other = open_notebook()
+    assert "ready in" in other.ok(KEPT.format(BARE)).printed()
+    assert other.ok("6 * 7").result == "42"
+    (container,) = containers_of(notebook.folder)
+    assert container != left
+
+
+def test_a_kernel_that_died_is_followed_by_another_in_its_container(
+    open_notebook: OpenNotebook,
+) -> None:
+    notebook = open_notebook()
+    notebook.ok(KEPT.format(BARE))
+    notebook.ok(MARK)
+    assert "died" in notebook.run("import os; os.kill(os.getpid(), 9)").traceback
+    again = notebook.use("kept1").printed()
+    assert "The kernel of 'kept1' died (exit code 137, SIGKILL). A new one starts" in again
+    assert notebook.ok(IS_MARKED).result == "(False, True)"
 
 
 def test_two_that_start_the_same_one_at_once_end_up_in_one(open_notebook: OpenNotebook) -> None:
@@ -329,15 +363,15 @@ def test_a_script_leaves_one_and_another_finds_it(
     from dockml_magic import start
 
     image(BARE)
-    env = start(BARE, "--keep", "--name", "mine")
+    env = start(BARE, "--keep", "--name", "kept1")
     env.run("variable = 42")
     env.detach()
     longer_than_the_grace()
-    with start(BARE, "--keep", "--name", "mine") as again:
+    with start(BARE, "--keep", "--name", "kept1") as again:
         assert again.run("variable").text == "42"
     (container,) = containers_of(workspace)
     assert docker("inspect", "-f", "{{.State.Status}}", container) == "exited\n"
-    env = start(BARE, "--keep", "--name", "mine")
+    env = start(BARE, "--keep", "--name", "kept1")
     assert env.run("'variable' in globals()").text == "False"
     env.remove()
     assert containers_of(workspace) == []
@@ -346,14 +380,43 @@ def test_a_script_leaves_one_and_another_finds_it(
 def test_python_2_records_and_is_attached_to(open_notebook: OpenNotebook, image: Image) -> None:
     name = image("dockml/tensorflow:1.10.0-py27")
     first = open_notebook()
-    first.ok(f"%docker_env {name} --keep --name mine")
+    first.ok(f"%docker_env {name} --keep --name kept1")
     cell = first.send("import time\nfor n in range(8): print n; time.sleep(0.5)\n'd\\xc3\\xb6ne'")
     first.wait_printed(cell, "1\n")
     first.kill()
     time.sleep(1)
-    attached = open_notebook().use("mine")
+    attached = open_notebook().use("kept1")
     lines = [line for line in attached.printed().splitlines() if line.isdigit()]
     assert lines[-1] == "7"
     assert lines == [str(n) for n in range(int(lines[0]), 8)]
     assert int(lines[0]) <= 3
     assert attached.result == r"'d\xc3\xb6ne'"
+
+
+def test_one_of_another_language_is_recorded_too(open_notebook: OpenNotebook, image: Image) -> None:
+    name = image("dockml/r:4")
+    first = open_notebook()
+    first.ok(f"%docker_env {name} --keep --name kept1")
+    cell = first.send(
+        "x <- 42; for (n in 1:6) { cat(n, '\\n'); flush.console(); Sys.sleep(0.5) }; 'end'"
+    )
+    first.wait_printed(cell, "2")
+    first.kill()
+    time.sleep(1)
+    attached = open_notebook().use("kept1")
+    numbers = [line.strip() for line in attached.printed().splitlines() if line.strip().isdigit()]
+    assert numbers == [str(n) for n in range(int(numbers[0]), 7)]
+    assert '[1] "end"' in str(attached.messages)
+
+
+def test_one_over_tcp_is_kept_and_started_again(open_notebook: OpenNotebook) -> None:
+    notebook = open_notebook()
+    notebook.ok(KEPT.format(BARE) + " --transport tcp")
+    notebook.ok(MARK)
+    notebook.restart()
+    notebook.ok(LOAD)
+    notebook.use("kept1")
+    assert notebook.ok("variable").result == "42"
+    notebook.ok("%docker_stop kept1")
+    notebook.use("kept1")  # on other ports
+    assert notebook.ok(IS_MARKED).result == "(False, True)"
