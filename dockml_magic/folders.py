@@ -212,8 +212,8 @@ def _remove_left_overs(root: Path) -> None:
     for folder in root.iterdir():
         shared = RuntimeFolder(folder).shared
         with contextlib.suppress(OSError):  # not empty, or another process was quicker
-            newest = max(path.stat().st_mtime for path in (shared, folder) if path.is_dir())
-            if time.time() - newest > _LEFT_OVER_AGE:
+            newest = max(path.stat().st_mtime for path in (shared, folder) if path.exists())
+            if folder.is_dir() and time.time() - newest > _LEFT_OVER_AGE:
                 if shared.is_dir():
                     shared.rmdir()
                 _remove_tree(folder)

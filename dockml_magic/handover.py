@@ -82,10 +82,10 @@ def hand_over(connection_file: str, containers: Sequence[Mapping[str, Any]]) -> 
 def find_handed_over(connection_file: str) -> list[dict[str, Any]]:
     """Return the containers that were handed over to the kernel with this connection file."""
     try:
-        found: list[dict[str, Any]] = json.loads(_file_for(connection_file).read_text())
-    except (OSError, ValueError):
+        found = json.loads(_file_for(connection_file).read_text())
+    except (OSError, ValueError, RecursionError):
         return []
-    return found
+    return [info for info in found if isinstance(info, dict)] if isinstance(found, list) else []
 
 
 def end_handover(connection_file: str) -> None:

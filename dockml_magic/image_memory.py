@@ -40,9 +40,10 @@ class ImageMemory:
     def read(cls, image_id: str) -> ImageMemory:
         """Return what is known of an image; nothing where it was not started yet."""
         try:
-            return cls(**json.loads(cls._path(image_id).read_text()))
-        except (OSError, ValueError, TypeError):
+            found = cls(**json.loads(cls._path(image_id).read_text()))
+        except (OSError, ValueError, TypeError, RecursionError):
             return cls()
+        return found if all(isinstance(value, str) for value in vars(found).values()) else cls()
 
     @classmethod
     def forget(cls, image_id: str) -> None:

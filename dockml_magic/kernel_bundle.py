@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
+import hashlib
 import importlib.resources
 import json
 import logging
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -105,7 +107,9 @@ def ensure_bundle(
             )
             _open_for_reading(built)
             if engine.facts.shares_files:
+                before = _contents(built)
                 _compile(engine, image, str(report["executable"]), built)
+                _keep_unchanged(built, before)
             shutil.rmtree(target, ignore_errors=True)
             built.rename(target)
     return target
@@ -249,6 +253,40 @@ def _open_for_reading(folder: Path) -> None:
     folder.chmod(0o755)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _contents(folder: Path) -> dict[Path, str]:
+    """Return the digest of each file."""
+    return {
+        path: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+def _keep_unchanged(built: Path, before: Mapping[Path, str]) -> None:
+    """See to it that an image that compiled a bundle has added byte code to it, and done nothing else.
+
+    Other images get the bundle too.
+
+    Raises
+    ------
+    KernelBundleError
+        If a file is another one than it was.
+    """
+    for folder, _, names in os.walk(built):  # follows no link
+        for path in (Path(folder, name) for name in names):
+            is_code = path.suffix in (".pyc", ".pyo") and stat.S_ISREG(path.lstat().st_mode)
+            if path not in before and not is_code:
+                path.unlink()
+    for path in list(built.rglob("*")):
+        if path.is_symlink():
+            path.unlink()
+    if {path: digest for path, digest in _contents(built).items() if path in before} != before:
+        raise KernelBundleError(
+            "The image changed the packages of the kernel bundle while it compiled them, which no Python does.",
+            hint="Do not use this image, or find out what its Python is.",
+        )
 
 
 def _compile(engine: Engine, image: str, executable: str, built: Path) -> None:

@@ -199,10 +199,16 @@ class Ulimit:
 
 def parse_bytes(text: str) -> int:
     """Return a size such as "512m", "2g" or "1073741824" in bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?", text.strip().lower())
+    match = re.fullmatch(
+        r"(\d{1,18}(?:\.\d{1,18})?)\s*([bkmgt]?)(?:i?b)?", text.strip().lower(), re.ASCII
+    )
     if match is None or (size := int(float(match[1]) * _UNITS[match[2]])) <= 0:
         raise ConfigError(f"'{text}' is not a size.", hint="Write it as docker does: 512m, 2g.")
     return size
+
+
+def _is_number(text: str) -> bool:
+    return bool(re.fullmatch(r"[0-9]{1,9}", text))
 
 
 def parse_cpus(text: str) -> float:
@@ -247,7 +253,7 @@ def parse_publish(text: str) -> list[PublishedPort]:
 
     def ports(part: str) -> list[int]:
         first, _, last = part.partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()):
+        if not _is_number(first) or (last and not _is_number(last)):
             fail(f"'{part}' is not a port")
         found = list(range(int(first), int(last or first) + 1))
         if not found or found[0] < 1 or found[-1] > 65535:
@@ -293,7 +299,7 @@ def parse_gpus(text: str) -> GpuRequest | None:
         return GpuRequest(count=1)
     if value == "all":
         return GpuRequest(count=-1)
-    if value.isdecimal() and int(value) > 0:
+    if _is_number(value) and int(value) > 0:
         return GpuRequest(count=int(value))
     key, _, ids = value.partition("=")
     devices = tuple(part for part in ids.strip("\"'").split(",") if part)

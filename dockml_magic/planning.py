@@ -184,6 +184,13 @@ def choose_here(
             f"The workspace '{folder}' does not exist.",
             hint="Create the folder, or start from one that exists.",
         )
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise MountError(
+            f"The name of the workspace '{folder}' is not UTF-8, and Docker takes no other.",
+            hint="Rename the folder.",
+        ) from error
     gpus = _gpus_here(engine)
     choice, image = decide_here(name, options, folder, engine, gpus)
     return _settle_gpus(name, choice, engine, image, tell, gpus), image

@@ -34,6 +34,8 @@ _MANIFESTS = ", ".join(
     ]
 )
 _TIMEOUT = (3.0, 6.0)
+_LARGEST_ANSWER = 16 * 1024**2
+"""Bytes that are read of an answer: manifests have thousands, lists of tags may have a million."""
 _CERTIFICATES = Path("/etc/docker/certs.d")
 _DOCKER_HUB = "https://registry-1.docker.io"
 _ENOUGH = 20
@@ -163,14 +165,25 @@ class _Place:
 
     def _ask(self, method: str, url: str, **more: Any) -> requests.Response:
         certificate = _CERTIFICATES / urlsplit(url).netloc / "ca.crt"
-        return self.session.request(
+        response = self.session.request(
             method,
             url,
             headers={"Accept": _MANIFESTS, **more.pop("headers", {})},
             timeout=_TIMEOUT,
             verify=str(certificate) if certificate.is_file() else True,
+            stream=True,
             **more,
         )
+        read = 0
+        blocks = []
+        for block in response.iter_content(65536):
+            read += len(block)
+            if read > _LARGEST_ANSWER:
+                response.close()
+                raise ValueError("an answer without an end")
+            blocks.append(block)
+        response._content = b"".join(blocks)  # noqa: SLF001 - what `content` and `json` would read without a limit
+        return response
 
     def _answer_to(self, challenge: str) -> dict[str, Any]:
         """Return what to add to a request so that it answers the registry's question for a login."""
@@ -208,6 +221,7 @@ def _nothing_if_it_fails() -> Iterator[None]:
         KeyError,
         AttributeError,
         TypeError,
+        RecursionError,
     ) as e:
         log.debug("the registry was of no help: %s", type(e).__name__)
 

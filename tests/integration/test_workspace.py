@@ -51,12 +51,26 @@ def test_the_workspace_is_at_the_same_path_and_the_current_folder(
     assert (workspace / "result.txt").read_text() == "from the container"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "run 1: größer,dst=x",
+        "-v",
+        "'one' \"two\" $HOME `id` \\",
+        "two\nlines\tand a tab",
+        "%s {0} *?",
+    ],
+)
 def test_a_workspace_may_be_called_anything(
-    start: StartKernel, any_image: str, workspace: Path
+    start: StartKernel, any_image: str, workspace: Path, name: str
 ) -> None:
-    odd = workspace / "run 1: größer,dst=x"
-    odd.mkdir()
-    kernel = start(any_image, cwd=str(odd))
+    odd = workspace / name
+    (odd / "da:ta").mkdir(parents=True)
+    odd_value = "a 'b' \"c\"\n-d $HOME é"
+    kernel = start(any_image, "-v", f"{odd}/da:ta:/da ta", "-e", f"ODD={odd_value}", cwd=str(odd))
+    assert kernel.ok("import os; (os.environ['ODD'], os.path.isdir('/da ta'))").result == repr(
+        (odd_value, True)
+    )
     kernel.ok("open('file', 'w').close()")
     assert (odd / "file").exists()
 

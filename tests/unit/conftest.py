@@ -12,10 +12,24 @@ from typing import Any, NoReturn
 import docker
 import jupyter_core.paths
 import pytest
+from hypothesis import HealthCheck, settings
 
 from dockml_magic import planning
 from dockml_magic.options import RunOptions
 from tests.unit.fake_engine import FakeEngine
+
+# The same examples each time: a failure is of the change that it comes with. To look for more of them:
+# HYPOTHESIS_PROFILE=explore pytest tests/unit/test_properties.py
+for name, examples in (("same", 60), ("explore", 1000)):
+    settings.register_profile(
+        name,
+        derandomize=name == "same",
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 _OWN_FOLDERS = (
     "XDG_CACHE_HOME",

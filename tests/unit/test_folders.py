@@ -86,6 +86,15 @@ def test_empty_folders_of_earlier_containers_are_removed(short_folder: Path) -> 
     assert sorted(path.name for path in root.iterdir()) == ["used", "young"]
 
 
+def test_a_folder_that_another_user_made_before_us_is_refused(
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (short_folder / "dockml").mkdir(mode=0o700)
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    with pytest.raises(ConfigError, match="is not yours alone"):
+        folders.runtime_root()
+
+
 # --- a runtime folder whose container is hostile ----------------------------------------------------
 
 

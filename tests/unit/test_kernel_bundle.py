@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dockml_magic.errors import KernelMissingError
+from dockml_magic import kernel_bundle
+from dockml_magic.errors import KernelBundleError, KernelMissingError
 from dockml_magic.kernel_bundle import (
     _least,
     _open_for_reading,
@@ -174,3 +176,48 @@ def test_any_user_of_a_container_may_read_a_bundle(built: Path) -> None:
     _open_for_reading(built)
     assert (built / "package").stat().st_mode & 0o777 == 0o755
     assert (built / "package" / "module.py").stat().st_mode & 0o777 == 0o644
+
+
+# --- an image that is out for others ---------------------------------------------------------------
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    built = tmp_path / "bundle"
+    (built / "zmq" / "zmq").mkdir(parents=True)
+    (built / "zmq" / "zmq" / "__init__.py").write_text("version = 1")
+    (built / "bundle.json").write_text("{}")
+    return built
+
+
+def test_an_image_that_compiles_a_bundle_adds_byte_code_and_nothing_else(
+    bundle: Path, tmp_path: Path
+) -> None:
+    before = kernel_bundle._contents(bundle)
+    cache = bundle / "zmq" / "zmq" / "__pycache__"
+    cache.mkdir()
+    (cache / "__init__.cpython-311.pyc").write_bytes(b"code")
+    (bundle / "zmq" / "sitecustomize.py").write_text("evil()")
+    (bundle / "zmq" / "link.pyc").symlink_to(tmp_path)
+    (bundle / "zmq" / "folder").symlink_to(tmp_path)
+    os.mkfifo(bundle / "zmq" / "fifo.pyc")
+    kernel_bundle._keep_unchanged(bundle, before)
+    found = {path.name for path in bundle.rglob("*") if not path.is_dir() or path.is_symlink()}
+    assert found == {"__init__.py", "__init__.cpython-311.pyc", "bundle.json"}
+
+
+@pytest.mark.parametrize("change", ["write", "remove", "link"])
+def test_a_bundle_whose_files_an_image_changed_is_given_to_no_other(
+    bundle: Path, tmp_path: Path, change: str
+) -> None:
+    before = kernel_bundle._contents(bundle)
+    path = bundle / "zmq" / "zmq" / "__init__.py"
+    if change == "write":
+        path.write_text("version = 2")
+    else:
+        path.unlink()
+    if change == "link":
+        (tmp_path / "same").write_text("version = 1")
+        path.symlink_to(tmp_path / "same")
+    with pytest.raises(KernelBundleError, match="The image changed the packages"):
+        kernel_bundle._keep_unchanged(bundle, before)

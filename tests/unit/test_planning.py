@@ -332,6 +332,18 @@ def test_keys_differ_and_are_not_shown(engine: FakeEngine, plan: Plan) -> None:
     assert one.key not in repr(one)
 
 
+def test_a_workspace_whose_name_docker_cannot_be_told_is_refused(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.add_image(IMAGE)
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    with pytest.raises(MountError, match="is not UTF-8") as caught:
+        planning.make_plan(IMAGE, RunOptions(), folder, engine=engine, tell=print)
+    assert str(caught.value).encode()
+    folder.rmdir()
+
+
 # --- whose containers -----------------------------------------------------------------------------
 
 
