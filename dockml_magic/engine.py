@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
@@ -305,8 +305,9 @@ class Engine(Protocol):
         report: Callable[[str], None],
         *,
         pull: bool = False,
+        context: Path | None = None,
     ) -> None:
-        """Build a Dockerfile in its folder and tag the image; `pull` fetches its base anew.
+        """Build a Dockerfile in its folder, or in `context`, and tag the image; `pull` fetches its base anew.
 
         `report` gets each line of the build. Raises `ImageBuildError` with the last of them.
         """
@@ -336,7 +337,7 @@ class Engine(Protocol):
         tail: int | None = None,
         follow: bool = False,
         timestamps: bool = False,
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes, None, None]:
         """Give its log in pieces, from the last `tail` lines on; with `follow` until it ends, or is left alone."""
 
     def exec(
@@ -1133,6 +1134,7 @@ class DockerEngine:
         report: Callable[[str], None],
         *,
         pull: bool = False,
+        context: Path | None = None,
     ) -> None:
         """Build a Dockerfile in its folder and tag the image."""
         lines: list[str] = []
@@ -1140,8 +1142,8 @@ class DockerEngine:
         try:
             with self._translated(reference=reference):
                 for event in self._client.api.build(
-                    path=str(dockerfile.parent),
-                    dockerfile=dockerfile.name,
+                    path=str(context or dockerfile.parent),
+                    dockerfile=str(dockerfile) if context else dockerfile.name,
                     tag=reference,
                     buildargs=dict(args),
                     labels={labels.BUILT_FROM: str(dockerfile)},
@@ -1299,7 +1301,7 @@ class DockerEngine:
         tail: int | None = None,
         follow: bool = False,
         timestamps: bool = False,
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes, None, None]:
         """Give its log in pieces."""
         api = self._client.api
         with self._translated():

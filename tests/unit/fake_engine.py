@@ -11,7 +11,7 @@ import json
 import secrets
 import socket
 import tarfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -285,6 +285,7 @@ class FakeEngine:
         report: Callable[[str], None],
         *,
         pull: bool = False,
+        context: Path | None = None,
     ) -> None:
         """Build: a `RUN false` fails, everything else is as its base."""
         programs: Collection[str] = ()
@@ -394,7 +395,7 @@ class FakeEngine:
         tail: int | None = None,
         follow: bool = False,
         timestamps: bool = False,
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes, None, None]:
         lines = self._existing(container_id).log.splitlines(keepends=True)
         stamp = "2026-01-01T00:00:00.000000000Z " if timestamps else ""
         for line in lines[-tail:] if tail else lines if tail is None else []:
