@@ -6,13 +6,15 @@ Decides and fetches; what is decided is a `KernelPlan`, which `container.py` run
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import logging
 import os
+import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,8 +34,10 @@ from dockml_magic.errors import (
     ConfigError,
     EngineError,
     GpuUnavailableError,
+    ImageInUseError,
     ImageUnavailableError,
     MountError,
+    UnknownContainerError,
     UnknownNameError,
 )
 from dockml_magic.fit import NVIDIA_SMI, image_facts, judge, parse_nvidia_smi, pick, requested
@@ -41,9 +45,9 @@ from dockml_magic.gpu import HostGpus, find_gpus
 from dockml_magic.host_settings import build_args, read_host_settings
 from dockml_magic.image_memory import ImageMemory
 from dockml_magic.names import Choice, Fits, choose, suggest
-from dockml_magic.options import AUTO, GpuRequest, RunOptions, parse_gpus
+from dockml_magic.options import AUTO, GpuRequest, RunOptions, parse_env, parse_gpus
 from dockml_magic.project import find_project
-from dockml_magic.pull import PullProgress, check_room
+from dockml_magic.pull import PullProgress, check_reference, check_room, format_size
 from dockml_magic.spec import (
     ContainerSpec,
 )
@@ -52,6 +56,11 @@ log = logging.getLogger(__name__)
 
 _NEVER_STARTED_AGE = 120.0
 """Seconds after which a container that was created and not started is nobody's any more."""
+
+_SHORTEST_ID = 4
+"""Digits of a container's id that are taken for one."""
+
+_CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 
 PYTHON_KERNELS = ("python", "python3")
 """Names for `--kernel` that ask for Python, from the bundle if need be."""
@@ -481,6 +490,64 @@ def _pull(choice: Choice, _: Path, engine: Engine, tell: Callable[[str], None]) 
     return pull_image(choice.reference, engine, tell)
 
 
+def build_image(
+    engine: Engine,
+    path: Path,
+    *,
+    dockerfile: Path | None = None,
+    tag: str = "",
+    args: Sequence[str] = (),
+    pull: bool = False,
+    tell: Callable[[str], None],
+) -> str:
+    """Build a Dockerfile as `docker build` does, and return the name of the image.
+
+    Parameters
+    ----------
+    engine : Engine
+        Who builds.
+    path : Path
+        A folder, or a Dockerfile in one.
+    dockerfile : Path, optional
+        The Dockerfile, where it is not PATH's own.
+    tag : str
+        The image's name; "" names it as `%docker_env PATH` looks for it.
+    args : sequence of str
+        As `--build-arg`.
+    pull : bool
+        Fetch the base anew.
+    tell : callable
+        Gets the lines of the build.
+
+    Raises
+    ------
+    ConfigError, ImageBuildError
+    """
+    found = dockerfile or (path / "Dockerfile" if path.is_dir() else path)
+    if not found.is_file():
+        raise ConfigError(
+            f"There is no Dockerfile '{found}'.",
+            hint="Name a folder with one, a Dockerfile, or both: -f DOCKERFILE FOLDER",
+        )
+    context = path if path.is_dir() else path.parent
+    if not tag and (args or dockerfile):
+        raise ConfigError(
+            "With --build-arg or -f, the image needs a name of its own.",
+            hint="Give it one: -t NAME",
+        )
+    reference = check_reference(tag) if tag else build_reference(found.resolve())
+    given = dict(pair for text in args if (pair := parse_env(text, os.environ)))
+    engine.build(
+        found.resolve(),
+        reference,
+        {**build_args(read_host_settings()), **given},
+        tell,
+        pull=pull,
+        context=context.resolve(),
+    )
+    return reference
+
+
 def pull_for(
     name: str, options: RunOptions, folder: Path, *, engine: Engine, tell: Callable[[str], None]
 ) -> ImageState:
@@ -545,6 +612,152 @@ def pull_image(reference: str, engine: Engine, tell: Callable[[str], None]) -> I
 def our_containers(engine: Engine) -> list[ContainerState]:
     """Return this user's containers, of every notebook."""
     return engine.list({labels.SESSION: "", labels.USER: str(os.getuid())})
+
+
+def find_container(name: str, engine: Engine, workspace: Path) -> ContainerState:
+    """Return the one of this user's containers that `name` means.
+
+    An environment's name, in this workspace before others; else a container's own name; else an id, or how
+    one begins (4 digits and more).
+
+    Raises
+    ------
+    UnknownContainerError
+        If there is none.
+    ConfigError
+        If there are several, or it is somebody else's.
+    """
+    ours = our_containers(engine)
+    same_name = [found for found in ours if found.labels.get(labels.NAME) == name]
+    here = [found for found in same_name if found.labels.get(labels.WORKSPACE) == str(workspace)]
+    by_id = len(name) >= _SHORTEST_ID
+    matches = (
+        here
+        or same_name
+        or [found for found in ours if found.name == name]
+        or [found for found in ours if by_id and found.id.startswith(name)]
+    )
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        which = "\n".join(
+            f"  {found.id[:12]}  {found.labels.get(labels.NAME, '')}, {found.status}, "
+            f"of {found.labels.get(labels.WORKSPACE, '')}"
+            for found in matches
+        )
+        raise ConfigError(
+            f"'{name}' is the name of {len(matches)} of your environments:\n{which}",
+            hint="Say which by its id.",
+        )
+    stranger = engine.inspect(name) if _CONTAINER_NAME.fullmatch(name) else None
+    if stranger is None:
+        raise UnknownContainerError(name, (found.labels.get(labels.NAME, "") for found in ours))
+    if labels.SESSION in stranger.labels and labels.USER in stranger.labels:
+        raise ConfigError(
+            f"The container '{name}' belongs to another user (uid {stranger.labels[labels.USER]}).",
+            hint="It is left alone. See yours with: %docker_ps -a",
+        )
+    raise ConfigError(
+        f"The container '{name}' is not one of dockml_magic's, and is left alone.",
+        hint=f"Use docker itself for it, as in: docker logs {name}",
+    )
+
+
+def commit_container(
+    engine: Engine,
+    container: ContainerState,
+    reference: str,
+    *,
+    message: str = "",
+    author: str = "",
+    tell: Callable[[str], None],
+) -> ImageState:
+    """Make an image of a container of ours; see `Engine.commit`.
+
+    Raises
+    ------
+    ConfigError
+        If `reference` cannot be the name of an image.
+    EngineError
+        If the engine cannot do it.
+    """
+    check_reference(reference)
+    image = engine.commit(container.id, reference, message=message, author=author)
+    name = container.labels.get(labels.NAME, container.name)
+    tell(
+        f"{name!r} is now the image {reference}, {format_size(image.size)}. "
+        f"Start it with: %docker_env {reference}"
+    )
+    return image
+
+
+def find_local_image(name: str, engine: Engine, folder: Path) -> str:
+    """Return the reference of the image that `name` means and the engine has.
+
+    Raises
+    ------
+    ImageUnavailableError
+        If it has none.
+    """
+    if engine.find_image(name) is not None:
+        return name
+    with contextlib.suppress(ConfigError):
+        choice, image = decide_here(name, RunOptions(), folder, engine)
+        if image is not None:
+            return choice.reference
+    if any(found.labels.get(labels.NAME) == name for found in our_containers(engine)):
+        raise ImageUnavailableError(
+            name,
+            "an environment is called so, and no image.",
+            hint=f"Make an image of it first: %docker_commit {name} IMAGE",
+        )
+    near = difflib.get_close_matches(name, engine.local_references(), 3, 0.4)
+    raise ImageUnavailableError(
+        name,
+        "it is not on this machine.",
+        hint=(f"Did you mean {', '.join(near)}? " if near else "")
+        + "See what is here with: %docker_images --local",
+    )
+
+
+def remove_image(reference: str, engine: Engine, *, force: bool = False) -> list[str]:
+    """Remove an image as `docker rmi` does, and return what went.
+
+    Raises
+    ------
+    ImageInUseError
+        If containers use it: the message says which, the hint in which order to remove.
+    """
+    try:
+        return engine.remove_image(reference, force=force)
+    except ImageInUseError as error:
+        image = engine.find_image(reference)
+        users = [found for found in engine.list({}) if image and found.image_id == image.id]
+        if not users:
+            raise
+        mine = {found.id for found in our_containers(engine)}
+        names = [_called(found, is_ours=found.id in mine) for found in users]
+        steps = [
+            f"%docker_rm {'-f ' if found.status == 'running' else ''}{found.id[:12]}"
+            if found.id in mine
+            else f"docker rm {'-f ' if found.status == 'running' else ''}{found.name}"
+            for found in users
+        ]
+        raise ImageInUseError(
+            reference,
+            f"by {', '.join(names)}.",
+            hint="\n".join(["First, if nobody needs them any more:", *steps, "then:"])
+            + f"\n%docker_rmi {reference}",
+        ) from error
+
+
+def _called(container: ContainerState, *, is_ours: bool) -> str:
+    """Return a container as a reader knows it."""
+    if is_ours:
+        name = container.labels.get(labels.NAME, "")
+        where = container.labels.get(labels.WORKSPACE, "")
+        return f"the environment '{name}' ({container.status}, of {where})"
+    return f"the container '{container.name}' ({container.status})"
 
 
 def table_of_containers(engine: Engine, kept: Collection[str] = ()) -> Table:

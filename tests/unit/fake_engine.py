@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import secrets
+import socket
 import tarfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -17,13 +20,17 @@ from dockml_magic.engine import (
     ContainerStats,
     Engine,
     EngineFacts,
+    Exec,
     ImageState,
     NotStartableError,
+    Stream,
+    make_archive,
 )
 from dockml_magic.errors import (
     ContainerNameTakenError,
     EngineError,
     ImageBuildError,
+    ImageInUseError,
     ImageUnavailableError,
     MountError,
     PortTakenError,
@@ -42,6 +49,68 @@ class Run:
     exit_code: int | None = None
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What a command in a container does: what it writes, whether it writes what it reads, and how it ends."""
+
+    stdout: str = ""
+    stderr: str = ""
+    echoes: bool = False
+    exit_code: int = 0
+
+
+class FakeExec:
+    """A command in a container of a `FakeEngine`.
+
+    Attributes
+    ----------
+    sizes : list of (int, int)
+        Rows and columns that its terminal was given.
+    """
+
+    pid = 4711
+
+    def __init__(self, ran: Ran) -> None:
+        self._ran = ran
+        self._left: list[tuple[Stream, bytes]] = []
+        if ran.stdout:
+            self._left.append(("stdout", ran.stdout.encode()))
+        if ran.stderr:
+            self._left.append(("stderr", ran.stderr.encode()))
+        self._input = b""
+        self._waits = ran.echoes
+        self._readable, self._writable = socket.socketpair()
+        self._writable.send(b"x")  # there is always something: output, or its end
+        self.sizes: list[tuple[int, int]] = []
+
+    def fileno(self) -> int:
+        return self._readable.fileno()
+
+    def read(self) -> tuple[Stream, bytes] | None:
+        if self._left:
+            return self._left.pop(0)
+        assert not self._waits, "would wait for ever"
+        return None
+
+    def write(self, data: bytes) -> None:
+        self._input += data
+
+    def close_input(self) -> None:
+        if self._waits:
+            self._left.append(("stdout", self._input))
+            self._waits = False
+
+    def resize(self, rows: int, columns: int) -> None:
+        self.sizes.append((rows, columns))
+
+    def exit_code(self) -> int | None:
+        return None if self._waits or self._left else self._ran.exit_code
+
+    def close(self) -> None:
+        self._readable.close()
+        self._writable.close()
+
+
 @dataclass
 class _Image:
     state: ImageState
@@ -52,6 +121,7 @@ class _Image:
 class _Container:
     id: str
     spec: ContainerSpec
+    image_id: str = ""
     status: str = "created"
     exit_code: int = 0
     log: str = ""
@@ -85,6 +155,12 @@ class FakeEngine:
         What was built, in order, with its build args.
     specs : list of ContainerSpec
         What containers were asked for, in order.
+    ran : callable
+        Returns what a command in a container does; by default it writes nothing and ends well.
+    commands : list of (str, list of str, dict)
+        Container, words and options of all commands in containers, in order.
+    committed : list of (str, str, str, str)
+        Container, reference, message and author of all commits, in order.
     """
 
     def __init__(
@@ -107,16 +183,34 @@ class FakeEngine:
         self.pulled: list[str] = []
         self.built: list[tuple[str, dict[str, str]]] = []
         self.specs: list[ContainerSpec] = []
+        self.ran: Callable[[Sequence[str]], Ran] = lambda command: Ran()
+        self.commands: list[tuple[str, list[str], dict[str, object]]] = []
+        self.committed: list[tuple[str, str, str, str]] = []
 
     def add_image(
-        self, reference: str, *, programs: Collection[str] = ("python", "python3")
+        self,
+        reference: str,
+        *,
+        programs: Collection[str] = ("python", "python3"),
+        labels: Mapping[str, str] = {},
     ) -> ImageState:
         """Put an image here."""
         state = ImageState(
-            id=f"sha256:{secrets.token_hex(32)}", architecture="amd64", size=100_000_000
+            id=f"sha256:{secrets.token_hex(32)}",
+            architecture="amd64",
+            size=100_000_000,
+            labels=labels,
         )
         self._images[_tagged(reference)] = _Image(state, programs)
-        return state
+        return self._with_references(state)
+
+    def tag(self, reference: str, other: str) -> None:
+        """Give an image another name."""
+        self._images[_tagged(other)] = self._images[_tagged(reference)]
+
+    def _with_references(self, state: ImageState) -> ImageState:
+        names = (name for name, image in self._images.items() if image.state.id == state.id)
+        return replace(state, references=tuple(sorted(name for name in names if name != state.id)))
 
     @property
     def facts(self) -> EngineFacts:
@@ -129,14 +223,48 @@ class FakeEngine:
 
     def find_image(self, reference: str) -> ImageState | None:
         image = self._image(reference)
-        return image.state if image else None
+        return self._with_references(image.state) if image else None
 
     def _image(self, reference: str) -> _Image | None:
         by_id = {image.state.id: image for image in self._images.values()}
         return self._images.get(_tagged(reference)) or by_id.get(reference)
 
     def local_references(self) -> list[str]:
-        return sorted(self._images)
+        return sorted(name for name in self._images if not name.startswith("sha256:"))
+
+    def images(self, wanted_labels: Mapping[str, str]) -> list[ImageState]:
+        found = {image.state.id: image.state for image in self._images.values()}
+        return [
+            self._with_references(state)
+            for state in found.values()
+            if _carries(state.labels, wanted_labels)
+        ]
+
+    def remove_image(self, reference: str, *, force: bool = False) -> list[str]:
+        image = self.find_image(reference)
+        if image is None:
+            raise ImageUnavailableError(reference, f"No such image: {reference}.")
+        is_id = reference == image.id
+        if is_id and len(image.references) > 1 and not force:
+            raise ImageInUseError(reference, "image is referenced in multiple repositories.")
+        users = [c for c in self._containers.values() if c.image_id == image.id]
+        if users and (is_id or len(image.references) == 1):
+            if is_id and any(c.status == "running" for c in users):
+                raise ImageInUseError(reference, "image is being used by running container.")
+            if not force:
+                raise ImageInUseError(reference, f"container {users[0].id[:12]} is using it.")
+        going = image.references if is_id else [_tagged(reference)]
+        is_last = len(going) == len(image.references)
+        kept = self._images[image.references[0] if image.references else image.id]
+        for name in going:
+            del self._images[name]
+        gone = [f"Untagged: {name}" for name in going]
+        if is_last and any(c.status == "running" for c in users):
+            self._images[image.id] = kept  # it has no name any more
+        elif is_last:
+            self._images.pop(image.id, None)
+            gone.append(f"Deleted: {image.id}")
+        return gone
 
     def pull(self, reference: str, report: Callable[[PullProgress], None]) -> None:
         report(PullProgress(reference=reference))
@@ -157,6 +285,7 @@ class FakeEngine:
         report: Callable[[str], None],
         *,
         pull: bool = False,
+        context: Path | None = None,
     ) -> None:
         """Build: a `RUN false` fails, everything else is as its base."""
         programs: Collection[str] = ()
@@ -177,11 +306,12 @@ class FakeEngine:
             path = mount.host_path
             if path is not None and self._facts.shares_files and not path.exists():
                 raise MountError(f"The folder '{path}' does not exist.")
-        if self._image(spec.image) is None:
+        image = self._image(spec.image)
+        if image is None:
             raise ImageUnavailableError(spec.image, "no such image.")
         if any(other.spec.name == spec.name for other in self._containers.values()):
             raise ContainerNameTakenError(f"Another container is called '{spec.name}' already.")
-        container = _Container(id=secrets.token_hex(32), spec=spec)
+        container = _Container(id=secrets.token_hex(32), spec=spec, image_id=image.state.id)
         self._containers[container.id] = container
         self.specs.append(spec)
         return container.id
@@ -233,24 +363,92 @@ class FakeEngine:
         return container.files.get(path) if container else None
 
     def inspect(self, container_id: str) -> ContainerState | None:
-        container = self._containers.get(container_id)
-        return self._state(container) if container else None
+        matches = [
+            container
+            for container in self._containers.values()
+            if container_id in (container.spec.name, container.id[: len(container_id)])
+        ]
+        return self._state(matches[0]) if matches else None
 
-    @staticmethod
-    def _state(container: _Container) -> ContainerState:
+    def _state(self, container: _Container) -> ContainerState:
         return ContainerState(
             id=container.id,
             name=container.spec.name,
             status=container.status,
             image=container.spec.image,
             labels=container.spec.labels,
+            image_id=container.image_id,
             exit_code=container.exit_code,
             host_ports=container.host_ports,
+            entrypoint=container.spec.entrypoint,
+            user=container.spec.user,
         )
 
     def logs(self, container_id: str, tail: int) -> str:
         container = self._containers.get(container_id)
         return "".join(container.log.splitlines(keepends=True)[-tail:]) if container else ""
+
+    def stream_logs(
+        self,
+        container_id: str,
+        *,
+        tail: int | None = None,
+        follow: bool = False,
+        timestamps: bool = False,
+    ) -> Generator[bytes, None, None]:
+        lines = self._existing(container_id).log.splitlines(keepends=True)
+        stamp = "2026-01-01T00:00:00.000000000Z " if timestamps else ""
+        for line in lines[-tail:] if tail else lines if tail is None else []:
+            yield f"{stamp}{line}".encode()
+
+    def exec(
+        self,
+        container_id: str,
+        command: Sequence[str],
+        *,
+        user: str = "",
+        workdir: str = "",
+        env: Mapping[str, str] = {},
+        tty: bool = False,
+    ) -> Exec:
+        if self._existing(container_id).status != "running":
+            raise EngineError(f"The Docker engine refused: Container {container_id} is not running")
+        options = {"user": user, "workdir": workdir, "env": dict(env), "tty": tty}
+        self.commands.append((container_id, list(command), options))
+        return FakeExec(self.ran(command))
+
+    def commit(
+        self, container_id: str, reference: str, *, message: str = "", author: str = ""
+    ) -> ImageState:
+        container = self._existing(container_id)
+        base = self._image(container.image_id)
+        assert base is not None
+        self._images[_tagged(reference)] = _Image(
+            replace(base.state, id=f"sha256:{secrets.token_hex(32)}"), base.programs
+        )
+        self.committed.append((container_id, reference, message, author))
+        image = self.find_image(reference)
+        assert image is not None
+        return image
+
+    def save(self, references: Sequence[str]) -> Iterator[bytes]:
+        for reference in references:
+            if self._image(reference) is None:
+                raise ImageUnavailableError(reference, f"No such image: {reference}.")
+        archive = image_archive([_tagged(reference) for reference in references])
+        for start in range(0, len(archive), 1000):
+            yield archive[start : start + 1000]
+
+    def load(self, archive: Iterator[bytes]) -> list[str]:
+        names = []
+        with tarfile.open(fileobj=io.BytesIO(b"".join(archive))) as files:
+            manifest = files.extractfile("manifest.json")
+            assert manifest is not None
+            for entry in json.load(manifest):
+                for name in entry["RepoTags"]:
+                    self.add_image(name)
+                    names.append(name)
+        return names
 
     def stats(self, container_id: str) -> ContainerStats | None:
         container = self._containers.get(container_id)
@@ -264,6 +462,7 @@ class FakeEngine:
             cpus=2,
             memory=20_000_000,
             memory_limit=limit,
+            pids=3,
         )
 
     def wait(self, container_id: str, timeout: float) -> int | None:
@@ -282,16 +481,33 @@ class FakeEngine:
         return [
             self._state(container)
             for container in self._containers.values()
-            if all(
-                key in container.spec.labels and value in ("", container.spec.labels[key])
-                for key, value in wanted_labels.items()
-            )
+            if _carries(container.spec.labels, wanted_labels)
         ]
 
     def _existing(self, container_id: str) -> _Container:
         if container_id not in self._containers:
             raise EngineError(f"The Docker engine refused: No such container: {container_id}.")
         return self._containers[container_id]
+
+
+def image_archive(references: Sequence[str], layers: Sequence[bytes] = (b"a layer",)) -> bytes:
+    """Return what `docker save` gives, for images of these layers."""
+    paths = []
+    files = {}
+    for content in layers:
+        paths.append(f"{hashlib.sha256(content).hexdigest()}/layer.tar")
+        files[paths[-1]] = content
+    diff_ids = [f"sha256:{hashlib.sha256(content).hexdigest()}" for content in layers]
+    config = json.dumps({"rootfs": {"type": "layers", "diff_ids": diff_ids}}).encode()
+    name = f"{hashlib.sha256(config).hexdigest()}.json"
+    files[name] = config
+    manifest = [{"Config": name, "RepoTags": list(references), "Layers": paths}]
+    files["manifest.json"] = json.dumps(manifest).encode()
+    return make_archive({PurePosixPath(path): content for path, content in files.items()})
+
+
+def _carries(found: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    return all(key in found and value in ("", found[key]) for key, value in wanted.items())
 
 
 def _tagged(reference: str) -> str:

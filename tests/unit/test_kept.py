@@ -435,18 +435,15 @@ def relay(short_folder: Path) -> Any:
     relay.close()
 
 
-def test_what_another_notebook_asked_for_is_foreign_where_it_is_shared(relay: Relay) -> None:
+def test_only_what_this_notebook_asked_for_is_shown_in_it(relay: Relay) -> None:
     theirs = stream("theirs")
-    assert not relay.is_foreign(theirs)
-    relay.is_shared = lambda: True
-    assert relay.is_foreign(theirs)
-    relay.note_asker({"session": "of a notebook"})
-    assert not relay.is_foreign(theirs)
+    assert not relay.may_publish(theirs)
+    relay.note_sent(theirs.parent_id)
+    assert relay.may_publish(theirs)
 
 
 def test_what_concerns_our_own_widget_is_ours_whoever_moves_it(relay: Relay) -> None:
-    relay.is_shared = lambda: True
     relay.has_comm = lambda comm_id: comm_id == "ours"
-    assert not relay.is_foreign(message("comm_msg", {"comm_id": "ours"}))
-    assert relay.is_foreign(message("comm_msg", {"comm_id": "theirs"}))
-    assert relay.is_foreign(message("comm_open", {"comm_id": "ours"}))
+    assert relay.may_publish(message("comm_msg", {"comm_id": "ours"}))
+    assert not relay.may_publish(message("comm_msg", {"comm_id": "theirs"}))
+    assert not relay.may_publish(message("comm_open", {"comm_id": "ours"}))

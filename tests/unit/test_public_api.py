@@ -8,19 +8,28 @@ import pytest
 
 import dockml_magic
 from dockml_magic.image_magics import ImageMagics
+from dockml_magic.life_magics import LifeMagics
 from dockml_magic.magics import DockerMagics
 
 MAGICS = {
     "line": {
+        "docker_build",
+        "docker_commit",
         "docker_env",
+        "docker_exec",
         "docker_images",
         "docker_keep",
+        "docker_load",
+        "docker_logs",
         "docker_pick",
         "docker_ps",
         "docker_pull",
         "docker_restart",
         "docker_rm",
         "docker_start",
+        "docker_rmi",
+        "docker_save",
+        "docker_stats",
         "docker_stop",
     },
     "cell": {"docker_cell"},
@@ -61,7 +70,7 @@ def test_the_version_is_one() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", dockml_magic.__version__)
 
 
-OURS = (DockerMagics, ImageMagics)
+OURS = (DockerMagics, ImageMagics, LifeMagics)
 
 
 def test_these_magics_are_ours() -> None:
