@@ -212,6 +212,55 @@ class Pull(_Command):
         pull_for(self.parsed.what, options, Path.cwd(), engine=engine, tell=tell)
 
 
+class Doctor(_Command):
+    """`dockml doctor`."""
+
+    name = "dockml-doctor"
+    prog = "dockml doctor"
+    description = """Say what keeps environments from starting, and what to do.
+
+Each line says ok, warn (it works, or mostly) or fail (it does not). The exit code is 1 with a fail, else 0."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        from dockml_magic.doctor import add_doctor_arguments
+
+        add_doctor_arguments(parser)
+
+    def start(self) -> None:
+        """Run the command; called by traitlets."""
+        from dockml_magic.doctor import examine
+
+        report = examine(self.parsed.engine)
+        tell(report.to_json() if self.parsed.json else str(report))
+        self.exit(report.exit_code)
+
+
+class Prune(_Command):
+    """`dockml prune`."""
+
+    name = "dockml-prune"
+    prog = "dockml prune"
+    description = """List what we created and nobody uses, and remove it with --force.
+
+Containers that never started, images of Dockerfiles that have changed, layers of stopped pulls, kernel bundles
+that no start has used for 30 days or that were not built to the end, folders of containers that are gone. Nothing
+that is not ours, is in use, belongs to another user, or is younger than 10 minutes; no volume and no network."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        from dockml_magic.prune import add_prune_arguments
+
+        add_prune_arguments(parser)
+
+    def start(self) -> None:
+        """Run the command; called by traitlets."""
+        from dockml_magic.engine import connect
+        from dockml_magic.prune import prune
+
+        self.exit(prune(connect(self.parsed.engine), self.parsed))
+
+
 class Dockml(JupyterApp):
     """`dockml`, and `jupyter dockml`."""
 
@@ -223,13 +272,17 @@ class Dockml(JupyterApp):
         "ps": (ListContainers, ListContainers.description),
         "images": (ListImages, ListImages.description.partition("\n")[0]),
         "pull": (Pull, Pull.description),
+        "doctor": (Doctor, Doctor.description.partition("\n")[0]),
+        "prune": (Prune, Prune.description.partition("\n")[0]),
     }
 
     def start(self) -> None:
         """Run the command; called by traitlets."""
         if self.subapp is None:
             self.print_help()
-            raise ConfigError("dockml needs a command.", hint="One of: kernels, ps, images, pull.")
+            raise ConfigError(
+                "dockml needs a command.", hint=f"One of: {', '.join(self.subcommands)}."
+            )
         self.subapp.start()
 
 

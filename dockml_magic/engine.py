@@ -7,6 +7,7 @@ ours here, with what to do about it.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import io
 import itertools
@@ -122,6 +123,12 @@ class EngineFacts:
         The NVIDIA GPUs that it knows by CDI, such as "nvidia.com/gpu=all".
     gpu_hook : bool or None
         NVIDIA's hook, by which device requests work, is installed; None where we cannot look.
+    product : str
+        Who made it, in its own words: "Docker", "Docker Desktop", "podman".
+    system : str
+        The operating system of its machine.
+    proxies : mapping of str to str
+        Its own proxies, by the names of variables: "HTTPS_PROXY". Pulls go through them.
     """
 
     version: str
@@ -136,6 +143,9 @@ class EngineFacts:
     runtimes: tuple[str, ...] = ()
     cdi_gpus: tuple[str, ...] = ()
     gpu_hook: bool | None = None
+    product: str = "Docker"
+    system: str = ""
+    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +157,25 @@ class ImageState:
     user: str = ""
     architecture: str = ""
     size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskUsage:
+    """What things take of the engine's disk, in bytes.
+
+    Attributes
+    ----------
+    images : mapping of str to int
+        By id: what only this image has, which is what its removal frees.
+    containers : mapping of str to int
+        By id: what it has written.
+    layers : int
+        All images together.
+    """
+
+    images: Mapping[str, int] = field(default_factory=dict)
+    containers: Mapping[str, int] = field(default_factory=dict)
+    layers: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +214,8 @@ class ContainerState:
         Docker's word: created, running, paused, exited, dead.
     created_at : float
         Seconds since 1970; 0.0 where `inspect` was asked and not `list`.
+    mounts : mapping of str to str
+        Path in the container to the host's folder; empty where `inspect` was asked and not `list`.
     exit_code : int
         0 while it runs.
     host_ports : mapping of int to int
@@ -200,6 +231,7 @@ class ContainerState:
     out_of_memory: bool = False
     started_at: str = ""
     created_at: float = 0.0
+    mounts: Mapping[str, str] = field(default_factory=dict)
     host_ports: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -261,11 +293,14 @@ class Engine(Protocol):
     def wait(self, container_id: str, timeout: float) -> int | None:
         """Return its exit code, None if it still runs after `timeout` seconds or is gone."""
 
-    def remove(self, container_id: str) -> None:
-        """Remove it, running or not. Being gone already is success."""
+    def remove(self, container_id: str, *, force: bool = True) -> None:
+        """Remove it, without `force` only where it does not run. Being gone already is success."""
 
     def list(self, wanted_labels: Mapping[str, str]) -> list[ContainerState]:
         """Return all containers, stopped ones too, that carry these labels ("" is any value)."""
+
+    def disk_usage(self) -> DiskUsage:
+        """Return what takes how much of its disk. May take seconds, and knows nothing where it cannot say."""
 
 
 GpuRoute = Literal["device-requests", "cdi", "runtime"]
@@ -510,7 +545,8 @@ class _KeptLayers:
         about = {
             "architecture": self._facts.architecture,
             "os": "linux",
-            "config": {"Labels": {labels.KEEPS: self._reference}},
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+            "config": {"Labels": {labels.KEEPS: self._reference, labels.USER: str(os.getuid())}},
             "rootfs": {"type": "layers", "diff_ids": list(diff_ids)},
         }
         config = json.dumps(about).encode()
@@ -525,13 +561,15 @@ class _KeptLayers:
         return f"sha256:{hashlib.sha256(config).hexdigest()}", archive
 
 
-def connect(name: str | None = None) -> DockerEngine:
+def connect(name: str | None = None, *, timeout: float = _REQUEST_TIMEOUT) -> DockerEngine:
     """Return the engine that the environment or the current Docker context names.
 
     Parameters
     ----------
     name : str, optional
         A Docker context, or an endpoint such as unix:///run/user/1000/podman/podman.sock.
+    timeout : float
+        Seconds that it may take for an answer.
 
     Raises
     ------
@@ -540,19 +578,19 @@ def connect(name: str | None = None) -> DockerEngine:
     EngineTooOldError
         If its API is older than we need.
     """
-    return DockerEngine(name)
+    return DockerEngine(name, timeout=timeout)
 
 
 class DockerEngine:
     """An engine behind the Docker API."""
 
-    def __init__(self, name: str | None = None) -> None:
+    def __init__(self, name: str | None = None, *, timeout: float = _REQUEST_TIMEOUT) -> None:
         # Imported here: the SDK takes a fifth of a second, and most uses of us do not need it.
         import docker
         import docker.errors
 
         self._errors = docker.errors
-        endpoint = _endpoint(name)
+        endpoint, _ = find_endpoint(name)
         if urlsplit(endpoint).scheme == "ssh":
             raise EngineUnreachableError(
                 f"The engine is on another machine ({endpoint}); this version cannot reach kernels there.",
@@ -560,7 +598,8 @@ class DockerEngine:
             )
         with self._translated(endpoint=endpoint):
             self._client: docker.DockerClient = docker.DockerClient(
-                base_url=endpoint, timeout=_REQUEST_TIMEOUT, version="auto", max_pool_size=4,
+                base_url=endpoint, timeout=timeout,  # type: ignore[arg-type]  # a float works
+                version="auto", max_pool_size=4,
                 **_tls(name),
             )  # fmt: skip
             version = self._client.version()
@@ -589,6 +628,17 @@ class DockerEngine:
             runtimes=tuple(info.get("Runtimes") or ()),
             cdi_gpus=_cdi_gpus(info, look=shares_files),
             gpu_hook=_has_gpu_hook() if shares_files else None,
+            product=_product(version, info),
+            system=info.get("OperatingSystem") or "",
+            proxies={
+                name: info[key]
+                for name, key in (
+                    ("HTTP_PROXY", "HttpProxy"),
+                    ("HTTPS_PROXY", "HttpsProxy"),
+                    ("NO_PROXY", "NoProxy"),
+                )
+                if info.get(key)
+            },
         )
 
     def find_image(self, reference: str) -> ImageState | None:
@@ -741,7 +791,7 @@ class DockerEngine:
                     dockerfile=dockerfile.name,
                     tag=reference,
                     buildargs=dict(args),
-                    labels={labels.BUILT_FROM: str(dockerfile)},
+                    labels={labels.BUILT_FROM: str(dockerfile), labels.USER: str(os.getuid())},
                     pull=pull,
                     rm=True,
                     forcerm=True,
@@ -927,14 +977,15 @@ class DockerEngine:
             ):
                 return None
 
-    def remove(self, container_id: str) -> None:
-        """Remove it, running or not."""
+    def remove(self, container_id: str, *, force: bool = True) -> None:
+        """Remove it, without `force` only where it does not run."""
         with self._translated():
             try:
-                self._client.api.remove_container(container_id, force=True, v=True)
+                self._client.api.remove_container(container_id, force=force, v=True)
             except self._errors.APIError as error:
+                is_leaving = force or "already in progress" in str(error.explanation)
                 # Gone already, or on its way out by --rm: what we wanted.
-                if error.status_code not in (404, 409):
+                if error.status_code != 404 and not (error.status_code == 409 and is_leaving):
                     raise
         log.info("removed container %s", container_id[:12])
 
@@ -952,9 +1003,39 @@ class DockerEngine:
                 labels=row.get("Labels") or {},
                 started_at=row.get("Status", ""),
                 created_at=float(row.get("Created") or 0.0),
+                mounts={
+                    mount["Destination"]: mount.get("Source") or ""
+                    for mount in row.get("Mounts") or ()
+                    if isinstance(mount, dict) and "Destination" in mount
+                },
             )
             for row in found
         ]
+
+    def disk_usage(self) -> DiskUsage:
+        """Return what takes how much of its disk."""
+        api = self._client.api
+        try:
+            with self._translated():
+                # Engines older than API 1.42 know no types, and count the volumes too.
+                response = api.get(
+                    f"{api.base_url}/v{api.api_version}/system/df",
+                    params={"type": ["image", "container"]},
+                )
+                response.raise_for_status()
+                found = response.json()
+        except EngineError as error:  # another is being counted, or it takes too long
+            log.debug("no disk usage: %s", error.message)
+            return DiskUsage()
+        return DiskUsage(
+            images={
+                row["Id"]: max(0, row["Size"] - row["SharedSize"])
+                for row in found.get("Images") or ()
+                if row.get("SharedSize", -1) >= 0
+            },
+            containers={row["Id"]: row.get("SizeRw") or 0 for row in found.get("Containers") or ()},
+            layers=found.get("LayersSize") or 0,
+        )
 
     @contextlib.contextmanager
     def _translated(
@@ -1166,15 +1247,21 @@ def _unreachable(endpoint: str, error: Exception) -> EngineUnreachableError:
     )
 
 
-def _endpoint(name: str | None) -> str:
-    """Return where the engine is: an endpoint as given, a context's, or the environment's."""
+def find_endpoint(name: str | None) -> tuple[str, str]:
+    """Return where the engine is, and what says so: an endpoint as given, the environment, or a context.
+
+    Raises
+    ------
+    EngineUnreachableError
+        If there is no such context.
+    """
     from docker import ContextAPI
     from docker.context.config import get_current_context_name
 
     if name and "://" in name:
-        return name
+        return name, "--engine"
     if name is None and (host := os.environ.get("DOCKER_HOST")):
-        return host
+        return host, "DOCKER_HOST"
     wanted = name or os.environ.get("DOCKER_CONTEXT") or get_current_context_name()
     context = ContextAPI.get_context(wanted)
     if context is None:
@@ -1182,7 +1269,17 @@ def _endpoint(name: str | None) -> str:
         raise EngineUnreachableError(
             f"There is no Docker context called '{wanted}'.", hint=f"Known: {known}."
         )
-    return str(context.Host or "unix:///var/run/docker.sock").replace("http+unix://", "unix://")
+    endpoint = str(context.Host or "unix:///var/run/docker.sock")
+    said_by = "" if wanted == "default" else f"Docker context '{wanted}'"
+    return endpoint.replace("http+unix://", "unix://"), said_by
+
+
+def _product(version: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    """Return who made this engine."""
+    if "Docker Desktop" in str(info.get("OperatingSystem")):
+        return "Docker Desktop"
+    parts = {part.get("Name") for part in version.get("Components") or ()}
+    return "podman" if "Podman Engine" in parts else "Docker"
 
 
 def _tls(name: str | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from IPython.core.magic import cell_magic, line_magic, magics_class
 
 from dockml_magic.container import describe_kernel
 from dockml_magic.display import Table, tell
+from dockml_magic.doctor_magics import DoctorMagics
 from dockml_magic.environment import Environment, Environments, raise_remote_error
 from dockml_magic.errors import ConfigError, GpuUnavailableError
 from dockml_magic.image_magics import ImageMagics
@@ -109,7 +110,7 @@ class DockerMagics(MagicLines):
         super().__init__(shell)
         self.environments = Environments()
         self.router = Router(shell, self.environments, self._cell_target)
-        self.all_lines: tuple[MagicLines, ...] = (self, ImageMagics(shell))
+        self.all_lines: tuple[MagicLines, ...] = (self, ImageMagics(shell), DoctorMagics(shell))
 
     def names_for(self, magic: str) -> Iterable[str]:
         """Return the names of environments, and where one can be started those of images."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import secrets
 import tarfile
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from dockml_magic.engine import (
     ContainerState,
     ContainerStats,
+    DiskUsage,
     Engine,
     EngineFacts,
     ImageState,
@@ -46,6 +48,7 @@ class Run:
 class _Image:
     state: ImageState
     programs: Collection[str]
+    created_at: float = field(default_factory=time.time)
 
 
 @dataclass
@@ -56,6 +59,7 @@ class _Container:
     exit_code: int = 0
     log: str = ""
     cpu: int = 0
+    created_at: float = field(default_factory=time.time)
     host_ports: dict[int, int] = field(default_factory=dict)
     taken: set[tuple[str, int]] = field(default_factory=set)
     files: dict[PurePosixPath, bytes] = field(default_factory=dict)
@@ -109,7 +113,10 @@ class FakeEngine:
         self.specs: list[ContainerSpec] = []
 
     def add_image(
-        self, reference: str, *, programs: Collection[str] = ("python", "python3")
+        self,
+        reference: str,
+        *,
+        programs: Collection[str] = ("python", "python3"),
     ) -> ImageState:
         """Put an image here."""
         state = ImageState(
@@ -236,8 +243,7 @@ class FakeEngine:
         container = self._containers.get(container_id)
         return self._state(container) if container else None
 
-    @staticmethod
-    def _state(container: _Container) -> ContainerState:
+    def _state(self, container: _Container) -> ContainerState:
         return ContainerState(
             id=container.id,
             name=container.spec.name,
@@ -246,6 +252,8 @@ class FakeEngine:
             labels=container.spec.labels,
             exit_code=container.exit_code,
             host_ports=container.host_ports,
+            created_at=container.created_at,
+            mounts={str(m.target): str(m.host_path or m.volume) for m in container.spec.mounts},
         )
 
     def logs(self, container_id: str, tail: int) -> str:
@@ -270,8 +278,18 @@ class FakeEngine:
         container = self._containers.get(container_id)
         return container.exit_code if container and container.status == "exited" else None
 
-    def remove(self, container_id: str) -> None:
+    def remove(self, container_id: str, *, force: bool = True) -> None:
+        container = self._containers.get(container_id)
+        if container and container.status == "running" and not force:
+            raise EngineError("The Docker engine refused: You cannot remove a running container.")
         self._containers.pop(container_id, None)
+
+    def disk_usage(self) -> DiskUsage:
+        return DiskUsage(
+            images={image.state.id: image.state.size for image in self._images.values()},
+            containers=dict.fromkeys(self._containers, 0),
+            layers=sum(image.state.size for image in self._images.values()),
+        )
 
     def list(self, wanted_labels: Mapping[str, str]) -> list[ContainerState]:
         return [

@@ -7,11 +7,13 @@ import sys
 import pytest
 
 import dockml_magic
+from dockml_magic.doctor_magics import DoctorMagics
 from dockml_magic.image_magics import ImageMagics
 from dockml_magic.magics import DockerMagics
 
 MAGICS = {
     "line": {
+        "docker_doctor",
         "docker_env",
         "docker_images",
         "docker_pick",
@@ -58,7 +60,7 @@ def test_the_version_is_one() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", dockml_magic.__version__)
 
 
-OURS = (DockerMagics, ImageMagics)
+OURS = (DockerMagics, ImageMagics, DoctorMagics)
 
 
 def test_these_magics_are_ours() -> None:
