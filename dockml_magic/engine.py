@@ -39,6 +39,7 @@ from dockml_magic.errors import (
     EngineUnreachableError,
     GpuUnavailableError,
     ImageBuildError,
+    ImageInUseError,
     ImageUnavailableError,
     MountError,
     PortTakenError,
@@ -150,13 +151,24 @@ class EngineFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageState:
-    """An image that is here."""
+    """An image that is here.
+
+    Attributes
+    ----------
+    references : tuple of str
+        Its names, sorted; empty for one without a name.
+    created_at : float
+        Seconds since 1970; 0.0 where `find_image` was asked and not `images`.
+    """
 
     id: str
     entrypoint: tuple[str, ...] = ()
     user: str = ""
     architecture: str = ""
     size: int = 0
+    references: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    created_at: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +232,8 @@ class ContainerState:
         0 while it runs.
     host_ports : mapping of int to int
         Container port to the host port that is published for it.
+    image_id : str
+        Of its image, which may have lost the name that `image` gives.
     """
 
     id: str
@@ -227,6 +241,7 @@ class ContainerState:
     status: str
     image: str
     labels: Mapping[str, str]
+    image_id: str = ""
     exit_code: int = 0
     out_of_memory: bool = False
     started_at: str = ""
@@ -247,6 +262,23 @@ class Engine(Protocol):
 
     def local_references(self) -> list[str]:
         """Return all tags that are here, for suggestions and completion."""
+
+    def images(self, wanted_labels: Mapping[str, str]) -> list[ImageState]:
+        """Return all images that carry these labels ("" is any value), those without a name too.
+
+        What only an inspection says (entrypoint, user, architecture) is left open.
+        """
+
+    def remove_image(self, reference: str, *, force: bool = False) -> list[str]:
+        """Remove a name of an image, and the image with its last one; return what went, as `docker rmi` says it.
+
+        Raises
+        ------
+        ImageUnavailableError
+            If there is none.
+        ImageInUseError
+            If containers or other images need it; `force` is Docker's.
+        """
 
     def pull(self, reference: str, report: Callable[[PullProgress], None]) -> None:
         """Fetch an image.
@@ -282,7 +314,7 @@ class Engine(Protocol):
         """Return a file of the container, None where there is none."""
 
     def inspect(self, container_id: str) -> ContainerState | None:
-        """Return its state, None when it is gone."""
+        """Return its state, None when it is gone. Its name, or how its id begins, will do too."""
 
     def logs(self, container_id: str, tail: int) -> str:
         """Return its last lines, "" when it is gone."""
@@ -655,15 +687,44 @@ class DockerEngine:
             user=config.get("User") or "",
             architecture=found.get("Architecture", ""),
             size=found.get("Size") or 0,
+            references=_references(found),
+            labels=config.get("Labels") or {},
         )
 
     def local_references(self) -> list[str]:
         """Return all tags that are here."""
         with self._translated():
             found = self._client.api.images()
-        return sorted(
-            tag for image in found for tag in image.get("RepoTags") or () if "<" not in tag
-        )
+        return sorted(tag for image in found for tag in _references(image))
+
+    def images(self, wanted_labels: Mapping[str, str]) -> list[ImageState]:
+        """Return all images that carry these labels."""
+        filters = {"label": _label_filter(wanted_labels)}
+        with self._translated():
+            found = self._client.api.images(filters=filters)
+        return [
+            ImageState(
+                id=row["Id"],
+                size=row.get("Size") or 0,
+                references=_references(row),
+                labels=row.get("Labels") or {},
+                created_at=max(0.0, float(row.get("Created") or 0.0)),
+            )
+            for row in found
+        ]
+
+    def remove_image(self, reference: str, *, force: bool = False) -> list[str]:
+        """Remove a name of an image, and the image with its last one."""
+        with self._translated(reference=reference):
+            try:
+                said = self._client.api.remove_image(reference, force=force)
+            except self._errors.APIError as error:
+                if error.status_code != 409:
+                    raise
+                raise ImageInUseError(
+                    reference, _sentence(error.explanation or str(error))
+                ) from error
+        return [f"{what}: {name}" for entry in said or () for what, name in entry.items()]
 
     def pull(self, reference: str, report: Callable[[PullProgress], None]) -> None:
         """Fetch an image."""
@@ -919,6 +980,7 @@ class DockerEngine:
             status=state["Status"],
             image=found["Config"]["Image"],
             labels=found["Config"].get("Labels") or {},
+            image_id=found.get("Image", ""),
             exit_code=state.get("ExitCode") or 0,
             out_of_memory=bool(state.get("OOMKilled")),
             started_at=state.get("StartedAt", ""),
@@ -991,7 +1053,7 @@ class DockerEngine:
 
     def list(self, wanted_labels: Mapping[str, str]) -> list[ContainerState]:
         """Return all containers that carry these labels."""
-        filters = {"label": [f"{k}={v}" if v else k for k, v in wanted_labels.items()]}
+        filters = {"label": _label_filter(wanted_labels)}
         with self._translated():
             found = self._client.api.containers(all=True, filters=filters)
         return [
@@ -1001,6 +1063,7 @@ class DockerEngine:
                 status=row["State"],
                 image=row["Image"],
                 labels=row.get("Labels") or {},
+                image_id=row.get("ImageID", ""),
                 started_at=row.get("Status", ""),
                 created_at=float(row.get("Created") or 0.0),
                 mounts={
@@ -1050,6 +1113,15 @@ class DockerEngine:
             raise _error_of(error.explanation or str(error), reference, name) from error
         except (self._errors.DockerException, requests.exceptions.RequestException) as error:
             raise _unreachable(endpoint or self.facts.endpoint, error) from error
+
+
+def _label_filter(wanted: Mapping[str, str]) -> list[str]:
+    """Return labels as the API takes them; "" stands for any value."""
+    return [f"{label}={value}" if value else label for label, value in wanted.items()]
+
+
+def _references(image: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(sorted(tag for tag in image.get("RepoTags") or () if "<" not in tag))
 
 
 def _ask_for_gpus(request: GpuRequest, route: GpuRoute) -> tuple[dict[str, Any], dict[str, str]]:

@@ -18,6 +18,7 @@ __all__ = [
     "EngineUnreachableError",
     "GpuUnavailableError",
     "ImageBuildError",
+    "ImageInUseError",
     "ImageUnavailableError",
     "KernelBundleError",
     "KernelDiedError",
@@ -31,6 +32,7 @@ __all__ = [
     "PullStopped",
     "RemoteCellError",
     "StartAbandonedError",
+    "UnknownContainerError",
     "UnknownEnvironmentError",
     "UnknownNameError",
 ]
@@ -120,6 +122,18 @@ class UnknownEnvironmentError(ConfigError):
         self.name = name
 
 
+class UnknownContainerError(ConfigError):
+    """None of this user's containers, of any notebook, is called so."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        names = ", ".join(f"'{n}'" for n in dict.fromkeys(known)) or "none"
+        super().__init__(
+            f"None of your environments is called '{name}' (there are: {names}).",
+            hint="See them, with their ids, with: %docker_ps -a",
+        )
+        self.name = name
+
+
 class ProjectFileError(ConfigError):
     """The project file says something that cannot be used.
 
@@ -169,6 +183,20 @@ class ImageUnavailableError(EngineError):
 
     def __init__(self, reference: str, reason: str, *, hint: str = "") -> None:
         super().__init__(f"The image '{reference}' is not available: {reason}", hint=hint)
+        self.reference = reference
+
+
+class ImageInUseError(EngineError):
+    """An image cannot be removed, as containers or other images need it.
+
+    Attributes
+    ----------
+    reference : str
+        The image.
+    """
+
+    def __init__(self, reference: str, reason: str, *, hint: str = "") -> None:
+        super().__init__(f"The image '{reference}' is in use: {reason}", hint=hint)
         self.reference = reference
 
 

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import secrets
 import shutil
 import time
@@ -31,8 +32,10 @@ from dockml_magic.errors import (
     ConfigError,
     EngineError,
     GpuUnavailableError,
+    ImageInUseError,
     ImageUnavailableError,
     MountError,
+    UnknownContainerError,
     UnknownNameError,
 )
 from dockml_magic.fit import NVIDIA_SMI, image_facts, judge, parse_nvidia_smi, pick, requested
@@ -51,6 +54,11 @@ log = logging.getLogger(__name__)
 
 _NEVER_STARTED_AGE = 120.0
 """Seconds after which a container that was created and not started is nobody's any more."""
+
+_SHORTEST_ID = 4
+"""Digits of a container's id that are taken for one."""
+
+_CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 
 PYTHON_KERNELS = ("python", "python3")
 """Names for `--kernel` that ask for Python, from the bundle if need be."""
@@ -484,6 +492,95 @@ def pull_image(reference: str, engine: Engine, tell: Callable[[str], None]) -> I
 def our_containers(engine: Engine) -> list[ContainerState]:
     """Return this user's containers, of every notebook."""
     return engine.list({labels.SESSION: "", labels.USER: str(os.getuid())})
+
+
+def find_container(name: str, engine: Engine, workspace: Path) -> ContainerState:
+    """Return the one of this user's containers that `name` means.
+
+    An environment's name, in this workspace before others; else a container's own name; else an id, or how
+    one begins (4 digits and more).
+
+    Raises
+    ------
+    UnknownContainerError
+        If there is none.
+    ConfigError
+        If there are several, or it is somebody else's.
+    """
+    ours = our_containers(engine)
+    same_name = [found for found in ours if found.labels.get(labels.NAME) == name]
+    here = [found for found in same_name if found.labels.get(labels.WORKSPACE) == str(workspace)]
+    by_id = len(name) >= _SHORTEST_ID
+    matches = (
+        here
+        or same_name
+        or [found for found in ours if found.name == name]
+        or [found for found in ours if by_id and found.id.startswith(name)]
+    )
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        which = "\n".join(
+            f"  {found.id[:12]}  {found.labels.get(labels.NAME, '')}, {found.status}, "
+            f"of {found.labels.get(labels.WORKSPACE, '')}"
+            for found in matches
+        )
+        raise ConfigError(
+            f"'{name}' is the name of {len(matches)} of your environments:\n{which}",
+            hint="Say which by its id.",
+        )
+    stranger = engine.inspect(name) if _CONTAINER_NAME.fullmatch(name) else None
+    if stranger is None:
+        raise UnknownContainerError(name, (found.labels.get(labels.NAME, "") for found in ours))
+    if labels.SESSION in stranger.labels and labels.USER in stranger.labels:
+        raise ConfigError(
+            f"The container '{name}' belongs to another user (uid {stranger.labels[labels.USER]}).",
+            hint="It is left alone. See yours with: %docker_ps -a",
+        )
+    raise ConfigError(
+        f"The container '{name}' is not one of dockml_magic's, and is left alone.",
+        hint=f"Use docker itself for it, as in: docker logs {name}",
+    )
+
+
+def remove_image(reference: str, engine: Engine, *, force: bool = False) -> list[str]:
+    """Remove an image as `docker rmi` does, and return what went.
+
+    Raises
+    ------
+    ImageInUseError
+        If containers use it: the message says which, the hint in which order to remove.
+    """
+    try:
+        return engine.remove_image(reference, force=force)
+    except ImageInUseError as error:
+        image = engine.find_image(reference)
+        users = [found for found in engine.list({}) if image and found.image_id == image.id]
+        if not users:
+            raise
+        mine = {found.id for found in our_containers(engine)}
+        names = [_called(found, is_ours=found.id in mine) for found in users]
+        steps = [
+            f"%docker_rm {'-f ' if found.status == 'running' else ''}{found.id[:12]}"
+            if found.id in mine
+            else f"docker rm {'-f ' if found.status == 'running' else ''}{found.name}"
+            for found in users
+        ]
+        raise ImageInUseError(
+            reference,
+            f"by {', '.join(names)}.",
+            hint="\n".join(["First, if nobody needs them any more:", *steps, "then:"])
+            + f"\n%docker_rmi {reference}",
+        ) from error
+
+
+def _called(container: ContainerState, *, is_ours: bool) -> str:
+    """Return a container as a reader knows it."""
+    if is_ours:
+        name = container.labels.get(labels.NAME, "")
+        where = container.labels.get(labels.WORKSPACE, "")
+        return f"the environment '{name}' ({container.status}, of {where})"
+    return f"the container '{container.name}' ({container.status})"
 
 
 def table_of_containers(engine: Engine) -> Table:

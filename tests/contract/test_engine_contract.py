@@ -28,6 +28,7 @@ from dockml_magic.errors import (
     ContainerNameTakenError,
     EngineError,
     ImageBuildError,
+    ImageInUseError,
     ImageUnavailableError,
     MountError,
     PortTakenError,
@@ -205,6 +206,94 @@ def test_what_a_report_raises_ends_the_pull(bench: Bench) -> None:
         bench.engine.pull("localhost:1/dockml/no-such-image:1", report)
 
 
+@pytest.fixture
+def built(bench: Bench, tmp_path: Path) -> Iterator[str]:
+    """An image of this test's, with a label of its own, under one name."""
+    reference = f"dockml/contract-test:{secrets.token_hex(6)}"
+    if isinstance(bench.engine, FakeEngine):
+        bench.engine.add_image(reference, programs={"python3"}, labels={LABEL: bench.label})
+    else:
+        path = dockerfile(tmp_path, f"LABEL {LABEL}={bench.label}")
+        bench.engine.build(path, reference, {}, lambda line: None)
+    yield reference
+    for container in bench.listed({LABEL: bench.label}):
+        bench.engine.remove(container)
+    for image in bench.engine.images({LABEL: bench.label}):
+        bench.engine.remove_image(image.id, force=True)
+
+
+def tag(bench: Bench, reference: str, other: str) -> None:
+    if isinstance(bench.engine, FakeEngine):
+        bench.engine.tag(reference, other)
+    else:
+        assert isinstance(bench.engine, DockerEngine)
+        repository, _, of = other.partition(":")
+        bench.engine._client.api.tag(reference, repository, of)
+
+
+def test_images_are_listed_by_label(bench: Bench, built: str) -> None:
+    (image,) = bench.engine.images({LABEL: bench.label})
+    found = bench.engine.find_image(built)
+    assert found is not None
+    assert (image.id, image.references, image.size) == (found.id, (built,), found.size)
+    assert image.labels[LABEL] == found.labels[LABEL] == bench.label
+    assert image.id in {other.id for other in bench.engine.images({LABEL: ""})}
+    assert bench.engine.images({LABEL: f"not-{bench.label}"}) == []
+
+
+def test_an_image_is_removed_with_its_last_name(bench: Bench, built: str) -> None:
+    image = bench.engine.find_image(built)
+    assert image is not None
+    other = f"{built}-too"
+    tag(bench, built, other)
+    assert bench.engine.remove_image(built) == [f"Untagged: {built}"]
+    assert bench.engine.find_image(built) is None
+    gone = bench.engine.remove_image(other)
+    assert gone[0] == f"Untagged: {other}"
+    assert f"Deleted: {image.id}" in gone
+    assert bench.engine.find_image(image.id) is None
+
+
+def test_an_image_that_is_not_here_cannot_be_removed(bench: Bench) -> None:
+    with pytest.raises(ImageUnavailableError, match="dockml/no-such-image:1") as caught:
+        bench.engine.remove_image("dockml/no-such-image:1")
+    assert caught.value.reference == "dockml/no-such-image:1"
+
+
+def test_an_image_with_two_names_is_not_removed_by_its_id(bench: Bench, built: str) -> None:
+    image = bench.engine.find_image(built)
+    assert image is not None
+    tag(bench, built, f"{built}-too")
+    with pytest.raises(ImageInUseError, match="multiple repositories"):
+        bench.engine.remove_image(image.id)
+    assert len(bench.engine.remove_image(image.id, force=True)) >= 3
+
+
+def test_an_image_that_a_container_uses_stays(bench: Bench, built: str) -> None:
+    image = bench.engine.find_image(built)
+    assert image is not None
+    container = bench.create(image=built)
+    with pytest.raises(ImageInUseError, match=container[:12]):
+        bench.engine.remove_image(built)
+    assert bench.engine.find_image(built) == image
+    listed = bench.engine.list({LABEL: bench.label})
+    assert [state.image_id for state in listed] == [image.id]
+    state = bench.engine.inspect(container)
+    assert state is not None
+    assert state.image_id == image.id
+
+
+def test_by_force_a_running_container_loses_only_the_name(bench: Bench, built: str) -> None:
+    image = bench.engine.find_image(built)
+    assert image is not None
+    container = bench.started(image=built)
+    assert bench.engine.remove_image(built, force=True) == [f"Untagged: {built}"]
+    assert bench.engine.find_image(image.id) is not None
+    with pytest.raises(ImageInUseError):
+        bench.engine.remove_image(image.id, force=True)
+    assert bench.status(container) == "running"
+
+
 # --- create, start, inspect -----------------------------------------------------------------------
 
 
@@ -224,6 +313,15 @@ def test_a_created_container_does_not_run(bench: Bench) -> None:
 
 def test_a_started_container_runs(bench: Bench) -> None:
     assert bench.status(bench.started()) == "running"
+
+
+def test_a_container_is_found_by_its_name_and_by_how_its_id_begins(bench: Bench) -> None:
+    spec = bench.spec()
+    container = bench.engine.create(spec)
+    for name in (spec.name, container[:12]):
+        state = bench.engine.inspect(name)
+        assert state is not None
+        assert state.id == container
 
 
 def test_a_container_of_an_unknown_image_is_refused(bench: Bench) -> None:

@@ -26,6 +26,7 @@ from dockml_magic.errors import (
     ContainerNameTakenError,
     EngineError,
     ImageBuildError,
+    ImageInUseError,
     ImageUnavailableError,
     MountError,
     PortTakenError,
@@ -48,13 +49,13 @@ class Run:
 class _Image:
     state: ImageState
     programs: Collection[str]
-    created_at: float = field(default_factory=time.time)
 
 
 @dataclass
 class _Container:
     id: str
     spec: ContainerSpec
+    image_id: str = ""
     status: str = "created"
     exit_code: int = 0
     log: str = ""
@@ -117,13 +118,26 @@ class FakeEngine:
         reference: str,
         *,
         programs: Collection[str] = ("python", "python3"),
+        labels: Mapping[str, str] = {},
     ) -> ImageState:
         """Put an image here."""
         state = ImageState(
-            id=f"sha256:{secrets.token_hex(32)}", architecture="amd64", size=100_000_000
+            id=f"sha256:{secrets.token_hex(32)}",
+            architecture="amd64",
+            size=100_000_000,
+            labels=labels,
+            created_at=time.time(),
         )
         self._images[_tagged(reference)] = _Image(state, programs)
-        return state
+        return self._with_references(state)
+
+    def tag(self, reference: str, other: str) -> None:
+        """Give an image another name."""
+        self._images[_tagged(other)] = self._images[_tagged(reference)]
+
+    def _with_references(self, state: ImageState) -> ImageState:
+        names = (name for name, image in self._images.items() if image.state.id == state.id)
+        return replace(state, references=tuple(sorted(name for name in names if name != state.id)))
 
     @property
     def facts(self) -> EngineFacts:
@@ -136,14 +150,48 @@ class FakeEngine:
 
     def find_image(self, reference: str) -> ImageState | None:
         image = self._image(reference)
-        return image.state if image else None
+        return self._with_references(image.state) if image else None
 
     def _image(self, reference: str) -> _Image | None:
         by_id = {image.state.id: image for image in self._images.values()}
         return self._images.get(_tagged(reference)) or by_id.get(reference)
 
     def local_references(self) -> list[str]:
-        return sorted(self._images)
+        return sorted(name for name in self._images if not name.startswith("sha256:"))
+
+    def images(self, wanted_labels: Mapping[str, str]) -> list[ImageState]:
+        found = {image.state.id: image.state for image in self._images.values()}
+        return [
+            self._with_references(state)
+            for state in found.values()
+            if _carries(state.labels, wanted_labels)
+        ]
+
+    def remove_image(self, reference: str, *, force: bool = False) -> list[str]:
+        image = self.find_image(reference)
+        if image is None:
+            raise ImageUnavailableError(reference, f"No such image: {reference}.")
+        is_id = reference == image.id
+        if is_id and len(image.references) > 1 and not force:
+            raise ImageInUseError(reference, "image is referenced in multiple repositories.")
+        users = [c for c in self._containers.values() if c.image_id == image.id]
+        if users and (is_id or len(image.references) == 1):
+            if is_id and any(c.status == "running" for c in users):
+                raise ImageInUseError(reference, "image is being used by running container.")
+            if not force:
+                raise ImageInUseError(reference, f"container {users[0].id[:12]} is using it.")
+        going = image.references if is_id else [_tagged(reference)]
+        is_last = len(going) == len(image.references)
+        kept = self._images[image.references[0] if image.references else image.id]
+        for name in going:
+            del self._images[name]
+        gone = [f"Untagged: {name}" for name in going]
+        if is_last and any(c.status == "running" for c in users):
+            self._images[image.id] = kept  # it has no name any more
+        elif is_last:
+            self._images.pop(image.id, None)
+            gone.append(f"Deleted: {image.id}")
+        return gone
 
     def pull(self, reference: str, report: Callable[[PullProgress], None]) -> None:
         report(PullProgress(reference=reference))
@@ -184,11 +232,12 @@ class FakeEngine:
             path = mount.host_path
             if path is not None and self._facts.shares_files and not path.exists():
                 raise MountError(f"The folder '{path}' does not exist.")
-        if self._image(spec.image) is None:
+        image = self._image(spec.image)
+        if image is None:
             raise ImageUnavailableError(spec.image, "no such image.")
         if any(other.spec.name == spec.name for other in self._containers.values()):
             raise ContainerNameTakenError(f"Another container is called '{spec.name}' already.")
-        container = _Container(id=secrets.token_hex(32), spec=spec)
+        container = _Container(id=secrets.token_hex(32), spec=spec, image_id=image.state.id)
         self._containers[container.id] = container
         self.specs.append(spec)
         return container.id
@@ -240,8 +289,12 @@ class FakeEngine:
         return container.files.get(path) if container else None
 
     def inspect(self, container_id: str) -> ContainerState | None:
-        container = self._containers.get(container_id)
-        return self._state(container) if container else None
+        matches = [
+            container
+            for container in self._containers.values()
+            if container_id in (container.spec.name, container.id[: len(container_id)])
+        ]
+        return self._state(matches[0]) if matches else None
 
     def _state(self, container: _Container) -> ContainerState:
         return ContainerState(
@@ -250,6 +303,7 @@ class FakeEngine:
             status=container.status,
             image=container.spec.image,
             labels=container.spec.labels,
+            image_id=container.image_id,
             exit_code=container.exit_code,
             host_ports=container.host_ports,
             created_at=container.created_at,
@@ -295,16 +349,17 @@ class FakeEngine:
         return [
             self._state(container)
             for container in self._containers.values()
-            if all(
-                key in container.spec.labels and value in ("", container.spec.labels[key])
-                for key, value in wanted_labels.items()
-            )
+            if _carries(container.spec.labels, wanted_labels)
         ]
 
     def _existing(self, container_id: str) -> _Container:
         if container_id not in self._containers:
             raise EngineError(f"The Docker engine refused: No such container: {container_id}.")
         return self._containers[container_id]
+
+
+def _carries(found: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    return all(key in found and value in ("", found[key]) for key, value in wanted.items())
 
 
 def _tagged(reference: str) -> str:

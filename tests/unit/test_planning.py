@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
 import pytest
@@ -14,9 +15,11 @@ from dockml_magic.engine import EngineFacts
 from dockml_magic.errors import (
     ConfigError,
     ImageBuildError,
+    ImageInUseError,
     ImageUnavailableError,
     MountError,
     ProjectFileError,
+    UnknownContainerError,
     UnknownNameError,
 )
 from dockml_magic.image_memory import ImageMemory
@@ -24,12 +27,15 @@ from dockml_magic.options import RunOptions
 from dockml_magic.planning import (
     choose_here,
     engine_for,
+    find_container,
     make_plan,
     our_containers,
     pull_for,
     pull_image,
+    remove_image,
     table_of_containers,
 )
+from dockml_magic.spec import ContainerSpec
 from tests.unit.fake_engine import FakeEngine
 
 IMAGE = "me/mine:1"
@@ -357,3 +363,173 @@ def test_an_engine_is_connected_once_per_endpoint(monkeypatch: pytest.MonkeyPatc
     assert engine_for(RunOptions(engine="unix:///other.sock")) is not first
     monkeypatch.setenv("DOCKER_HOST", "unix:///another.sock")
     assert engine_for(RunOptions()) is not first
+
+
+# --- which container a name means -----------------------------------------------------------------
+
+
+@pytest.fixture
+def container(engine: FakeEngine, workspace: Path) -> Callable[..., str]:
+    """Give a function that starts a container of an environment: ``container("tf", folder=…, uid=…)``."""
+    engine.add_image(IMAGE)
+
+    def start(
+        name: str = "tf", *, folder: Path = workspace, uid: int | None = None, called: str = ""
+    ) -> str:
+        session = secrets.token_hex(6)
+        spec = ContainerSpec(
+            image=IMAGE,
+            name=called or f"dockml-{session}",
+            entrypoint=("python",),
+            user="0:0",
+            workdir=PurePosixPath("/"),
+            labels={
+                labels.NAME: name,
+                labels.SESSION: session,
+                labels.USER: str(os.getuid() if uid is None else uid),
+                labels.WORKSPACE: str(folder),
+            },
+            env={},
+        )
+        made = engine.create(spec)
+        engine.start(made)
+        return made
+
+    return start
+
+
+def strange_container(engine: FakeEngine, name: str) -> str:
+    engine.add_image(IMAGE)
+    return engine.create(
+        ContainerSpec(
+            image=IMAGE, name=name, entrypoint=("python",), user="", workdir=PurePosixPath("/"),
+            labels={}, env={},
+        )
+    )  # fmt: skip
+
+
+def test_an_environments_name_means_its_container(
+    engine: FakeEngine, workspace: Path, container: Callable[..., str]
+) -> None:
+    mine = container("tf")
+    container("torch")
+    found = find_container("tf", engine, workspace)
+    assert (found.id, found.status) == (mine, "running")
+
+
+def test_this_workspaces_environment_comes_first(
+    engine: FakeEngine, workspace: Path, container: Callable[..., str]
+) -> None:
+    container("tf", folder=workspace / "other")
+    mine = container("tf")
+    assert find_container("tf", engine, workspace).id == mine
+
+
+def test_another_workspaces_environment_will_do(
+    engine: FakeEngine, workspace: Path, container: Callable[..., str]
+) -> None:
+    other = container("tf", folder=workspace / "other")
+    assert find_container("tf", engine, workspace).id == other
+
+
+def test_the_containers_own_name_and_its_id_will_do(
+    engine: FakeEngine, workspace: Path, container: Callable[..., str]
+) -> None:
+    mine = container("tf", called="my-own")
+    container("tf")
+    assert find_container("my-own", engine, workspace).id == mine
+    assert find_container(mine, engine, workspace).id == mine
+    assert find_container(mine[:12], engine, workspace).id == mine
+
+
+def test_an_environments_name_comes_before_another_containers(
+    engine: FakeEngine, workspace: Path, container: Callable[..., str]
+) -> None:
+    container("torch", called="tf")
+    mine = container("tf")
+    assert find_container("tf", engine, workspace).id == mine
+
+
+def test_a_digit_or_two_are_no_id(
+    engine: FakeEngine, workspace: Path, container: Callable[..., str]
+) -> None:
+    mine = container("tf")
+    with pytest.raises(ConfigError):
+        find_container(mine[:2], engine, workspace)
+
+
+def test_several_of_one_name_are_told_apart(
+    engine: FakeEngine, workspace: Path, container: Callable[..., str]
+) -> None:
+    ids = [container("tf"), container("tf")]
+    with pytest.raises(ConfigError, match="2 of your environments") as caught:
+        find_container("tf", engine, workspace)
+    for one in ids:
+        assert one[:12] in caught.value.message
+    assert str(workspace) in caught.value.message
+
+
+def test_an_unknown_name_is_told_with_those_there_are(
+    engine: FakeEngine, workspace: Path, container: Callable[..., str]
+) -> None:
+    container("tf")
+    container("torch")
+    with pytest.raises(UnknownContainerError, match=r"'x' \(there are: 't\w+', 't\w+'\)"):
+        find_container("x", engine, workspace)
+
+
+@pytest.mark.parametrize("name", ["", "-f", "a b", "../x", "x\n", "/", "é"])
+def test_what_cannot_be_a_name_is_not_asked_of_the_engine(
+    engine: FakeEngine, workspace: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "inspect", lambda _: pytest.fail("asked"))
+    with pytest.raises(UnknownContainerError):
+        find_container(name, engine, workspace)
+
+
+def test_a_strangers_container_is_left_alone(engine: FakeEngine, workspace: Path) -> None:
+    strange_container(engine, "database")
+    with pytest.raises(ConfigError, match="not one of dockml_magic's") as caught:
+        find_container("database", engine, workspace)
+    assert "docker logs database" in caught.value.hint
+
+
+def test_another_users_container_is_left_alone(
+    engine: FakeEngine, workspace: Path, container: Callable[..., str]
+) -> None:
+    container("tf", uid=os.getuid() + 1, called="theirs")
+    with pytest.raises(UnknownContainerError):
+        find_container("tf", engine, workspace)
+    with pytest.raises(ConfigError, match=f"another user .uid {os.getuid() + 1}"):
+        find_container("theirs", engine, workspace)
+
+
+# --- removing images ------------------------------------------------------------------------------
+
+
+def test_an_image_nobody_uses_is_removed(engine: FakeEngine) -> None:
+    image = engine.add_image(IMAGE)
+    assert remove_image(IMAGE, engine) == [f"Untagged: {IMAGE}", f"Deleted: {image.id}"]
+
+
+def test_who_uses_an_image_is_named_and_the_order_of_removal(
+    engine: FakeEngine, workspace: Path, container: Callable[..., str]
+) -> None:
+    strange_container(engine, "of-an-older-image-of-that-name")
+    engine.add_image(IMAGE)
+    mine = container("tf")
+    with pytest.raises(ImageInUseError, match=r"by the environment 'tf' \(running, of /") as caught:
+        remove_image(IMAGE, engine)
+    assert "older" not in str(caught.value)
+    assert caught.value.hint.splitlines()[1:] == [
+        f"%docker_rm -f {mine[:12]}",
+        "then:",
+        f"%docker_rmi {IMAGE}",
+    ]
+
+
+def test_a_strangers_container_that_uses_an_image_is_named(engine: FakeEngine) -> None:
+    strange_container(engine, "database")
+    with pytest.raises(ImageInUseError, match=r"by the container 'database' \(created\)") as caught:
+        remove_image(IMAGE, engine)
+    assert "docker rm database" in caught.value.hint
