@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -286,9 +287,21 @@ class Dockml(JupyterApp):
         self.subapp.start()
 
 
+def _check_home() -> None:
+    """Raise `ConfigError` for a user without a home, as Jupyter's own code would end with its stack."""
+    try:
+        Path.home()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"You have no home folder: HOME is not set, and user {os.getuid()} is not in /etc/passwd.",
+            hint="Set it to a folder of yours: export HOME=/home/me",
+        ) from error
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; a problem is two lines on stderr and exit code 1."""
     try:
+        _check_home()
         Dockml.launch_instance(argv=argv)
     except DockmlError as error:
         sys.stderr.write(f"{error}\n")

@@ -36,6 +36,11 @@ _ROOM = {
     "shm": (4096, 20 * _MIB, "See what is in it: ls -l /dev/shm"),
 }
 
+_NOT_WRITABLE = {
+    "cache": "Make the folder yours, or set XDG_CACHE_HOME to another that is.",
+    "runtime": "Make the folder yours, or set XDG_RUNTIME_DIR to another that is, with a short path.",
+}
+
 _ROOM_NAMES = {
     "engine": "engine's disk",
     "cache": "cache",
@@ -142,11 +147,11 @@ def judge_engine(sight: EngineSight) -> list[Finding]:
     said_by = f" ({sight.said_by})" if sight.said_by else ""
     if facts is None:
         message, hint = _why_none_answers(sight)
-        if sight.said_by and sight.said_by not in message:
-            hint = f"{hint}\nThis engine is named by {sight.said_by}.".strip()
-        for other in sight.others:
-            hint = f"{hint}\nAnother engine's socket is here: export DOCKER_HOST={other}".strip()
-        return [Finding("fail", message, hint)]
+        hints = [f"{sight.said_by} leads there."] if sight.said_by else []
+        hints += [
+            f"Another engine's socket is here: export DOCKER_HOST={other}" for other in sight.others
+        ]
+        return [Finding("fail", message, "\n".join(filter(None, [*hints, hint])))]
     kind = f", rootless: its containers' root is {sight.user}" if facts.rootless else ""
     found = (
         f"{facts.product} {facts.version}, API {facts.api}, answers at {facts.endpoint}"
@@ -185,15 +190,16 @@ def _why_none_answers(sight: EngineSight) -> tuple[str, str]:
             "Log out and in again, and start Jupyter anew (restarting the kernel is not enough). "
             f"For one terminal: newgrp {socket.group}",
         )
+    name = "$USER" if " " in sight.user else sight.user
     if socket.group:
         return (
             f"{sight.user} may not use the Docker engine: {socket.path} is for group '{socket.group}'.",
-            f"Ask your administrator to run: sudo usermod -aG {socket.group} {sight.user}\n"
+            f"Ask your administrator to run: sudo usermod -aG {socket.group} {name}\n"
             "Then log out and in again, and start Jupyter anew (restarting the kernel is not enough).",
         )
     return (
         f"{sight.user} may not use the Docker engine: {socket.path} is for root alone.",
-        f"Ask your administrator to run: sudo groupadd -f docker; sudo usermod -aG docker {sight.user}; "
+        f"Ask your administrator to run: sudo groupadd -f docker; sudo usermod -aG docker {name}; "
         "sudo systemctl restart docker.socket docker\nThen log out and in again, and start Jupyter anew.",
     )
 
@@ -323,7 +329,7 @@ def _judge_room(room: Room) -> Finding:
     is_ours = room.what in ("cache", "runtime")
     if room.problem:
         status: Status = "fail" if is_ours else "warn"
-        return Finding(status, f"{name}: {room.problem}", "" if room.what == "shm" else advice)
+        return Finding(status, f"{name}: {room.problem}", _NOT_WRITABLE.get(room.what, ""))
     if room.free is None:
         return Finding("not checked", f"{name}: not to be seen from here.")
     left = f"{size(room.free)} free" + (f" of {size(room.total)}" if room.total else "")

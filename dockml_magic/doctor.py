@@ -242,13 +242,11 @@ def _find_our_room(what: str, find: Callable[[], Path]) -> Room:
     try:
         folder = find()
     except DockmlError as error:
-        return Room(what=what, path="", problem=f"{error.message} {error.hint}")
+        return Room(what=what, path="", problem=error.message)
     except OSError as error:
         return Room(what=what, path=str(error.filename or ""), problem=f"{error.strerror}.")
     except RuntimeError:  # pathlib's
-        return Room(
-            what=what, path="", problem="this user has no home. Set HOME, or XDG_CACHE_HOME."
-        )
+        return Room(what=what, path="", problem="you have no home folder.")
     room = Room(what=what, path=str(folder))
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
@@ -313,8 +311,10 @@ def _ask_registry(url: str) -> str:
         return "no answer within 4 seconds."
     except requests.exceptions.ConnectionError as error:
         return "its name is not known." if "resolve" in str(error) else "no connection."
-    except (requests.RequestException, OSError, ValueError) as error:
+    except (requests.RequestException, ValueError) as error:
         return f"{type(error).__name__}."
+    except OSError:  # what requests says of a CA bundle that is not there
+        return "the CA bundle of this machine's settings is not there."
     answer.close()
     # 401 is a registry that wants a login for what comes next.
     return "" if answer.status_code in (200, 401) else f"it answers HTTP {answer.status_code}."
@@ -580,7 +580,7 @@ class _Run:
         """Return what it has found by then."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            late = f"No answer within {patience:.0f} seconds."
+            late = f"No answer within {patience:.0f} s."
             found = [Finding("fail", late, "Is the machine very busy, or a network drive gone?")]
         else:
             found = self._found

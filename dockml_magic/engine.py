@@ -1313,6 +1313,12 @@ def _unreachable(endpoint: str, error: Exception) -> EngineUnreachableError:
             f"The Docker engine is not running: {endpoint} refuses connections.",
             hint="Start it: sudo systemctl start docker",
         )
+    if "Read timed out" in text:
+        return EngineUnreachableError(
+            f"The Docker engine at {endpoint} takes requests and does not answer them.",
+            hint="It hangs, or is very busy. Its log: sudo journalctl -u docker. If it does not recover: "
+            "sudo systemctl restart docker, which ends containers.",
+        )
     return EngineUnreachableError(
         f"The Docker engine does not answer at {endpoint}: {_sentence(text)}",
         hint="Is it running? Check with: docker version",

@@ -152,8 +152,8 @@ def test_other_engines_on_the_machine_are_offered() -> None:
     sight = EngineSight(endpoint=SOCKET, message="None.", hint="Install one.", others=(other,))
     found = only(judge_engine(sight))
     assert found.hint.splitlines() == [
-        "Install one.",
         f"Another engine's socket is here: export DOCKER_HOST={other}",
+        "Install one.",
     ]
 
 
