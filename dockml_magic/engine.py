@@ -561,9 +561,12 @@ class _KeptLayers:
         with contextlib.suppress(
             docker.errors.DockerException, requests.exceptions.RequestException
         ):
-            before = self._api.images(
-                all=True, quiet=True, filters={"label": f"{labels.KEEPS}={self._reference}"}
-            )
+            own = {labels.KEEPS: self._reference, labels.USER: str(os.getuid())}
+            before = [
+                image["Id"]
+                for image in self._api.images(filters={"label": _label_filter(own)})
+                if image.get("Labels") == own and not _references(image)
+            ]  # an image that a user has built has more, or a name
             kept, archive = self._image(diff_ids)
             if diff_ids and kept not in before:
                 said = list(self._api.load_image(archive))
