@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import os
 import secrets
 import tarfile
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from dockml_magic import labels
 from dockml_magic.engine import (
     ContainerState,
     ContainerStats,
@@ -225,7 +227,8 @@ class FakeEngine:
                     f"'{dockerfile}' could not be built: {line}.", log_tail=f"Step: {line}"
                 )
         self.built.append((reference, dict(args)))
-        self.add_image(reference, programs=programs)
+        made_by = {labels.BUILT_FROM: str(dockerfile), labels.USER: str(os.getuid())}
+        self.add_image(reference, programs=programs, labels=made_by)
 
     def create(self, spec: ContainerSpec) -> str:
         for mount in spec.mounts:
