@@ -564,17 +564,14 @@ class _Run:
             if isinstance(facts, EngineSight):
                 self._context.sight = facts
             self._found = self._check.judge(facts)
+        except DockmlError as error:
+            self._found = [Finding("fail", error.message, error.hint)]
+        except OSError as error:
+            where = f": {error.filename}" if error.filename else ""
+            self._found = [Finding("fail", f"{error.strerror or error}{where}.")]
         except Exception as error:  # noqa: BLE001 - a check that fails is a line, and ends no other
-            text = (
-                error.message
-                if isinstance(error, DockmlError)
-                else f"{type(error).__name__}: {error}"
-            )
-            self._found = [
-                Finding(
-                    "fail", f"This check itself failed: {text}", "Please report it, with this line."
-                )
-            ]
+            text = f"This check itself failed: {type(error).__name__}: {error}"
+            self._found = [Finding("fail", text, "Please report it, with this line.")]
 
     def findings(self, deadline: float, patience: float) -> list[Finding]:
         """Return what it has found by then."""

@@ -412,12 +412,12 @@ def age(seconds: float) -> str:
 
 
 def find_holdings(engine: Engine, *, thorough: bool = True) -> Holdings:
-    """Look at what there is; with `thorough`, also at Dockerfiles and sizes, which may take seconds."""
-    bundles = list(find_bundles(folders.bundles_root()))
+    """Look at what there is; with `thorough`, also at the cache, Dockerfiles and sizes, which may take seconds."""
+    bundles = list(find_bundles(folders.bundles_root())) if thorough else []
     root = folders.runtime_root()
     run_folders = list(_find_run_folders(root))
     handovers = list(_find_handovers(root))
-    memories = list(_find_memories(folders.cache_root() / "images"))
+    memories = list(_find_memories(folders.cache_root() / "images")) if thorough else []
     # Files first: a container that is created in between is then seen, and its folder is not.
     containers, images = engine.list({}), engine.images({})
     built_from = {image.labels.get(labels.BUILT_FROM, "") for image in images} - {""}

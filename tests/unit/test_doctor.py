@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import grp
 import json
 import os
@@ -57,20 +58,26 @@ def test_a_check_that_fails_itself_is_its_line_and_ends_no_other() -> None:
     def raise_ours(_: Context) -> None:
         raise ConfigError("The folder is not yours.", hint="?")
 
+    def raise_the_systems(_: Context) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "/there")
+
     broken = Check("broken", raise_it, WELL.judge)
     ours = Check("ours", raise_ours, WELL.judge)
     misjudged = Check("misjudged", WELL.gather, lambda facts: facts.nothing)
-    report = examine(checks=[WELL, broken, ours, misjudged, replace(WELL, name="last")])
+    disk = Check("disk", raise_the_systems, WELL.judge)
+    report = examine(checks=[WELL, broken, ours, misjudged, disk, replace(WELL, name="last")])
     assert [(f.check, f.status) for f in report.findings] == [
         ("well", "ok"),
         ("broken", "fail"),
         ("ours", "fail"),
         ("misjudged", "fail"),
+        ("disk", "fail"),
         ("last", "ok"),
     ]
     said = [finding.message for finding in report.findings]
     assert said[1] == "This check itself failed: ZeroDivisionError: by nothing"
-    assert said[2] == "This check itself failed: The folder is not yours."
+    assert said[2] == "The folder is not yours."
+    assert said[4] == "Read-only file system: /there."
     assert "Traceback" not in str(report)
     assert report.exit_code == 1
 
