@@ -227,7 +227,7 @@ class ContainerState:
     created_at : float
         Seconds since 1970; 0.0 where `inspect` was asked and not `list`.
     mounts : mapping of str to str
-        Path in the container to the host's folder; empty where `inspect` was asked and not `list`.
+        Places in the container to the host's folders that are mounted there.
     exit_code : int
         0 while it runs.
     host_ports : mapping of int to int
@@ -988,6 +988,7 @@ class DockerEngine:
             out_of_memory=bool(state.get("OOMKilled")),
             started_at=state.get("StartedAt", ""),
             host_ports=ports,
+            mounts=_mounts_in(found),
         )
 
     def logs(self, container_id: str, tail: int) -> str:
@@ -1048,9 +1049,9 @@ class DockerEngine:
             try:
                 self._client.api.remove_container(container_id, force=force, v=True)
             except self._errors.APIError as error:
-                is_leaving = force or "already in progress" in str(error.explanation)
-                # Gone already, or on its way out by --rm: what we wanted.
-                if error.status_code != 404 and not (error.status_code == 409 and is_leaving):
+                # Gone already, or on its way out by --rm: what we wanted. Any other conflict is not.
+                is_on_its_way = error.status_code == 409 and "in progress" in str(error)
+                if error.status_code != 404 and not is_on_its_way:
                     raise
         log.info("removed container %s", container_id[:12])
 
@@ -1069,11 +1070,7 @@ class DockerEngine:
                 image_id=row.get("ImageID", ""),
                 started_at=row.get("Status", ""),
                 created_at=float(row.get("Created") or 0.0),
-                mounts={
-                    mount["Destination"]: mount.get("Source") or ""
-                    for mount in row.get("Mounts") or ()
-                    if isinstance(mount, dict) and "Destination" in mount
-                },
+                mounts=_mounts_in(row),
             )
             for row in found
         ]
@@ -1125,6 +1122,11 @@ def _label_filter(wanted: Mapping[str, str]) -> list[str]:
 
 def _references(image: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(sorted(tag for tag in image.get("RepoTags") or () if "<" not in tag))
+
+
+def _mounts_in(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return what an engine says of a container's mounts."""
+    return {m["Destination"]: m.get("Source", "") for m in found.get("Mounts") or ()}
 
 
 def _ask_for_gpus(request: GpuRequest, route: GpuRoute) -> tuple[dict[str, Any], dict[str, str]]:

@@ -8,8 +8,9 @@ networks are never touched.
 kind           goes                                                   with ``--all`` also
 =============  =====================================================  ==========================================
 container      never started; ended and not kept                      kept, and not running now
-image          built from a Dockerfile that has changed or is gone    every one that we built and no container has
-layers         of a pull that was stopped
+image          built from a Dockerfile that has changed or is gone;   every one that we built and no container has
+               with extra packages for an image that is gone
+layers         of a pull or a commit that was stopped
 bundle         not built to the end; not started for 30 days          every one that no running container can have
 image memory   of an image that is gone
 run folder     whose container is gone
@@ -28,7 +29,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -49,9 +50,15 @@ BUNDLE_LASTS = 30 * 24 * 3600.0
 Kind = Literal["container", "image", "layers", "bundle", "image memory", "run folder", "handover"]
 
 _SESSION = re.compile(r"[0-9a-f]{12}")
-_OUR_REFERENCE = re.compile(r"dockml/(?:build|with):[0-9a-f]{8,64}")
-_HELPERS = re.compile(r"dockml-(?:compile|gpus)-[\w.-]+")
-"""Containers that run for a moment, to compile a bundle or to ask for GPUs: without a kernel."""
+_OUR_REFERENCE = re.compile(r"dockml/(build|with):[0-9a-f]{8,64}")
+_HELPERS = re.compile(r"dockml-(?:compile|gpus|with)-[\w.-]+")
+"""Containers that run for a while, to compile a bundle, ask for GPUs or install packages: without a kernel."""
+
+_BASE = f"{labels.NAMESPACE}.base"
+"""On an image with extra packages: the image below."""
+
+_COMMITS = f"{labels.NAMESPACE}.commits"
+"""On an image without a name: the reference that a commit was to make of it."""
 
 _OF_A_KERNEL = (labels.VERSION, labels.NAME, labels.WORKSPACE, labels.USER, labels.SESSION)
 _NOT_RUNNING = ("created", "exited", "dead")
@@ -282,6 +289,8 @@ def _images(
     holdings: Holdings, remaining: Sequence[ContainerState], *, everything: bool
 ) -> Iterator[LeftOver]:
     used = {container.image_id for container in remaining} | {c.image for c in remaining}
+    used |= {image.labels[_BASE] for image in holdings.images if _BASE in image.labels}
+    here = {reference for image in holdings.images for reference in image.references}
     for image in holdings.images:
         if (
             image.id in used
@@ -292,7 +301,7 @@ def _images(
             continue
         kind: Kind = "image" if image.references else "layers"
         why = (
-            _why_not_wanted(image, holdings.current, everything=everything)
+            _why_not_wanted(image, holdings.current, here, everything=everything)
             if image.references
             else _why_not_continued(image)
         )
@@ -307,24 +316,35 @@ def _images(
             )
 
 
-def _why_not_wanted(image: ImageState, current: Mapping[str, str], *, everything: bool) -> str:
+def _why_not_wanted(
+    image: ImageState, current: Mapping[str, str], here: Set[str], *, everything: bool
+) -> str:
     """Return why nobody wants a named image, "" where somebody may, or where it is not ours alone."""
-    is_built = labels.BUILT_FROM in image.labels
-    if not is_built or not all(map(_OUR_REFERENCE.fullmatch, image.references)):
+    kinds = {match[1] for r in image.references if (match := _OUR_REFERENCE.fullmatch(r))}
+    if not all(map(_OUR_REFERENCE.fullmatch, image.references)) or len(kinds) != 1:
         return ""
-    dockerfile = image.labels[labels.BUILT_FROM]
-    if current.get(dockerfile) == "":
-        return f"its Dockerfile is gone: {dockerfile}"
-    if dockerfile in current and current[dockerfile] not in image.references:
-        return f"its Dockerfile has changed: {dockerfile}"
-    return f"no container has it; built from {dockerfile}" if everything else ""
+    if kinds == {"with"} and _BASE in image.labels:
+        base = image.labels[_BASE]
+        if not here.intersection((base, f"{base}:latest")):
+            return f"has extra packages for an image that is gone: {base}"
+        return f"no container has it; extra packages for {base}" if everything else ""
+    if kinds == {"build"} and labels.BUILT_FROM in image.labels:
+        dockerfile = image.labels[labels.BUILT_FROM]
+        if current.get(dockerfile) == "":
+            return f"its Dockerfile is gone: {dockerfile}"
+        if dockerfile in current and current[dockerfile] not in image.references:
+            return f"its Dockerfile has changed: {dockerfile}"
+        return f"no container has it; built from {dockerfile}" if everything else ""
+    return ""
 
 
 def _why_not_continued(image: ImageState) -> str:
-    """Return why an image without a name is only what a stopped pull left, "" where it is not."""
-    if set(image.labels) != {labels.KEEPS, labels.USER}:  # one of a user's has inherited more
-        return ""
-    return f"keeps the layers of a pull of {image.labels[labels.KEEPS]} that was stopped"
+    """Return why an image without a name is only what a stopped pull or commit left, "" where it is not."""
+    if set(image.labels) == {labels.KEEPS, labels.USER}:  # one of a user's has inherited more
+        return f"keeps the layers of a pull of {image.labels[labels.KEEPS]} that was stopped"
+    if _COMMITS in image.labels and all(label in image.labels for label in _OF_A_KERNEL):
+        return f"of a commit of {image.labels[_COMMITS]} that did not come to its end"
+    return ""
 
 
 def _short(image: ImageState) -> str:

@@ -136,7 +136,12 @@ def test_without_shared_files_there_is_no_mount_to_know_ours_by() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["dockml-compile-cp311-glibc2.36-x86_64-abc", "dockml-gpus-0123456789ab"]
+    "name",
+    [
+        "dockml-compile-cp311-glibc2.36-x86_64-abc",
+        "dockml-gpus-0123456789ab",
+        "dockml-with-0123456789ab",
+    ],
 )
 def test_what_was_of_use_for_a_moment_goes_when_it_has_ended(name: str) -> None:
     helper = container(name=name, labels=HELPER, mounts={}, status="exited")
@@ -270,6 +275,58 @@ def test_what_images_share_is_not_counted_as_freed() -> None:
     assert decide(holdings)[0].size == 300
     usage = DiskUsage(images={BUILD.id: 20})
     assert decide(replace(holdings, usage=usage))[0].size == 20
+
+
+WITH = ImageState(
+    id="sha256:w",
+    references=("dockml/with:0123456789ab",),
+    labels={**HELPER, f"{labels.NAMESPACE}.base": "python:3.11"},
+    created_at=NOW - DAY,
+)
+
+
+def test_extra_packages_go_with_the_image_that_they_are_for() -> None:
+    assert going(held(images=(PYTHON, WITH))) == []
+    assert going(held(images=(PYTHON, WITH)), everything=True) == [WITH.id]
+    (left,) = decide(held(images=(WITH,)))
+    assert left.why.startswith("has extra packages for an image that is gone: python:3.11")
+    untagged = replace(WITH, labels={**WITH.labels, f"{labels.NAMESPACE}.base": "mine"})
+    mine = replace(PYTHON, references=("mine:latest",))
+    assert going(held(images=(mine, untagged))) == []
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        replace(WITH, labels=HELPER),
+        replace(WITH, labels={**WITH.labels, labels.USER: "1001"}),
+        replace(WITH, references=("mine:1",)),
+        replace(WITH, references=()),
+        replace(WITH, references=("dockml/build:0123456789ab",)),
+        replace(WITH, references=(*WITH.references, "dockml/build:0123456789ab")),
+    ],
+    ids=str,
+)
+def test_a_strangers_image_with_packages_stays(image: ImageState) -> None:
+    assert going(held(images=(image,)), everything=True) == []
+
+
+def test_an_image_below_another_stays() -> None:
+    on_top = replace(WITH, labels={**HELPER, f"{labels.NAMESPACE}.base": BUILD.references[0]})
+    holdings = held(images=(PYTHON, BUILD, on_top), current=GONE)
+    assert going(holdings) == []
+    assert going(held(images=(PYTHON, BUILD), current=GONE)) == [BUILD.id]
+
+
+def test_what_a_commit_left_goes() -> None:
+    left = ImageState(
+        id="sha256:raw",
+        labels={**OURS, f"{labels.NAMESPACE}.commits": "mine:1"},
+        created_at=NOW - DAY,
+    )
+    assert going(held(images=(PYTHON, left))) == [left.id]
+    assert going(held(images=(PYTHON, replace(left, references=("mine:1",))))) == []
+    assert going(held(images=(PYTHON, replace(left, labels=OURS)))) == []
 
 
 # --- bundles --------------------------------------------------------------------------------------
