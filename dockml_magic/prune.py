@@ -325,7 +325,7 @@ def _why_not_wanted(
         return ""
     if kinds == {"with"} and _BASE in image.labels:
         base = image.labels[_BASE]
-        if not here.intersection((base, f"{base}:latest")):
+        if not here & {base, f"{base}:latest"}:
             return f"has extra packages for an image that is gone: {base}"
         return f"no container has it; extra packages for {base}" if everything else ""
     if kinds == {"build"} and labels.BUILT_FROM in image.labels:
