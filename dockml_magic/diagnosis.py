@@ -809,7 +809,9 @@ def judge_left_overs(sight: LeftSight) -> list[Finding]:
             )
         )
     if not findings:
-        findings.append(Finding("ok", f"Nothing. Your containers that run: {sight.running}."))
+        findings.append(
+            Finding("ok", f"Nothing is left behind. Your containers that run: {sight.running}.")
+        )
     return findings
 
 

@@ -76,7 +76,6 @@ from dockml_magic.diagnosis import (
     redact,
     secrets_in,
 )
-from dockml_magic.display import Table
 from dockml_magic.engine import Engine
 from dockml_magic.errors import ConfigError, DockmlError
 from dockml_magic.gpu import find_gpus
@@ -535,7 +534,7 @@ def examine(
     secrets = _secrets()
     return Report(
         [
-            replace(f, message=redact(f.message, secrets), hint=redact(f.hint, secrets))
+            replace(f, message=_shown(f.message, secrets), hint=_shown(f.hint, secrets))
             for f in findings
         ]
     )
@@ -582,6 +581,11 @@ class _Run:
         else:
             found = self._found
         return [replace(finding, check=self._check.name) for finding in found]
+
+
+def _shown(text: str, secrets: set[str]) -> str:
+    """Return a text without secrets, and without what an engine may say to steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in redact(text, secrets))
 
 
 def _secrets() -> set[str]:
@@ -660,10 +664,15 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        rows = [[f.status, f.check, f.message, f.hint] for f in self.findings]
-        table = Table(["STATUS", "CHECK", "FOUND", "WHAT TO DO"], rows, empty="")
-        shown = table._repr_html_()
-        return f"{shown}<p>{html.escape(self.summary)}</p>"
+        def row(tag: str, *cells: str) -> str:
+            style = "text-align:left;vertical-align:top"
+            lines = (html.escape(cell).replace("\n", "<br>") for cell in cells)
+            return f"<tr>{''.join(f'<{tag} style={style!r}>{cell}</{tag}>' for cell in lines)}</tr>"
+
+        head = row("th", "STATUS", "CHECK", "FOUND", "WHAT TO DO")
+        body = "".join(row("td", f.status, f.check, f.message, f.hint) for f in self.findings)
+        table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+        return f"{table}<p>{html.escape(self.summary)}</p>"
 
 
 def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:

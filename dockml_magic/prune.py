@@ -29,7 +29,8 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -317,7 +318,7 @@ def _images(
 
 
 def _why_not_wanted(
-    image: ImageState, current: Mapping[str, str], here: Set[str], *, everything: bool
+    image: ImageState, current: Mapping[str, str], here: AbstractSet[str], *, everything: bool
 ) -> str:
     """Return why nobody wants a named image, "" where somebody may, or where it is not ours alone."""
     kinds = {match[1] for r in image.references if (match := _OUR_REFERENCE.fullmatch(r))}
@@ -662,6 +663,7 @@ def describe(found: Sequence[LeftOver], *, is_done: bool, everything: bool = Fal
     ]
     table = str(Table(["KIND", "NAME", "FREES", "WHY"], rows, empty=""))
     if is_done:
-        return f"{table}\nRemoved: {total}."
+        left = len(found) - len(gone)
+        return f"{table}\nRemoved: {total}." + (f" Not removed: {left}." if left else "")
     words = "dockml prune --force" + (" --all" if everything else "")
     return f"{table}\nNobody uses these: {total}. Nothing is removed yet. To remove them: {words}"

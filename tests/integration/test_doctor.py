@@ -126,7 +126,7 @@ def test_in_a_notebook_it_is_a_table_that_knows_the_containers(
         well = notebook.ok("%docker_doctor")
         (shown,) = well.of("execute_result")
         assert "ok           engine          Docker" in shown["data"]["text/plain"]
-        assert "<td style='text-align:left'>engine</td>" in shown["data"]["text/html"]
+        assert ">engine</td>" in shown["data"]["text/html"]
         (container,) = ours()
         assert f"{container.name}" not in shown["data"]["text/plain"]
         runtime = container.mounts["/run/dockml"]

@@ -516,7 +516,7 @@ def test_without_pip_no_bundle_can_be_built(bundles: tuple[BundleFacts, ...], st
 
 def test_nothing_left_over_is_well() -> None:
     assert only(judge_left_overs(LeftSight(running=2))) == Finding(
-        "ok", "Nothing. Your containers that run: 2."
+        "ok", "Nothing is left behind. Your containers that run: 2."
     )
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from dockml_magic import doctor, folders, kernelspecs
 from dockml_magic import engine as engines
-from dockml_magic.cli import Dockml, Doctor, main
+from dockml_magic.cli import Doctor, main
 from dockml_magic.diagnosis import EngineSight, Finding
 from dockml_magic.doctor import CHECKS, Check, Context, Report, examine
 from dockml_magic.doctor_magics import DoctorMagics
@@ -170,6 +170,7 @@ def test_a_notebook_shows_a_table_whose_words_need_no_colour() -> None:
     assert shown.startswith("<table>")
     assert ">warn</td>" in shown
     assert "&lt;b&gt; is nearly full." in shown
+    assert "Make room.<br>Then try again." in shown
     assert "What is marked warn" in shown
     assert "color" not in shown
 
@@ -218,7 +219,8 @@ def test_every_check_has_a_line_with_an_engine_and_without(
 
 def exit_code_of(words: list[str]) -> int:
     """Run the command line; its applications are singletons, which must not outlast a test."""
-    Dockml.clear_instance()
+    for application in Doctor._walk_mro():
+        application._instance = None
     try:
         with pytest.raises(SystemExit) as ended:
             main(words)

@@ -592,6 +592,7 @@ def test_one_that_cannot_be_removed_is_told_and_the_others_go(
     assert not Path(memory).exists()
     assert "not removed: The Docker engine refused: You cannot remove a running" in told[0]
     assert "Removed: 2 things" in told[0]
+    assert told[0].endswith("Not removed: 2.")
 
 
 def test_a_bundle_that_somebody_begins_to_build_is_not_removed(engine: FakeEngine) -> None:
