@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from IPython.core.magic import line_magic, magics_class
 
 from dockml_magic.display import tell
-from dockml_magic.doctor import Report, add_doctor_arguments, examine
 from dockml_magic.magic_lines import MagicLines
+
+if TYPE_CHECKING:
+    from dockml_magic.doctor import Report
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    # The doctor comes when called: most notebooks never need it.
+    from dockml_magic.doctor import add_doctor_arguments
+
+    add_doctor_arguments(parser)
 
 
 @magics_class
 class DoctorMagics(MagicLines):
     """The `%docker_` magic about what is wrong."""
 
-    ARGUMENTS = {"docker_doctor": add_doctor_arguments}  # noqa: RUF012 - declared as ClassVar above
+    ARGUMENTS = {"docker_doctor": _add_arguments}  # noqa: RUF012 - declared as ClassVar above
 
     def names_for(self, magic: str) -> Iterable[str]:
         """Return nothing: its line has options only."""
@@ -30,6 +41,8 @@ class DoctorMagics(MagicLines):
         """
         if (parsed := self.parse("docker_doctor", line)) is None:
             return None
+        from dockml_magic.doctor import examine
+
         report = examine(parsed.engine)
         if parsed.json:
             tell(report.to_json())
