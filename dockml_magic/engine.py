@@ -702,7 +702,8 @@ class DockerEngine:
 
     def images(self, wanted_labels: Mapping[str, str]) -> list[ImageState]:
         """Return all images that carry these labels."""
-        filters = {"label": _label_filter(wanted_labels)}
+        # podman refuses a filter that wants nothing.
+        filters = {"label": _label_filter(wanted_labels)} if wanted_labels else None
         with self._translated():
             found = self._client.api.images(filters=filters)
         return [

@@ -388,7 +388,9 @@ def _memories(holdings: Holdings) -> Iterator[LeftOver]:
     here = {image.id for image in holdings.images}
     for memory in holdings.memories:
         if not here.intersection(memory.names) and not _is_young(holdings, memory.changed_at):
-            yield _file("image memory", memory, "its image is gone", memory.names[0][:19])
+            yield _file(
+                "image memory", memory, "this engine does not have its image", memory.names[0][:19]
+            )
 
 
 def _run_folders(holdings: Holdings, remaining: Iterable[ContainerState]) -> Iterator[LeftOver]:
@@ -661,6 +663,12 @@ def describe(found: Sequence[LeftOver], *, is_done: bool, everything: bool = Fal
         ]
         for left in found
     ]
+    memories = [left for left in found if left.kind == "image memory" and not left.problem]
+    if len(memories) > 1:  # each of a few bytes: one line for all
+        rows = [row for left, row in zip(found, rows, strict=True) if left not in memories]
+        taken = size(sum(left.size for left in memories))
+        why = "this engine does not have these images"
+        rows.append(["image memory", f"{len(memories)} files", taken, why])
     table = str(Table(["KIND", "NAME", "FREES", "WHY"], rows, empty=""))
     if is_done:
         left = len(found) - len(gone)

@@ -243,6 +243,14 @@ def test_images_are_listed_by_label(bench: Bench, built: str) -> None:
     assert bench.engine.images({LABEL: f"not-{bench.label}"}) == []
 
 
+def test_all_images_are_listed_where_no_label_is_wanted(bench: Bench) -> None:
+    image = bench.engine.find_image(IMAGE)
+    assert image is not None
+    (listed,) = (other for other in bench.engine.images({}) if other.id == image.id)
+    assert IMAGE in listed.references
+    assert listed.size > 1_000_000
+
+
 def test_an_image_is_removed_with_its_last_name(bench: Bench, built: str) -> None:
     image = bench.engine.find_image(built)
     assert image is not None

@@ -405,6 +405,18 @@ def test_the_memory_of_an_image_that_is_gone_goes() -> None:
     assert going(held(memories=[gone, here])) == ["/i/gone.json"]
 
 
+def test_the_memories_of_many_images_are_one_line() -> None:
+    many = [
+        LeftOver(kind="image memory", id=f"/i/{n}", name=str(n), why="?", size=90) for n in range(9)
+    ]
+    other = LeftOver(kind="bundle", id="/b", name="cp311", why="?", size=0)
+    shown = prune.describe([*many, other], is_done=False).splitlines()
+    assert len(shown) == 4
+    assert "9 files" in shown[2]
+    assert "810 B" in shown[2]
+    assert "10 things" in shown[3]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0 minutes"), (3599, "59 minutes"), (3600, "1 hour"), (2 * DAY - 1, "47 hours"),
