@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -480,6 +481,55 @@ class Load(_Command):
             tell(f"loaded {name}")
 
 
+class Doctor(_Command):
+    """`dockml doctor`."""
+
+    name = "dockml-doctor"
+    prog = "dockml doctor"
+    description = """Say what keeps environments from starting, and what to do.
+
+Each line says ok, warn (it works, or mostly) or fail (it does not). The exit code is 1 with a fail, else 0."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        from dockml_magic.doctor import add_doctor_arguments
+
+        add_doctor_arguments(parser)
+
+    def start(self) -> None:
+        """Run the command; called by traitlets."""
+        from dockml_magic.doctor import examine
+
+        report = examine(self.parsed.engine)
+        tell(report.to_json() if self.parsed.json else str(report))
+        self.exit(report.exit_code)
+
+
+class Prune(_Command):
+    """`dockml prune`."""
+
+    name = "dockml-prune"
+    prog = "dockml prune"
+    description = """List what we created and nobody uses, and remove it with --force.
+
+Containers that never started, images of Dockerfiles that have changed, layers of stopped pulls, kernel bundles
+that no start has used for 30 days or that were not built to the end, folders of containers that are gone. Nothing
+that is not ours, is in use, belongs to another user, or is younger than 10 minutes; no volume and no network."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        from dockml_magic.prune import add_prune_arguments
+
+        add_prune_arguments(parser)
+
+    def start(self) -> None:
+        """Run the command; called by traitlets."""
+        from dockml_magic.engine import connect
+        from dockml_magic.prune import prune
+
+        self.exit(prune(connect(self.parsed.engine), self.parsed))
+
+
 class Dockml(JupyterApp):
     """`dockml`, and `jupyter dockml`."""
 
@@ -501,6 +551,8 @@ class Dockml(JupyterApp):
         "commit": (Commit, Commit.description),
         "save": (Save, Save.description),
         "load": (Load, Load.description),
+        "doctor": (Doctor, Doctor.description.partition("\n")[0]),
+        "prune": (Prune, Prune.description.partition("\n")[0]),
     }
 
     def start(self) -> None:
@@ -513,9 +565,21 @@ class Dockml(JupyterApp):
         self.subapp.start()
 
 
+def _check_home() -> None:
+    """Raise `ConfigError` for a user without a home, as Jupyter's own code would end with its stack."""
+    try:
+        Path.home()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"You have no home folder: HOME is not set, and user {os.getuid()} is not in /etc/passwd.",
+            hint="Set it to a folder of yours: export HOME=/home/me",
+        ) from error
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; a problem is two lines on stderr and exit code 1."""
     try:
+        _check_home()
         Dockml.launch_instance(argv=argv)
     except DockmlError as error:
         sys.stderr.write(f"{error}\n")

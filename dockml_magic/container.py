@@ -46,7 +46,7 @@ from dockml_magic.errors import (
 from dockml_magic.folders import RuntimeFolder
 from dockml_magic.host_settings import CA_FILE, HostSettings, read_host_settings
 from dockml_magic.image_memory import ImageMemory
-from dockml_magic.kernel_bundle import ensure_bundle
+from dockml_magic.kernel_bundle import ensure_bundle, mark_used
 from dockml_magic.options import PublishedPort
 from dockml_magic.planning import PYTHON_KERNELS, KernelPlan, choose_transport
 from dockml_magic.spec import (
@@ -237,6 +237,8 @@ class KernelContainer:
 
     def _remember(self, entry: str) -> None:
         report = self.state.report
+        if report.get("kernel") == "bundle":
+            mark_used(report, folders.bundles_root())
         if self.plan.choice.options.kernel:  # says nothing of what runs when nothing is asked for
             memory = replace(ImageMemory.read(self.plan.image.id), entry=entry)
         elif self.plan.kernelspec:

@@ -7,6 +7,7 @@ ours here, with what to do about it.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import io
 import itertools
@@ -131,6 +132,12 @@ class EngineFacts:
         The NVIDIA GPUs that it knows by CDI, such as "nvidia.com/gpu=all".
     gpu_hook : bool or None
         NVIDIA's hook, by which device requests work, is installed; None where we cannot look.
+    product : str
+        Who made it, in its own words: "Docker", "Docker Desktop", "podman".
+    system : str
+        The operating system of its machine.
+    proxies : mapping of str to str
+        Its own proxies, by the names of variables: "HTTPS_PROXY". Pulls go through them.
     """
 
     version: str
@@ -145,6 +152,9 @@ class EngineFacts:
     runtimes: tuple[str, ...] = ()
     cdi_gpus: tuple[str, ...] = ()
     gpu_hook: bool | None = None
+    product: str = "Docker"
+    system: str = ""
+    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +165,8 @@ class ImageState:
     ----------
     references : tuple of str
         Its names, sorted; empty for one without a name.
+    created_at : float
+        Seconds since 1970; 0.0 where `find_image` was asked and not `images`.
     """
 
     id: str
@@ -164,6 +176,26 @@ class ImageState:
     size: int = 0
     references: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    created_at: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskUsage:
+    """What things take of the engine's disk, in bytes.
+
+    Attributes
+    ----------
+    images : mapping of str to int
+        By id: what only this image has, which is what its removal frees.
+    containers : mapping of str to int
+        By id: what it has written.
+    layers : int
+        All images together.
+    """
+
+    images: Mapping[str, int] = field(default_factory=dict)
+    containers: Mapping[str, int] = field(default_factory=dict)
+    layers: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +237,8 @@ class ContainerState:
         Docker's word: created, running, paused, exited, dead.
     created_at : float
         Seconds since 1970; 0.0 where `inspect` was asked and not `list`.
+    mounts : mapping of str to str
+        Places in the container to the host's folders that are mounted there.
     exit_code : int
         0 while it runs.
     host_ports : mapping of int to int
@@ -227,6 +261,7 @@ class ContainerState:
     out_of_memory: bool = False
     started_at: str = ""
     created_at: float = 0.0
+    mounts: Mapping[str, str] = field(default_factory=dict)
     host_ports: Mapping[int, int] = field(default_factory=dict)
     entrypoint: tuple[str, ...] = ()
     user: str = ""
@@ -380,11 +415,14 @@ class Engine(Protocol):
     def stop(self, container_id: str) -> None:
         """End its program. One that has ended is no error."""
 
-    def remove(self, container_id: str) -> None:
-        """Remove it, running or not. Being gone already is success."""
+    def remove(self, container_id: str, *, force: bool = True) -> None:
+        """Remove it, without `force` only where it does not run. Being gone already is success."""
 
     def list(self, wanted_labels: Mapping[str, str]) -> list[ContainerState]:
         """Return all containers, stopped ones too, that carry these labels ("" is any value)."""
+
+    def disk_usage(self) -> DiskUsage:
+        """Return what takes how much of its disk. May take seconds, and knows nothing where it cannot say."""
 
 
 GpuRoute = Literal["device-requests", "cdi", "runtime"]
@@ -613,9 +651,12 @@ class _KeptLayers:
         with contextlib.suppress(
             docker.errors.DockerException, requests.exceptions.RequestException
         ):
-            before = self._api.images(
-                all=True, quiet=True, filters={"label": f"{labels.KEEPS}={self._reference}"}
-            )
+            own = {labels.KEEPS: self._reference, labels.USER: str(os.getuid())}
+            before = [
+                image["Id"]
+                for image in self._api.images(filters={"label": _label_filter(own)})
+                if image.get("Labels") == own and not _references(image)
+            ]  # an image that a user has built has more, or a name
             kept, archive = self._image(diff_ids)
             if diff_ids and kept not in before:
                 said = list(self._api.load_image(archive))
@@ -629,7 +670,8 @@ class _KeptLayers:
         about = {
             "architecture": self._facts.architecture,
             "os": "linux",
-            "config": {"Labels": {labels.KEEPS: self._reference}},
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+            "config": {"Labels": {labels.KEEPS: self._reference, labels.USER: str(os.getuid())}},
             "rootfs": {"type": "layers", "diff_ids": list(diff_ids)},
         }
         config = json.dumps(about).encode()
@@ -908,13 +950,15 @@ class _Pieces:
         return data
 
 
-def connect(name: str | None = None) -> DockerEngine:
+def connect(name: str | None = None, *, timeout: float = _REQUEST_TIMEOUT) -> DockerEngine:
     """Return the engine that the environment or the current Docker context names.
 
     Parameters
     ----------
     name : str, optional
         A Docker context, or an endpoint such as unix:///run/user/1000/podman/podman.sock.
+    timeout : float
+        Seconds that it may take for an answer.
 
     Raises
     ------
@@ -923,19 +967,19 @@ def connect(name: str | None = None) -> DockerEngine:
     EngineTooOldError
         If its API is older than we need.
     """
-    return DockerEngine(name)
+    return DockerEngine(name, timeout=timeout)
 
 
 class DockerEngine:
     """An engine behind the Docker API."""
 
-    def __init__(self, name: str | None = None) -> None:
+    def __init__(self, name: str | None = None, *, timeout: float = _REQUEST_TIMEOUT) -> None:
         # Imported here: the SDK takes a fifth of a second, and most uses of us do not need it.
         import docker
         import docker.errors
 
         self._errors = docker.errors
-        endpoint = _endpoint(name)
+        endpoint, _ = find_endpoint(name)
         if urlsplit(endpoint).scheme == "ssh":
             raise EngineUnreachableError(
                 f"The engine is on another machine ({endpoint}); this version cannot reach kernels there.",
@@ -943,7 +987,8 @@ class DockerEngine:
             )
         with self._translated(endpoint=endpoint):
             self._client: docker.DockerClient = docker.DockerClient(
-                base_url=endpoint, timeout=_REQUEST_TIMEOUT, version="auto", max_pool_size=4,
+                base_url=endpoint, timeout=timeout,  # type: ignore[arg-type]  # a float works
+                version="auto", max_pool_size=4,
                 **_tls(name),
             )  # fmt: skip
             version = self._client.version()
@@ -972,6 +1017,17 @@ class DockerEngine:
             runtimes=tuple(info.get("Runtimes") or ()),
             cdi_gpus=_cdi_gpus(info, look=shares_files),
             gpu_hook=_has_gpu_hook() if shares_files else None,
+            product=_product(version, info),
+            system=info.get("OperatingSystem") or "",
+            proxies={
+                name: info[key]
+                for name, key in (
+                    ("HTTP_PROXY", "HttpProxy"),
+                    ("HTTPS_PROXY", "HttpsProxy"),
+                    ("NO_PROXY", "NoProxy"),
+                )
+                if info.get(key)
+            },
         )
 
     def find_image(self, reference: str) -> ImageState | None:
@@ -1000,7 +1056,8 @@ class DockerEngine:
 
     def images(self, wanted_labels: Mapping[str, str]) -> list[ImageState]:
         """Return all images that carry these labels."""
-        filters = {"label": _label_filter(wanted_labels)}
+        # podman refuses a filter that wants nothing.
+        filters = {"label": _label_filter(wanted_labels)} if wanted_labels else None
         with self._translated():
             found = self._client.api.images(filters=filters)
         return [
@@ -1009,6 +1066,7 @@ class DockerEngine:
                 size=row.get("Size") or 0,
                 references=_references(row),
                 labels=row.get("Labels") or {},
+                created_at=max(0.0, float(row.get("Created") or 0.0)),
             )
             for row in found
         ]
@@ -1153,7 +1211,7 @@ class DockerEngine:
                     dockerfile=str(dockerfile) if context else dockerfile.name,
                     tag=reference,
                     buildargs=dict(args),
-                    labels={labels.BUILT_FROM: str(dockerfile)},
+                    labels={labels.BUILT_FROM: str(dockerfile), labels.USER: str(os.getuid())},
                     pull=pull,
                     rm=True,
                     forcerm=True,
@@ -1301,6 +1359,7 @@ class DockerEngine:
             host_ports=ports,
             entrypoint=tuple(found["Config"].get("Entrypoint") or ()),
             user=found["Config"].get("User") or "",
+            mounts=_mounts_in(found),
         )
 
     def logs(self, container_id: str, tail: int) -> str:
@@ -1476,14 +1535,15 @@ class DockerEngine:
             self._client.api.stop(container_id, timeout=STOP_TIMEOUT)
         log.info("stopped container %s", container_id[:12])
 
-    def remove(self, container_id: str) -> None:
-        """Remove it, running or not."""
+    def remove(self, container_id: str, *, force: bool = True) -> None:
+        """Remove it, without `force` only where it does not run."""
         with self._translated():
             try:
-                self._client.api.remove_container(container_id, force=True, v=True)
+                self._client.api.remove_container(container_id, force=force, v=True)
             except self._errors.APIError as error:
-                # Gone already, or on its way out by --rm: what we wanted.
-                if error.status_code not in (404, 409):
+                # Gone already, or on its way out by --rm: what we wanted. Any other conflict is not.
+                is_on_its_way = error.status_code == 409 and "in progress" in str(error)
+                if error.status_code != 404 and not is_on_its_way:
                     raise
         log.info("removed container %s", container_id[:12])
 
@@ -1502,9 +1562,35 @@ class DockerEngine:
                 image_id=row.get("ImageID", ""),
                 started_at=row.get("Status", ""),
                 created_at=float(row.get("Created") or 0.0),
+                mounts=_mounts_in(row),
             )
             for row in found
         ]
+
+    def disk_usage(self) -> DiskUsage:
+        """Return what takes how much of its disk."""
+        api = self._client.api
+        try:
+            with self._translated():
+                # Engines older than API 1.42 know no types, and count the volumes too.
+                response = api.get(
+                    f"{api.base_url}/v{api.api_version}/system/df",
+                    params={"type": ["image", "container"]},
+                )
+                response.raise_for_status()
+                found = response.json()
+        except EngineError as error:  # another is being counted, or it takes too long
+            log.debug("no disk usage: %s", error.message)
+            return DiskUsage()
+        return DiskUsage(
+            images={
+                row["Id"]: max(0, row["Size"] - row["SharedSize"])
+                for row in found.get("Images") or ()
+                if row.get("SharedSize", -1) >= 0
+            },
+            containers={row["Id"]: row.get("SizeRw") or 0 for row in found.get("Containers") or ()},
+            layers=found.get("LayersSize") or 0,
+        )
 
     @contextlib.contextmanager
     def _translated(
@@ -1542,6 +1628,11 @@ def _label_filter(wanted: Mapping[str, str]) -> list[str]:
 
 def _references(image: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(sorted(tag for tag in image.get("RepoTags") or () if "<" not in tag))
+
+
+def _mounts_in(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return what an engine says of a container's mounts."""
+    return {m["Destination"]: m.get("Source", "") for m in found.get("Mounts") or ()}
 
 
 def _ask_for_gpus(request: GpuRequest, route: GpuRoute) -> tuple[dict[str, Any], dict[str, str]]:
@@ -1733,21 +1824,33 @@ def _unreachable(endpoint: str, error: Exception) -> EngineUnreachableError:
             f"The Docker engine is not running: {endpoint} refuses connections.",
             hint="Start it: sudo systemctl start docker",
         )
+    if "Read timed out" in text:
+        return EngineUnreachableError(
+            f"The Docker engine at {endpoint} takes requests and does not answer them.",
+            hint="It hangs, or is very busy. Its log: sudo journalctl -u docker. If it does not recover: "
+            "sudo systemctl restart docker, which ends containers.",
+        )
     return EngineUnreachableError(
         f"The Docker engine does not answer at {endpoint}: {_sentence(text)}",
         hint="Is it running? Check with: docker version",
     )
 
 
-def _endpoint(name: str | None) -> str:
-    """Return where the engine is: an endpoint as given, a context's, or the environment's."""
+def find_endpoint(name: str | None) -> tuple[str, str]:
+    """Return where the engine is, and what says so: an endpoint as given, the environment, or a context.
+
+    Raises
+    ------
+    EngineUnreachableError
+        If there is no such context.
+    """
     from docker import ContextAPI
     from docker.context.config import get_current_context_name
 
     if name and "://" in name:
-        return name
+        return name, "--engine"
     if name is None and (host := os.environ.get("DOCKER_HOST")):
-        return host
+        return host, "DOCKER_HOST"
     wanted = name or os.environ.get("DOCKER_CONTEXT") or get_current_context_name()
     context = ContextAPI.get_context(wanted)
     if context is None:
@@ -1755,7 +1858,17 @@ def _endpoint(name: str | None) -> str:
         raise EngineUnreachableError(
             f"There is no Docker context called '{wanted}'.", hint=f"Known: {known}."
         )
-    return str(context.Host or "unix:///var/run/docker.sock").replace("http+unix://", "unix://")
+    endpoint = str(context.Host or "unix:///var/run/docker.sock")
+    said_by = "" if wanted == "default" else f"Docker context '{wanted}'"
+    return endpoint.replace("http+unix://", "unix://"), said_by
+
+
+def _product(version: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    """Return who made this engine."""
+    if "Docker Desktop" in str(info.get("OperatingSystem")):
+        return "Docker Desktop"
+    parts = {part.get("Name") for part in version.get("Components") or ()}
+    return "podman" if "Podman Engine" in parts else "Docker"
 
 
 def _tls(name: str | None) -> dict[str, Any]:

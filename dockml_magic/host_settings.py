@@ -83,6 +83,12 @@ def build_args(settings: HostSettings) -> dict[str, str]:
     }
 
 
+def pip_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what pip would go by: its variables over its files, by the options' names."""
+    variables = {name: environ.get("PIP_" + name.upper().replace("-", "_"), "") for name in _PIP}
+    return _pip_config(environ) | {name: value for name, value in variables.items() if value}
+
+
 def _pip_config(environ: Mapping[str, str]) -> dict[str, str]:
     """Return pip's [global] settings, read in pip's order: site-wide, user, this environment."""
     home = Path(environ.get("HOME", "~")).expanduser()

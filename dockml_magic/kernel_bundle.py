@@ -28,6 +28,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dockml_magic import labels
+from dockml_magic._version import __version__
 from dockml_magic.engine import Engine
 from dockml_magic.errors import KernelBundleError, KernelMissingError
 from dockml_magic.spec import BUNDLES, ContainerSpec, Mount
@@ -113,6 +114,12 @@ def ensure_bundle(
             shutil.rmtree(target, ignore_errors=True)
             built.rename(target)
     return target
+
+
+def mark_used(report: Mapping[str, Any], folder: Path) -> None:
+    """Note that a start used this interpreter's bundle: `dockml prune` removes those that none has used for long."""
+    with contextlib.suppress(OSError, KeyError):
+        os.utime(folder / bundle_name(report) / "bundle.json")
 
 
 @contextlib.contextmanager
@@ -298,7 +305,7 @@ def _compile(engine: Engine, image: str, executable: str, built: Path) -> None:
             entrypoint=(executable, "-m", "compileall", "-q", str(BUNDLES)),
             user=f"{os.getuid()}:{os.getgid()}",
             workdir=PurePosixPath("/"),
-            labels={labels.USER: str(os.getuid())},
+            labels={labels.VERSION: __version__, labels.USER: str(os.getuid())},
             env={},
             mounts=(Mount(target=BUNDLES, host_path=built),),
             network="none",

@@ -15,6 +15,7 @@ from IPython.core.magic import cell_magic, line_magic, magics_class
 from dockml_magic import kept
 from dockml_magic.container import describe_kernel
 from dockml_magic.display import Table, tell
+from dockml_magic.doctor_magics import DoctorMagics
 from dockml_magic.environment import (
     Environment,
     Environments,
@@ -152,6 +153,7 @@ class DockerMagics(MagicLines):
             self,
             ImageMagics(shell),
             LifeMagics(shell, self.environments),
+            DoctorMagics(shell),
         )
 
     def names_for(self, magic: str) -> Iterable[str]:

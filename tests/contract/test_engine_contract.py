@@ -5,10 +5,12 @@ So the fake cannot drift: what the unit tests learn from it is true of Docker.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import select
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -251,6 +253,14 @@ def test_images_are_listed_by_label(bench: Bench, built: str) -> None:
     assert image.labels[LABEL] == found.labels[LABEL] == bench.label
     assert image.id in {other.id for other in bench.engine.images({LABEL: ""})}
     assert bench.engine.images({LABEL: f"not-{bench.label}"}) == []
+
+
+def test_all_images_are_listed_where_no_label_is_wanted(bench: Bench) -> None:
+    image = bench.engine.find_image(IMAGE)
+    assert image is not None
+    (listed,) = (other for other in bench.engine.images({}) if other.id == image.id)
+    assert IMAGE in listed.references
+    assert listed.size > 1_000_000
 
 
 def test_an_image_is_removed_with_its_last_name(bench: Bench, built: str) -> None:
@@ -806,6 +816,39 @@ def test_a_commit_has_the_files_and_nothing_of_the_containers_settings(
     real_engine.remove(container)
 
 
+def test_a_list_says_when_each_was_created_of_what_image_and_what_is_mounted(
+    bench: Bench, tmp_path: Path
+) -> None:
+    mount = Mount(target=PurePosixPath("/mine"), host_path=tmp_path)
+    began = time.time()
+    bench.create(mounts=(mount,))
+    (state,) = bench.engine.list({LABEL: bench.label})
+    image = bench.engine.find_image(IMAGE)
+    assert image is not None
+    assert state.image_id == image.id
+    assert began - 5 < state.created_at < time.time() + 5
+    assert state.mounts == {"/mine": str(tmp_path)}
+
+
+def test_without_force_only_what_does_not_run_is_removed(bench: Bench) -> None:
+    running, created = bench.started(), bench.create()
+    with pytest.raises(EngineError, match="running container"):
+        bench.engine.remove(running, force=False)
+    bench.engine.remove(created, force=False)
+    bench.engine.remove(created, force=False)
+    assert bench.listed({LABEL: bench.label}) == [running]
+    assert bench.status(running) == "running"
+
+
+def test_the_disk_usage_counts_images_and_containers(bench: Bench) -> None:
+    container = bench.create()
+    usage = bench.engine.disk_usage()
+    image = bench.engine.find_image(IMAGE)
+    assert image is not None
+    assert 0 <= usage.images[image.id] <= image.size <= usage.layers
+    assert usage.containers[container] == 0
+
+
 # --- builds ---------------------------------------------------------------------------------------
 
 
@@ -824,6 +867,10 @@ def test_a_build_is_told_line_by_line_and_its_image_is_here(bench: Bench, tmp_pa
         assert bench.engine.find_image(reference) is not None
         assert any("RUN true" in line for line in lines)
         assert not any("[Warning]" in line for line in lines)
+        (built,) = bench.engine.images({labels.BUILT_FROM: str(path)})
+        assert built.references == (reference,)
+        assert built.labels[labels.USER] == str(os.getuid())
+        assert built.created_at > time.time() - 600
     finally:
         if isinstance(bench.engine, DockerEngine):
             bench.engine._client.api.remove_image(reference)

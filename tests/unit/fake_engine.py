@@ -8,16 +8,20 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import secrets
 import socket
 import tarfile
+import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from dockml_magic import labels
 from dockml_magic.engine import (
     ContainerState,
     ContainerStats,
+    DiskUsage,
     Engine,
     EngineFacts,
     Exec,
@@ -126,6 +130,7 @@ class _Container:
     exit_code: int = 0
     log: str = ""
     cpu: int = 0
+    created_at: float = field(default_factory=time.time)
     host_ports: dict[int, int] = field(default_factory=dict)
     taken: set[tuple[str, int]] = field(default_factory=set)
     files: dict[PurePosixPath, bytes] = field(default_factory=dict)
@@ -200,6 +205,7 @@ class FakeEngine:
             architecture="amd64",
             size=100_000_000,
             labels=labels,
+            created_at=time.time(),
         )
         self._images[_tagged(reference)] = _Image(state, programs)
         return self._with_references(state)
@@ -299,7 +305,8 @@ class FakeEngine:
                     f"'{dockerfile}' could not be built: {line}.", log_tail=f"Step: {line}"
                 )
         self.built.append((reference, dict(args)))
-        self.add_image(reference, programs=programs)
+        made_by = {labels.BUILT_FROM: str(dockerfile), labels.USER: str(os.getuid())}
+        self.add_image(reference, programs=programs, labels=made_by)
 
     def create(self, spec: ContainerSpec) -> str:
         for mount in spec.mounts:
@@ -382,6 +389,8 @@ class FakeEngine:
             host_ports=container.host_ports,
             entrypoint=container.spec.entrypoint,
             user=container.spec.user,
+            created_at=container.created_at,
+            mounts={str(m.target): str(m.host_path or m.volume) for m in container.spec.mounts},
         )
 
     def logs(self, container_id: str, tail: int) -> str:
@@ -474,8 +483,18 @@ class FakeEngine:
         if container is not None and container.status == "running":
             self.end(container_id, 143)
 
-    def remove(self, container_id: str) -> None:
+    def remove(self, container_id: str, *, force: bool = True) -> None:
+        container = self._containers.get(container_id)
+        if container and container.status == "running" and not force:
+            raise EngineError("The Docker engine refused: You cannot remove a running container.")
         self._containers.pop(container_id, None)
+
+    def disk_usage(self) -> DiskUsage:
+        return DiskUsage(
+            images={image.state.id: image.state.size for image in self._images.values()},
+            containers=dict.fromkeys(self._containers, 0),
+            layers=sum(image.state.size for image in self._images.values()),
+        )
 
     def list(self, wanted_labels: Mapping[str, str]) -> list[ContainerState]:
         return [

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from dockml_magic import planning
@@ -54,3 +56,18 @@ def test_a_mistake_is_two_lines_and_an_exit_code(capsys: pytest.CaptureFixture[s
         main(["images", "--cuda", "new"])
     assert caught.value.code == 1
     assert capsys.readouterr().err == "'new' is not a version.\nWrite it as in --version 1.10\n"
+
+
+def test_a_user_without_a_home_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor"])
+    assert ended.value.code == 1
+    problem, hint = capsys.readouterr().err.splitlines()
+    assert "You have no home folder" in problem
+    assert "export HOME" in hint

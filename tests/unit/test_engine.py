@@ -20,12 +20,12 @@ from dockml_magic.engine import (
     NotStartableError,
     _ask_for_gpus,
     _cdi_gpus,
-    _endpoint,
     _error_of,
     _shares_files,
     _unreachable,
     build_reference,
     connect,
+    find_endpoint,
     gpu_route,
     make_archive,
 )
@@ -272,6 +272,14 @@ def test_anything_else_is_told_with_the_endpoint() -> None:
     assert error.message == "The Docker engine does not answer at tcp://host:2375: no route."
 
 
+def test_an_engine_that_hangs_is_told_from_one_that_is_not_there() -> None:
+    error = _unreachable(SOCKET, OSError("UnixHTTPConnectionPool(...): Read timed out."))
+    assert (
+        error.message == f"The Docker engine at {SOCKET} takes requests and does not answer them."
+    )
+    assert "journalctl -u docker" in error.hint
+
+
 # --- where the engine is --------------------------------------------------------------------------
 
 
@@ -294,31 +302,31 @@ def context(docker_config: Path) -> str:
 
 def test_an_endpoint_is_taken_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///run/other.sock")
-    assert _endpoint("tcp://127.0.0.1:2375") == "tcp://127.0.0.1:2375"
+    assert find_endpoint("tcp://127.0.0.1:2375")[0] == "tcp://127.0.0.1:2375"
 
 
 def test_the_environment_names_the_engine(
     monkeypatch: pytest.MonkeyPatch, context: str, docker_config: Path
 ) -> None:
-    assert _endpoint(None) == SOCKET
+    assert find_endpoint(None)[0] == SOCKET
     docker_config.write_text('{"currentContext": "work"}')
-    assert _endpoint(None) == "unix:///run/work.sock"
+    assert find_endpoint(None)[0] == "unix:///run/work.sock"
     docker_config.write_text("{}")
     monkeypatch.setenv("DOCKER_CONTEXT", context)
-    assert _endpoint(None) == "unix:///run/work.sock"
+    assert find_endpoint(None)[0] == "unix:///run/work.sock"
     monkeypatch.setenv("DOCKER_HOST", "unix:///run/other.sock")
-    assert _endpoint(None) == "unix:///run/other.sock"
+    assert find_endpoint(None)[0] == "unix:///run/other.sock"
 
 
 def test_a_context_is_its_endpoint(context: str) -> None:
-    assert _endpoint(context) == "unix:///run/work.sock"
-    assert _endpoint("default") == SOCKET
+    assert find_endpoint(context)[0] == "unix:///run/work.sock"
+    assert find_endpoint("default")[0] == SOCKET
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK's open()
 def test_an_unknown_context_comes_with_the_known_ones(context: str) -> None:
     with pytest.raises(EngineUnreachableError, match="no Docker context called 'wrok'") as caught:
-        _endpoint("wrok")
+        find_endpoint("wrok")
     assert "'default'" in caught.value.hint
     assert "'work'" in caught.value.hint
 
@@ -326,13 +334,13 @@ def test_an_unknown_context_comes_with_the_known_ones(context: str) -> None:
 def test_an_unknown_context_of_the_environment_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_CONTEXT", "wrok")
     with pytest.raises(EngineUnreachableError, match="no Docker context called 'wrok'"):
-        _endpoint(None)
+        find_endpoint(None)
 
 
 def test_an_unknown_current_context_is_told(docker_config: Path) -> None:
     docker_config.write_text('{"currentContext": "wrok"}')
     with pytest.raises(EngineUnreachableError, match="no Docker context called 'wrok'"):
-        _endpoint(None)
+        find_endpoint(None)
 
 
 HERE = {"OperatingSystem": "Debian", "KernelVersion": platform.release(), "Name": platform.node()}

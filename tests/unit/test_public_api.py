@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import dockml_magic
+from dockml_magic.doctor_magics import DoctorMagics
 from dockml_magic.image_magics import ImageMagics
 from dockml_magic.life_magics import LifeMagics
 from dockml_magic.magics import DockerMagics
@@ -15,6 +16,7 @@ MAGICS = {
     "line": {
         "docker_build",
         "docker_commit",
+        "docker_doctor",
         "docker_env",
         "docker_exec",
         "docker_images",
@@ -70,7 +72,7 @@ def test_the_version_is_one() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", dockml_magic.__version__)
 
 
-OURS = (DockerMagics, ImageMagics, LifeMagics)
+OURS = (DockerMagics, ImageMagics, LifeMagics, DoctorMagics)
 
 
 def test_these_magics_are_ours() -> None:
