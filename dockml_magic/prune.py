@@ -241,8 +241,9 @@ def is_ours(
 
 
 def runtime_folder(container: ContainerState) -> str:
-    """Return the host's folder that is mounted as the runtime folder, "" where none is."""
-    return container.mounts.get(str(RUNTIME), "")
+    """Return the runtime folder of which a container has the shared part mounted, "" where there is none."""
+    shared = container.mounts.get(str(RUNTIME), "")
+    return str(Path(shared).parent) if shared else ""
 
 
 def our_containers(holdings: Holdings) -> list[ContainerState]:
@@ -517,19 +518,22 @@ def _find_run_folders(root: Path) -> Iterator[KeptFile]:
         if not _SESSION.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
             continue
         with contextlib.suppress(OSError):
-            inside = [path, *path.iterdir()]
+            shared = folders.RuntimeFolder(path).shared
+            inside = [path, *path.iterdir(), *(shared.iterdir() if shared.is_dir() else ())]
             yield KeptFile(
                 path=path,
                 names=(path.name,),
                 changed_at=max(entry.lstat().st_mtime for entry in inside),
                 size=_size_of(path),
-                is_answered=_is_answered(path / "control"),
-                shares_files=not _listens_on_port(path / "config.json"),
+                is_answered=_is_answered(shared / "control"),
+                shares_files=not _listens_on_port(shared / "config.json"),
             )
 
 
 def _is_answered(path: Path) -> bool:
     """Tell whether somebody listens on a Unix socket. It is closed again at once."""
+    if path.is_symlink():  # the container's doing
+        return False
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(1.0)
         connection.connect(str(path))
@@ -538,9 +542,17 @@ def _is_answered(path: Path) -> bool:
 
 
 def _listens_on_port(config: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return isinstance(json.loads(config.read_text())["control"], int)
+    """Tell what a supervisor was told to listen on. The container may have put anything in the file's place."""
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError),
+        os.fdopen(os.open(config, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file,
+    ):
+        return isinstance(json.loads(file.read(_LARGEST_CONFIG))["control"], int)
     return False
+
+
+_LARGEST_CONFIG = 1 << 20
+"""Bytes; a runtime folder's config.json has about a thousand."""
 
 
 def _find_handovers(root: Path) -> Iterator[KeptFile]:
@@ -586,9 +598,14 @@ def _remove_files(left: LeftOver, engine: Engine) -> None:
     if left.kind == "bundle":
         _remove_bundle(path)
     elif left.kind == "run folder":
-        if engine.list({labels.SESSION: path.name}) or _is_answered(path / "control"):
+        folder = folders.RuntimeFolder(path)
+        if engine.list({labels.SESSION: path.name}) or _is_answered(folder.shared / "control"):
             raise ConfigError("its container is there after all")
-        shutil.rmtree(path)
+        folder.remove()
+        if path.exists():
+            raise ConfigError(
+                f"something in {path} may not be removed, such as another user's files"
+            )
     else:
         path.unlink(missing_ok=True)
 

@@ -129,7 +129,7 @@ def test_in_a_notebook_it_is_a_table_that_knows_the_containers(
         assert ">engine</td>" in shown["data"]["text/html"]
         (container,) = ours()
         assert f"{container.name}" not in shown["data"]["text/plain"]
-        runtime = container.mounts["/run/dockml"]
+        runtime = str(Path(container.mounts["/run/dockml"]).parent)
         assert container.labels[labels.SESSION] in runtime
         # As when a machine's temporary files are cleaned.
         Path(runtime).rename(f"{runtime}-away")

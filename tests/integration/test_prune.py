@@ -96,8 +96,8 @@ def run(engine: DockerEngine, *words: str) -> tuple[int, str]:
 
 def create_ours(engine: DockerEngine, session: str, **changes: Any) -> str:
     """Create a container as a start does."""
-    folder = folders.runtime_root() / session
-    folder.mkdir(exist_ok=True)
+    folder = folders.RuntimeFolder(folders.runtime_root() / session).shared
+    folder.mkdir(parents=True, exist_ok=True)
     spec: dict[str, Any] = {
         "image": IMAGE,
         "name": f"dockml-{session}",

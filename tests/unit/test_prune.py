@@ -50,7 +50,7 @@ def container(**changes: Any) -> ContainerState:
         labels=OURS,
         created_at=NOW - DAY,
         image_id=PYTHON.id,
-        mounts={RUN: f"/tmp/dockml-1000/{SESSION}"},
+        mounts={RUN: f"/tmp/dockml-1000/{SESSION}/shared"},
     )
     return replace(old, **changes)
 
@@ -97,11 +97,14 @@ def test_a_kept_one_goes_only_with_all(status: str) -> None:
         {"labels": {}},
         *({"labels": without(label)} for label in OURS),
         {"labels": {**OURS, labels.USER: "1001"}},
-        {"labels": {**OURS, labels.SESSION: "../../../etc"}, "mounts": {RUN: "/x/../../../etc"}},
-        {"labels": {**OURS, labels.SESSION: "mine"}, "mounts": {RUN: "/x/mine"}},
+        {
+            "labels": {**OURS, labels.SESSION: "../../../etc"},
+            "mounts": {RUN: "/x/../../../etc/shared"},
+        },
+        {"labels": {**OURS, labels.SESSION: "mine"}, "mounts": {RUN: "/x/mine/shared"}},
         {"mounts": {}},
-        {"mounts": {RUN: "/srv/mine"}},
-        {"mounts": {"/data": f"/srv/{SESSION}"}},
+        {"mounts": {RUN: "/srv/mine/shared"}},
+        {"mounts": {"/data": f"/srv/{SESSION}/shared"}},
         {"image_id": "sha256:unknown"},
         {"labels": HELPER, "name": "web"},
         {"labels": HELPER, "name": "my-dockml-compile-x"},
@@ -126,7 +129,7 @@ def test_a_container_of_a_committed_image_has_our_labels_and_is_the_users() -> N
     one_of_ours = container(
         image_id="sha256:mine",
         labels={**OURS, labels.SESSION: again},
-        mounts={RUN: f"/tmp/dockml-1000/{again}"},
+        mounts={RUN: f"/tmp/dockml-1000/{again}/shared"},
     )
     assert going(replace(holdings, containers=[one_of_ours])) == ["c1"]
 
@@ -436,9 +439,10 @@ def make_old(*paths: Path) -> None:
 
 def run_folder(session: str = SESSION, control: object = str(RUNTIME / "control")) -> Path:
     folder = folders.runtime_root() / session
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"control": control}))
-    make_old(folder / "config.json", folder)
+    shared = folders.RuntimeFolder(folder).shared
+    shared.mkdir(parents=True)
+    (shared / "config.json").write_text(json.dumps({"control": control}))
+    make_old(shared / "config.json", shared, folder)
     return folder
 
 
@@ -469,7 +473,7 @@ def our_spec(folder: Path, **changes: Any) -> ContainerSpec:
         workdir=PurePosixPath("/"),
         labels={**OURS, labels.USER: str(os.getuid())},
         env={},
-        mounts=(Mount(target=RUNTIME, host_path=folder),),
+        mounts=(Mount(target=RUNTIME, host_path=folder / "shared"),),
         auto_remove=False,
     )
     return replace(spec, **changes)
@@ -511,9 +515,9 @@ def test_what_is_on_the_disk_is_seen(engine: FakeEngine) -> None:
 def test_a_run_folder_in_which_somebody_listens_is_answered(engine: FakeEngine) -> None:
     folder = run_folder()
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(folder / "control"))
+        server.bind(str(folder / "shared" / "control"))
         server.listen()
-        make_old(folder / "control", folder)
+        make_old(folder / "shared" / "control", folder / "shared", folder)
         assert find_holdings(engine).run_folders[0].is_answered
         assert going(find_holdings(engine)) == []
     assert going(find_holdings(engine)) == [str(folder)]
@@ -622,11 +626,8 @@ def test_a_file_that_may_not_be_removed_is_told_with_its_path(
 ) -> None:
     left = LeftOver(kind="run folder", id=str(run_folder()), name=SESSION, why="")
 
-    def refuse(path: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(prune.shutil, "rmtree", refuse)
-    assert prune.remove(left, engine).problem == f"Permission denied: {left.id}"
+    monkeypatch.setattr(folders.RuntimeFolder, "remove", lambda self: None)
+    assert f"something in {left.id} may not be removed" in prune.remove(left, engine).problem
 
 
 def test_all_is_told_of_and_asked_for(engine: FakeEngine, told: list[str]) -> None:
