@@ -237,6 +237,14 @@ class Engine(Protocol):
         `report` gets each line of the build. Raises `ImageBuildError` with the last of them.
         """
 
+    def commit_layer(
+        self, container_id: str, base: str, reference: str, image_labels: Mapping[str, str]
+    ) -> None:
+        """Make an image of what a container has changed in its image `base`, and tag it.
+
+        How it runs (user, program, variables, folder) is as `base` says, not as the container was told.
+        """
+
     def create(self, spec: ContainerSpec) -> str:
         """Create a container and return its id. It is not running yet."""
 
@@ -765,6 +773,28 @@ class DockerEngine:
                 f"'{dockerfile}' could not be built: {_sentence(problem)}",
                 hint="Correct it and run the cell again: what was built so far is kept.",
                 log_tail="\n".join(lines[-BUILD_LINES:]),
+            )
+
+    def commit_layer(
+        self, container_id: str, base: str, reference: str, image_labels: Mapping[str, str]
+    ) -> None:
+        """Make an image of what a container has changed in its image, and tag it."""
+        repository, _, tag = reference.rpartition(":")
+        with self._translated(reference=base):
+            config = self._client.api.inspect_image(base).get("Config") or {}
+            self._client.api.commit(
+                container_id,
+                repository,
+                tag,
+                pause=False,  # nothing in it writes any more; and not every engine can
+                conf={
+                    "User": config.get("User") or "",
+                    "Entrypoint": config.get("Entrypoint") or [],
+                    "Cmd": config.get("Cmd") or [],
+                    "WorkingDir": config.get("WorkingDir") or "",
+                    "Env": config.get("Env") or [],
+                    "Labels": {**(config.get("Labels") or {}), **image_labels},
+                },
             )
 
     def create(self, spec: ContainerSpec) -> str:

@@ -88,6 +88,8 @@ class Environment:
     ----------
     options : RunOptions
         As they were given, before `--gpus auto` became a device.
+    image_in_words : str
+        Its image, as people would say it.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Environment:
         self.options = options
         self.name = plan.choice.name
         self.reference = plan.choice.reference
+        self.image_in_words = plan.choice.image_in_words
         self._relay: Relay | None = None
         self._opened: Callable[[Environment, Relay], Callable[[], None]] | None = None
         self._on_close: Callable[[], None] | None = None

@@ -27,6 +27,7 @@ from dockml_magic.planning import (
     engine_for,
     local_references,
     table_of_containers,
+    with_extras,
 )
 from dockml_magic.project import find_project
 from dockml_magic.routing import Router
@@ -222,7 +223,8 @@ class DockerMagics(MagicLines):
     ) -> Environment:
         began = time.perf_counter()
         environment = self._start_beside(name, options, tell, begun)
-        image = "" if environment.reference == environment.name else f"{environment.reference}, "
+        image = environment.image_in_words
+        image = "" if image == environment.name else f"{image}, "
         tell(
             f"Cells run in {environment.name!r}: {image}"
             f"{describe_kernel(environment.report)}; ready in {time.perf_counter() - began:.1f} s."
@@ -370,4 +372,5 @@ def _dry_run(name: str, options: RunOptions) -> Table:
     except GpuUnavailableError as error:
         choice, image = decide_here(name, options, folder, engine)
         problem = f"{error.message} {error.hint}"
+    choice, image = with_extras(choice, image, engine)
     return explain(choice, is_here=image is not None, problem=problem)

@@ -39,10 +39,12 @@ from dockml_magic.fit import NVIDIA_SMI, image_facts, judge, parse_nvidia_smi, p
 from dockml_magic.gpu import HostGpus, find_gpus
 from dockml_magic.host_settings import build_args, read_host_settings
 from dockml_magic.image_memory import ImageMemory
+from dockml_magic.layers import ensure_layer
 from dockml_magic.names import Choice, Fits, choose, suggest
 from dockml_magic.options import AUTO, GpuRequest, RunOptions, parse_gpus
 from dockml_magic.project import find_project
 from dockml_magic.pull import PullProgress, check_room
+from dockml_magic.requirements import read_extras
 from dockml_magic.spec import (
     ContainerSpec,
 )
@@ -180,10 +182,29 @@ def decide_here(
     )
     if choice.dockerfile:
         choice = replace(choice, reference=build_reference(_find_dockerfile(choice, folder)))
+    if packages := choice.options.packages:
+        choice = replace(choice, extras=read_extras(packages, folder, _read_text))
     image = engine.find_image(choice.reference)
     if image is None and not choice.is_known and ":" not in choice.reference:
         raise UnknownNameError(name, suggest(name, project, engine.local_references()))
     return choice, image
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def with_extras(
+    choice: Choice, image: ImageState | None, engine: Engine
+) -> tuple[Choice, ImageState | None]:
+    """Return what `choose_here` found with the extra packages on top: that layer, and its image if it is here.
+
+    As long as the image below is not here, nobody can say what the layer is called.
+    """
+    if choice.extras is None or image is None:
+        return choice, image
+    reference = choice.extras.reference(image.id)
+    return replace(choice, reference=reference, base=choice.reference), engine.find_image(reference)
 
 
 def _gpus_here(engine: Engine) -> Callable[[], HostGpus]:
@@ -364,6 +385,9 @@ def make_plan(
             tell(choice.doubt)
         fetch = _build if choice.dockerfile else _pull
         image = fetch(choice, folder, engine, tell)
+    if choice.extras is not None:
+        layer = ensure_layer(image, choice.reference, choice.extras, engine, tell)
+        choice, image = with_extras(choice, image, engine)[0], layer
     kernelspec = choice.options.kernel or ImageMemory.read(image.id).kernelspec
     return KernelPlan(
         choice=choice,

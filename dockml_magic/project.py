@@ -9,6 +9,8 @@ A table per environment, with the words of `docker run`'s options::
     publish = ["8501:8501"]
     env = { TF_CPP_MIN_LOG_LEVEL = "2" }
     memory = "8g"
+    with = ["pandas==0.24"]
+    requirements = "requirements.txt"
 
 `image` may be a short name of the catalogue, or a Dockerfile. Relative folders are taken from the file's folder.
 
@@ -26,7 +28,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ from dockml_magic.options import (
     parse_publish,
     parse_volume,
 )
+from dockml_magic.requirements import FILE, from_folder, parse_packages
 
 FILE_NAMES = ("dockml.toml", "pyproject.toml")
 
@@ -204,8 +207,8 @@ def _image(path: Path, key: str, name: str, entry: Any) -> Image:
 
 
 def _options(path: Path, key: str, entry: dict[str, Any]) -> RunOptions:
-    known = [f.name for f in fields(RunOptions) if f.name not in ("name", "engine")]
     values: dict[str, Any] = {}
+    known = list(_READERS)
     for word, value in entry.items():
         where = f"{key}.{word}"
         if word not in known:
@@ -213,9 +216,13 @@ def _options(path: Path, key: str, entry: dict[str, Any]) -> RunOptions:
                 str(path), where, "unknown entry.", hint=f"Known: title, {', '.join(known)}."
             )
         try:
-            values[word] = _READERS[word](value, path.parent)
+            read = _READERS[word](value, path.parent)
         except ConfigError as error:
             raise ProjectFileError(str(path), where, error.message, hint=error.hint) from error
+        if word in _PACKAGES:
+            values["packages"] = values.get("packages", ()) + read
+        else:
+            values[word] = read
     return RunOptions(**values)
 
 
@@ -276,6 +283,24 @@ def _volumes(value: Any, folder: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _with(value: Any, _: Path) -> tuple[str, ...]:
+    found = []
+    for text in [value] if isinstance(value, str) else _texts(value):
+        for entry in parse_packages(text):
+            if entry.startswith(FILE):
+                raise ConfigError(
+                    f"{entry}: a file stands in an entry of its own.",
+                    hint=f'Write: requirements = "{entry.removeprefix(FILE)}"',
+                )
+            found.append(entry)
+    return tuple(found)
+
+
+def _requirements(value: Any, folder: Path) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else _texts(value)
+    return from_folder((f"{FILE}{name}" for name in names), folder)
+
+
 def _publish(value: Any, _: Path) -> tuple[str, ...]:
     for text in (texts := _texts(value)):
         parse_publish(text)
@@ -316,10 +341,15 @@ _READERS: dict[str, Callable[[Any, Path], Any]] = {
     "user": _text,
     "network": _text,
     "image": _image_or_dockerfile,
+    "with": _with,
+    "requirements": _requirements,
     "kernel": _text,
     "pull": _choice(PULL_POLICIES),
     "transport": _choice(TRANSPORTS),
 }
+
+_PACKAGES = ("with", "requirements")
+"""Entries that come to `RunOptions.packages`."""
 
 _IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 

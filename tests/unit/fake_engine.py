@@ -83,6 +83,8 @@ class FakeEngine:
         What was pulled, in order.
     built : list of (str, dict)
         What was built, in order, with its build args.
+    layers : list of (str, dict)
+        What was committed, in order, with its labels.
     specs : list of ContainerSpec
         What containers were asked for, in order.
     """
@@ -106,6 +108,7 @@ class FakeEngine:
         self.busy_ports: set[tuple[str, int]] = set()
         self.pulled: list[str] = []
         self.built: list[tuple[str, dict[str, str]]] = []
+        self.layers: list[tuple[str, dict[str, str]]] = []
         self.specs: list[ContainerSpec] = []
 
     def add_image(
@@ -171,6 +174,17 @@ class FakeEngine:
                 )
         self.built.append((reference, dict(args)))
         self.add_image(reference, programs=programs)
+
+    def commit_layer(
+        self, container_id: str, base: str, reference: str, image_labels: Mapping[str, str]
+    ) -> None:
+        below = self._image(base)
+        if below is None:
+            raise ImageUnavailableError(base, "no such image.")
+        if container_id not in self._containers:
+            raise EngineError(f"The Docker engine refused: No such container: {container_id}.")
+        self.add_image(reference, programs=below.programs)
+        self.layers.append((reference, dict(image_labels)))
 
     def create(self, spec: ContainerSpec) -> str:
         for mount in spec.mounts:

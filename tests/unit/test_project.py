@@ -71,6 +71,10 @@ def test_every_entry_is_read(tmp_path: Path) -> None:
         ("memory = 1048576", RunOptions(memory=1048576)),
         ("cpus = 2", RunOptions(cpus=2.0)),
         ('cpus = "2"', RunOptions(cpus=2.0)),
+        ('with = ["pandas==0.24", "a b"]', RunOptions(packages=("pandas==0.24", "a", "b"))),
+        ('with = "a,b"', RunOptions(packages=("a", "b"))),
+        ('requirements = "/r.txt"\nwith = ["a"]', RunOptions(packages=("-r /r.txt", "a"))),
+        ('requirements = ["/r.txt", "/s.txt"]', RunOptions(packages=("-r /r.txt", "-r /s.txt"))),
         ('env = ["A=1", "B"]', RunOptions(env=("A=1", "B"))),
         ('volumes = ["/data:/data"]', RunOptions(volumes=("/data:/data",))),
     ],
@@ -100,6 +104,10 @@ def test_numbers_and_lists_may_be_written_either_way(
         ('pull = "sometimes"', "pull", "'sometimes' is not one of: missing, always, never"),
         ('transport = "udp"', "transport", "'udp' is not one of: ipc, tcp"),
         ("user = 1000", "user", "1000 is not a string"),
+        ("with = 3", "with", "3 is not a list of strings"),
+        ('with = ["a=1"]', "with", "a=1: not a requirement"),
+        ('with = ["-r r.txt"]', "with", "a file stands in an entry of its own"),
+        ("packages = ['a']", "packages", "unknown entry"),
     ],
 )
 def test_an_entry_that_is_not_understood_is_named(
@@ -332,3 +340,10 @@ def test_a_dockerfile_of_an_environment_is_taken_from_the_files_folder(
 ) -> None:
     options = environment(tmp_path, f'image = "{name}"')
     assert options.image == str((tmp_path / name).resolve())
+
+
+def test_a_requirements_file_is_taken_from_the_files_folder(tmp_path: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    write(tmp_path, '[environments.x]\nrequirements = "requirements.txt"')
+    options = find_project(tmp_path / "notebooks").environments["x"]
+    assert options.packages == (f"-r {tmp_path}/requirements.txt",)
