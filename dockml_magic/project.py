@@ -25,9 +25,10 @@ The user's own file, `~/.config/dockml/images.toml`, has the same tables for eve
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,127 +104,171 @@ def find_project(folder: Path) -> Project:
     for parent in (folder, *folder.parents):
         for file_name in FILE_NAMES:
             path = parent / file_name
-            if path.is_file() and (table := _read(path)) is not None:
-                project = _parse(path, table)
+            if path.is_file() and (read := _read(path)) is not None:
+                project = _parse(*read)
                 return dataclasses.replace(project, images=own | project.images)
     return Project(images=own)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """An entry of a file, by the keys that lead to it."""
+
+    path: Path
+    text: str
+    keys: tuple[str, ...] = ()
+
+    def __truediv__(self, key: str) -> _Place:
+        return dataclasses.replace(self, keys=(*self.keys, key))
+
+    def error(self, problem: str, hint: str = "") -> ProjectFileError:
+        return ProjectFileError(
+            str(self.path),
+            toml.dotted(self.keys),
+            problem,
+            hint=hint,
+            line=toml.line_of(self.text, self.keys),
+        )
+
+    def unknown(self, known: Collection[str], value: Any = None) -> ProjectFileError:
+        """Return the error for an entry that is none of the known ones."""
+        word = self.keys[-1]
+        near = _OTHER_WORDS.get(word.lower(), "")
+        if near not in known:
+            near = next(iter(difflib.get_close_matches(word.lower(), known, n=1)), "")
+        hint = f"Known: {', '.join(known)}."
+        if near:
+            hint = f"Did you mean {near}? {hint}"
+        elif isinstance(value, dict):
+            table = toml.dotted((*self.keys[:-2], f"{self.keys[-2]}.{word}"))
+            hint = f"Quote a name that has a dot: [{table}]"
+        return self.error("unknown entry.", hint)
+
+
 def _user_images() -> dict[str, Image]:
     path = user_images_file()
-    if not path.is_file():
+    if not path.is_file() or (read := _read(path)) is None:
         return {}
-    table = _read(path) or {}
-    if unknown := sorted(set(table) - {"images"}):
-        raise ProjectFileError(str(path), unknown[0], "unknown entry.", hint="Known: images.")
-    return _images(path, "", table)
+    place, table = read
+    for word in table:
+        if word != "images":
+            raise (place / word).unknown(["images"])
+    return _images(place, table)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> tuple[_Place, dict[str, Any]] | None:
     """Return our part of the file, None where a pyproject.toml has none."""
+    is_ours = path.name != "pyproject.toml"
+    text = ""
     try:
-        data = toml.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = toml.loads(text)
     except toml.TOMLDecodeError as error:
-        if path.name == "pyproject.toml":  # somebody else's to complain about
+        if not is_ours and "[tool.dockml" not in text:  # somebody else's to complain about
             return None
-        raise ProjectFileError(str(path), "", f"not valid TOML: {error}.") from error
+        problem, line, column = toml.place_of(error)
+        raise ProjectFileError(
+            str(path),
+            "",
+            f"not valid TOML: {problem}.",
+            hint='Texts stand in quotes, and so does a name that has a dot: [images."tf1.10"]',
+            line=line,
+            column=column,
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ProjectFileError(str(path), "", f"cannot be read: {error}.") from error
-    if path.name != "pyproject.toml":
-        return data
+    if is_ours:
+        return _Place(path, text), data
     tool = data.get("tool")
-    table = tool.get("dockml") if isinstance(tool, dict) else None
-    return table if isinstance(table, dict) else None
+    if not isinstance(tool, dict) or "dockml" not in tool:
+        return None
+    place = _Place(path, text, ("tool", "dockml"))
+    if not isinstance(tool["dockml"], dict):
+        raise place.error("not a table.", "Example: [tool.dockml.environments.ner]")
+    return place, tool["dockml"]
 
 
-def _parse(path: Path, table: dict[str, Any]) -> Project:
-    prefix = "tool.dockml." if path.name == "pyproject.toml" else ""
-    if unknown := sorted(set(table) - {"environments", "images"}):
-        raise ProjectFileError(
-            str(path), prefix + unknown[0], "unknown entry.", hint="Known: environments, images."
-        )
+def _parse(place: _Place, table: dict[str, Any]) -> Project:
+    for word in table:
+        if word not in ("environments", "images"):
+            raise (place / word).unknown(("environments", "images"))
     environments, titles = {}, {}
+    below = place / "environments"
     entries = table.get("environments", {})
     if not isinstance(entries, dict):
-        raise ProjectFileError(str(path), f"{prefix}environments", "not a table.")
+        raise below.error("not a table.", f"Example: [{toml.dotted((*below.keys, 'ner'))}]")
     for name, entry in entries.items():
-        key = f"{prefix}environments.{name}"
+        at = below / name
         if not isinstance(entry, dict):
-            raise ProjectFileError(str(path), key, "not a table.")
-        entry = dict(entry)
-        titles[name] = str(entry.pop("title", ""))
-        environments[name] = _options(path, key, entry)
+            raise at.error("not a table.", f"Example: [{toml.dotted(at.keys)}]")
+        if name == "local" or not re.fullmatch(r"[^\W_][^\x00-\x1f\x7f]*", name):
+            raise at.error(
+                "not a name for an environment.",
+                "It begins with a letter or a digit, and 'local' is the notebook's own kernel.",
+            )
+        titles[name], environments[name] = _environment(at, entry)
     return Project(
-        path=path,
+        path=place.path,
         environments=environments,
         titles=titles,
-        images=_images(path, prefix, table),
+        images=_images(place, table),
     )
 
 
-def _images(path: Path, prefix: str, table: dict[str, Any]) -> dict[str, Image]:
+def _images(place: _Place, table: dict[str, Any]) -> dict[str, Image]:
+    below = place / "images"
     entries = table.get("images", {})
     if not isinstance(entries, dict):
-        raise ProjectFileError(str(path), f"{prefix}images", "not a table.")
-    return {
-        name.lower(): _image(path, f"{prefix}images.{name}", name.lower(), entry)
-        for name, entry in entries.items()
-    }
+        raise below.error("not a table.", f"Example: [{toml.dotted((*below.keys, 'tf1.10'))}]")
+    return {name.lower(): _image(below / name, name.lower(), e) for name, e in entries.items()}
 
 
-def _image(path: Path, key: str, name: str, entry: Any) -> Image:
+def _image(at: _Place, name: str, entry: Any) -> Image:
     """Return an entry as an image; what it leaves open is the catalogue's, where it has the name."""
     if not isinstance(entry, dict):
-        raise ProjectFileError(
-            str(path), key, "not a table.", hint='Quote a name that has a dot: [images."tf1.10"]'
-        )
+        raise at.error("not a table.", 'Quote a name that has a dot: [images."tf1.10"]')
     if not _IMAGE_NAME.fullmatch(name) or name == "local":
-        raise ProjectFileError(
-            str(path),
-            key,
-            "not a name.",
-            hint="Letters, digits and . _ - make one, as in my-tf1.10.",
-        )
+        raise at.error("not a name.", "Letters, digits and . _ - make one, as in my-tf1.10.")
     ours = catalogue.images().get(name)
     values: dict[str, Any] = {}
     for word, value in entry.items():
-        where = f"{key}.{word}"
         if word not in _IMAGE_READERS:
-            hint = f"Known: {', '.join(_IMAGE_READERS)}."
-            raise ProjectFileError(str(path), where, "unknown entry.", hint=hint)
+            raise (at / word).unknown(_IMAGE_READERS, value)
         try:
-            values[word] = _IMAGE_READERS[word](value, path.parent)
+            values[word] = _IMAGE_READERS[word](value, at.path.parent)
         except ConfigError as error:
-            raise ProjectFileError(str(path), where, error.message, hint=error.hint) from error
+            raise (at / word).error(error.message, error.hint) from error
     if ours is None and "reference" not in values:
         hint = 'Say what the engine pulls: reference = "registry.example.com/mine:1"'
-        raise ProjectFileError(str(path), key, "it has no reference.", hint=hint)
+        raise at.error("it has no reference.", hint)
     if values.get("reference", ours and ours.reference) != (ours and ours.reference):
         values = {"digest": "", "broken": "", "sure": "seen", "unsure": (), **values}
     image = dataclasses.replace(
-        ours or Image(name=name, reference=""), is_own=True, source=str(path), **values
+        ours or Image(name=name, reference=""), is_own=True, source=str(at.path), **values
     )
     return image if image.title else dataclasses.replace(image, title=name)
 
 
-def _options(path: Path, key: str, entry: dict[str, Any]) -> RunOptions:
+def _environment(at: _Place, entry: dict[str, Any]) -> tuple[str, RunOptions]:
+    """Return an environment's title, "" without one, and its options."""
+    title: str = ""
     values: dict[str, Any] = {}
-    known = list(_READERS)
     for word, value in entry.items():
-        where = f"{key}.{word}"
-        if word not in known:
-            raise ProjectFileError(
-                str(path), where, "unknown entry.", hint=f"Known: title, {', '.join(known)}."
-            )
+        if word != "title" and word not in _READERS:
+            raise (at / word).unknown(("title", *_READERS), value)
         try:
-            read = _READERS[word](value, path.parent)
+            reader = _text if word == "title" else _READERS[word]
+            read = reader(value, at.path.parent)
         except ConfigError as error:
-            raise ProjectFileError(str(path), where, error.message, hint=error.hint) from error
-        if word in _PACKAGES:
+            example = f"Example: {word} = {_EXAMPLES[word]}" if word in _EXAMPLES else ""
+            raise (at / word).error(error.message, f"{error.hint} {example}".strip()) from error
+        if word == "title":
+            title = read
+        elif word in _PACKAGES:
             values["packages"] = values.get("packages", ()) + read
         else:
             values[word] = read
-    return RunOptions(**values)
+    return title, RunOptions(**values)
 
 
 def _text(value: Any, _: Path) -> str:
@@ -309,6 +354,11 @@ def _publish(value: Any, _: Path) -> tuple[str, ...]:
 
 def _env(value: Any, _: Path) -> tuple[str, ...]:
     if isinstance(value, dict):
+        for key, text in value.items():
+            if isinstance(text, bool) or not isinstance(text, str | int | float):
+                raise ConfigError(f"{key} = {text!r} is neither a string nor a number.")
+            if not key or "=" in key or any(c.isspace() for c in key):
+                raise ConfigError(f"{key!r} is not the name of a variable.")
         return tuple(f"{key}={text}" for key, text in value.items())
     for text in (texts := _texts(value)):
         parse_env(text, {})
@@ -347,6 +397,46 @@ _READERS: dict[str, Callable[[Any, Path], Any]] = {
     "pull": _choice(PULL_POLICIES),
     "transport": _choice(TRANSPORTS),
 }
+
+_EXAMPLES = {
+    "title": '"Our summariser"',
+    "gpus": '"all"',
+    "volumes": '["./models:/models:ro"]',
+    "publish": '["8501:8501"]',
+    "env": '{ TF_CPP_MIN_LOG_LEVEL = "2" }',
+    "workdir": '"/models"',
+    "memory": '"8g"',
+    "cpus": "1.5",
+    "shm_size": '"2g"',
+    "user": '"1000:1000"',
+    "network": '"bridge"',
+    "image": '"tf1.10"',
+    "with": '["pandas==0.24"]',
+    "requirements": '"requirements.txt"',
+    "kernel": '"ir"',
+    "pull": '"missing"',
+    "transport": '"ipc"',
+}
+
+_OTHER_WORDS = {
+    "port": "publish",
+    "ports": "publish",
+    "volume": "volumes",
+    "mount": "volumes",
+    "mounts": "volumes",
+    "environment": "env",
+    "gpu": "gpus",
+    "packages": "with",
+    "pip": "with",
+    "dockerfile": "image",
+    "build": "image",
+    "mem_limit": "memory",
+    "mem": "memory",
+    "cwd": "workdir",
+    "working_dir": "workdir",
+    "containers": "environments",
+}
+"""What others call our entries."""
 
 _PACKAGES = ("with", "requirements")
 """Entries that come to `RunOptions.packages`."""
