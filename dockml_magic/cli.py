@@ -12,7 +12,13 @@ from jupyter_core.application import JupyterApp
 from dockml_magic._version import __version__
 from dockml_magic.display import Table, tell
 from dockml_magic.errors import ConfigError, DockmlError, PullStopped
-from dockml_magic.options import add_pull_arguments, add_run_options, build_parser, options_from
+from dockml_magic.options import (
+    add_engine_option,
+    add_pull_arguments,
+    add_run_options,
+    build_parser,
+    options_from,
+)
 
 
 class _Command(JupyterApp):
@@ -212,6 +218,40 @@ class Pull(_Command):
         pull_for(self.parsed.what, options, Path.cwd(), engine=engine, tell=tell)
 
 
+class LockEnvironments(_Command):
+    """`dockml lock`."""
+
+    name = "dockml-lock"
+    prog = "dockml lock"
+    description = """Write dockml.lock: the images and packages that the environments of the project file come to.
+
+dockml lock                all environments
+dockml lock ner            this one; what the lock says of the others stays
+dockml lock --check        say what has moved since; exit code 1 if anything has
+
+Images are pulled and packages installed where they are missing. %docker_env NAME starts what the lock says."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+        parser.add_argument("--check", action="store_true", help="write nothing; has it moved?")
+        add_engine_option(parser)
+
+    def start(self) -> None:
+        """Run the command; called by traitlets."""
+        from dockml_magic.options import RunOptions
+        from dockml_magic.planning import check_lock, engine_for, lock_environments
+
+        engine = engine_for(RunOptions(engine=self.parsed.engine))
+        if not self.parsed.check:
+            lock_environments(self.parsed.names, Path.cwd(), engine, tell)
+        elif moved := check_lock(self.parsed.names, Path.cwd(), engine):
+            tell("\n".join(moved))
+            sys.exit(1)
+        else:
+            tell("dockml.lock is up to date.")
+
+
 class Dockml(JupyterApp):
     """`dockml`, and `jupyter dockml`."""
 
@@ -223,13 +263,16 @@ class Dockml(JupyterApp):
         "ps": (ListContainers, ListContainers.description),
         "images": (ListImages, ListImages.description.partition("\n")[0]),
         "pull": (Pull, Pull.description),
+        "lock": (LockEnvironments, LockEnvironments.description.partition("\n")[0]),
     }
 
     def start(self) -> None:
         """Run the command; called by traitlets."""
         if self.subapp is None:
             self.print_help()
-            raise ConfigError("dockml needs a command.", hint="One of: kernels, ps, images, pull.")
+            raise ConfigError(
+                "dockml needs a command.", hint="One of: kernels, ps, images, pull, lock."
+            )
         self.subapp.start()
 
 

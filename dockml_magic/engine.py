@@ -140,13 +140,14 @@ class EngineFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageState:
-    """An image that is here."""
+    """An image that is here; `digests` are those by which registries know it, "repository@sha256:…"."""
 
     id: str
     entrypoint: tuple[str, ...] = ()
     user: str = ""
     architecture: str = ""
     size: int = 0
+    digests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +245,9 @@ class Engine(Protocol):
 
         How it runs (user, program, variables, folder) is as `base` says, not as the container was told.
         """
+
+    def tag(self, image: str, reference: str) -> None:
+        """Call an image by one more name, which no other has any more then."""
 
     def create(self, spec: ContainerSpec) -> str:
         """Create a container and return its id. It is not running yet."""
@@ -613,6 +617,7 @@ class DockerEngine:
             user=config.get("User") or "",
             architecture=found.get("Architecture", ""),
             size=found.get("Size") or 0,
+            digests=tuple(found.get("RepoDigests") or ()),
         )
 
     def local_references(self) -> list[str]:
@@ -796,6 +801,12 @@ class DockerEngine:
                     "Labels": {**(config.get("Labels") or {}), **image_labels},
                 },
             )
+
+    def tag(self, image: str, reference: str) -> None:
+        """Call an image by one more name."""
+        repository, _, tag = reference.rpartition(":")
+        with self._translated(reference=image):
+            self._client.api.tag(image, repository, tag)
 
     def create(self, spec: ContainerSpec) -> str:
         """Create a container and return its id."""

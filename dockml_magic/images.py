@@ -175,6 +175,7 @@ def explain(choice: Choice, *, is_here: bool, problem: str = "") -> Table:
         ["image", choice.reference],
         ["built from", choice.dockerfile],
         ["on top of", choice.base],
+        ["lock", " ".join(choice.notes)],
         ["packages", "\n".join(map(hide_private, choice.extras.lines)) if choice.extras else ""],
         ["is here", "yes" if is_here else f"no: it would be {fetched}"],
     ]

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,7 +28,7 @@ from dockml_magic import folders, labels
 from dockml_magic._version import __version__
 from dockml_magic.engine import Engine, ImageState, NotStartableError, make_archive
 from dockml_magic.errors import ImageBuildError, KernelMissingError
-from dockml_magic.host_settings import CA_FILE, HostSettings, read_host_settings
+from dockml_magic.host_settings import CA_FILE, read_host_settings
 from dockml_magic.image_memory import ImageMemory
 from dockml_magic.requirements import Extras, hide_private, why_pip_failed
 from dockml_magic.spec import RUNTIME, ContainerSpec, Mount
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 PYTHONS = ("python", "python3", "/opt/conda/bin/python", "/usr/local/bin/python3", "python2")
 """Programs that can be the interpreter of our script, in the order they are tried."""
 
+_SCRIPTS = ("launch.py", "install.py", "packages.py")
 _PAUSE = 0.3
 _BEAT = 5.0
 """Seconds between two signs of life for the container."""
@@ -99,15 +100,25 @@ def ensure_layer(
         if found := engine.find_image(reference):  # another process has built it in the meantime
             return found
         tell(f"installing {extras} on top of {name}, once: {reference}")
-        builder = _Builder(base, name, extras, engine, tell)
+        script = _Script(base, name, f"installed {extras}", engine, tell)
         try:
-            builder.build(reference, environ)
+            done = _install(script, name, extras, environ)
+            about = {
+                labels.BASE: name,
+                labels.REQUIREMENTS: hide_private("\n".join(extras.lines)),
+            }
+            engine.commit_layer(script.container, base.id, reference, about)
         finally:
-            builder.close()
+            script.close()
+    log.info("built %s on top of %s", reference, name)
     image = engine.find_image(reference)
     if image is None:
         raise ImageBuildError(f"The engine does not have {reference} after it was built.")
-    builder.remember(image)
+    # What we know of its Python; but a new ipykernel may be among the packages.
+    memory = replace(
+        script.memory, entry=script.entry, interpreter=str(done["executable"]), kernel=""
+    )
+    memory.write(image.id)
     return image
 
 
@@ -121,87 +132,48 @@ def _one_at_a_time(reference: str) -> Iterator[None]:
         yield
 
 
-class _Builder:
-    """One container in which pip runs."""
+class _Script:
+    """One container in which our script runs, `resources/install.py`."""
 
     def __init__(
-        self,
-        base: ImageState,
-        name: str,
-        extras: Extras,
-        engine: Engine,
-        tell: Callable[[str], None],
+        self, base: ImageState, name: str, what: str, engine: Engine, tell: Callable[[str], None]
     ) -> None:
+        self.memory = ImageMemory.read(base.id)
+        self.entry = ""
+        self.container = ""
+        self.lines: list[str] = []
         self._base = base
         self._name = name
-        self._extras = extras
+        self._what = what
         self._engine = engine
         self._tell = tell
-        self._memory = ImageMemory.read(base.id)
-        self._container = ""
-        self._entry = ""
-        self._lines: list[str] = []
         self._beats = 0
         self._next_beat = 0.0
-        self._done: dict[str, Any] = {}
 
-    def build(self, reference: str, environ: Mapping[str, str]) -> None:
-        """Run pip, and make an image of what it has changed."""
-        settings = read_host_settings()
-        self._start(settings, environ)
-        status = self._wait("need_pip", "done")
-        if status["phase"] == "need_pip":
-            self._give_pip(str(status["python"]))
-            status = self._wait("done")
-        if status["code"]:
-            self._raise_failed(str(status["python"]))
-        self._done = status
-        self._engine.commit_layer(
-            self._container,
-            self._base.id,
-            reference,
-            {
-                labels.BASE: self._name,
-                labels.REQUIREMENTS: hide_private("\n".join(self._extras.lines)),
-            },
-        )
-        log.info("built %s on top of %s", reference, self._name)
-
-    def remember(self, image: ImageState) -> None:
-        """Keep what we know of the layer's Python, so that its first start finds the same."""
-        if self._done:
-            replace(
-                self._memory,
-                entry=self._entry,
-                interpreter=str(self._done["executable"]),
-                kernel="",  # a new ipykernel may be among the packages
-            ).write(image.id)
-
-    def close(self) -> None:
-        """Leave no container."""
-        if self._container:
-            self._engine.remove(self._container)
-
-    def _start(self, settings: HostSettings, environ: Mapping[str, str]) -> None:
-        entries = (self._memory.entry,) if self._memory.entry else PYTHONS
+    def start(
+        self, config: Mapping[str, Any], files: Mapping[str, bytes], network: str | None
+    ) -> None:
+        """Start it with these files beside it; `network` is as `docker run --network`."""
+        resources = importlib.resources.files("dockml_magic") / "resources"
+        scripts = {name: (resources / name).read_bytes() for name in _SCRIPTS}
+        settings = json.dumps({"interpreter": self.memory.interpreter, **config}).encode()
+        entries = (self.memory.entry,) if self.memory.entry else PYTHONS
         for entry in entries:
-            self._container = self._engine.create(self._spec(entry, settings))
+            self.container = self._engine.create(self._spec(entry, network))
             try:
-                self._copy_in(self._files(settings, environ))
-                self._engine.start(self._container)
+                self.give({**scripts, "config.json": settings, **files})
+                self._engine.start(self.container)
             except NotStartableError:
                 self.close()
-                self._container = ""
             else:
-                self._entry = entry
+                self.entry = entry
                 return
         raise KernelMissingError(
             f"The image '{self._name}' has no Python (tried: {', '.join(entries)}).",
-            hint="Packages can only be installed where a Python is. In a Dockerfile on Debian: "
-            "apt-get install python3",
+            hint="Packages are a Python's. In a Dockerfile on Debian: apt-get install python3",
         )
 
-    def _spec(self, entry: str, settings: HostSettings) -> ContainerSpec:
+    def _spec(self, entry: str, network: str | None) -> ContainerSpec:
         return ContainerSpec(
             image=self._base.id,
             name=f"dockml-with-{secrets.token_hex(6)}",
@@ -213,76 +185,123 @@ class _Builder:
             labels={labels.VERSION: __version__, labels.USER: str(os.getuid())},
             env={},
             mounts=(Mount(target=RUNTIME),),
-            network="host" if _needs_this_machine(settings.env) else None,
+            network=network,
             auto_remove=True,  # it ends by itself when we are gone
         )
 
-    def _files(
-        self, settings: HostSettings, environ: Mapping[str, str]
-    ) -> dict[PurePosixPath, bytes | None]:
-        named = {name: environ[name] for name in self._extras.variables if name in environ}
-        config = {
-            "interpreter": self._memory.interpreter,
-            "env": {**settings.env, **named, **_SETTINGS},
-        }
-        resources = importlib.resources.files("dockml_magic") / "resources"
-        files: dict[PurePosixPath, bytes | None] = {
-            RUNTIME: None,
-            RUNTIME / "launch.py": (resources / "launch.py").read_bytes(),
-            RUNTIME / "install.py": (resources / "install.py").read_bytes(),
-            RUNTIME / "config.json": json.dumps(config).encode(),
-            RUNTIME / "requirements.txt": _text(self._extras.lines),
-        }
-        if self._extras.constraints:
-            files[RUNTIME / "constraints.txt"] = _text(self._extras.constraints)
-        if settings.ca_bundle:
-            files[RUNTIME / CA_FILE] = settings.ca_bundle.read_bytes()
-        return files
+    def give(self, files: Mapping[str, bytes]) -> None:
+        """Put files beside the script, in this order."""
+        archive = make_archive({RUNTIME / name: content for name, content in files.items()})
+        self._engine.copy_in(self.container, archive)
 
-    def _copy_in(self, files: Mapping[PurePosixPath, bytes | None]) -> None:
-        self._engine.copy_in(self._container, make_archive(files))
-
-    def _give_pip(self, python: str) -> None:
-        wheel = pip_wheel(python, folders.cache_root() / "pips", self._name)
-        self._copy_in({RUNTIME / "pip.whl": wheel.read_bytes(), RUNTIME / "pip.ready": b""})
-
-    def _wait(self, *phases: str) -> dict[str, Any]:
-        """Wait until the container says one of these, and meanwhile show what pip says."""
+    def wait(self, *phases: str) -> dict[str, Any]:
+        """Wait until it says one of these, and meanwhile show what is said in it."""
         while True:
-            said = self._engine.read_file(self._container, RUNTIME / "status.json")
+            said = self._engine.read_file(self.container, RUNTIME / "status.json")
             status: dict[str, Any] = json.loads(said) if said else {}
-            self._show()
+            self.show()
             if status.get("phase") in phases:
                 return status
-            if not said and self._engine.inspect(self._container) is None:
+            if not said and self._engine.inspect(self.container) is None:
                 raise ImageBuildError(
-                    f"The container that installed {self._extras} went away.",
+                    f"The container that {self._what} went away.",
                     hint="Run the same again. Was it, or the engine, stopped?",
-                    log_tail="\n".join(self._lines[-TAIL:]),
+                    log_tail="\n".join(self.lines[-TAIL:]),
                 )
             if time.monotonic() >= self._next_beat:
                 self._next_beat = time.monotonic() + _BEAT
                 self._beats += 1
-                self._copy_in({RUNTIME / "alive": str(self._beats).encode()})
+                self.give({"alive": str(self._beats).encode()})
             time.sleep(_PAUSE)
 
-    def _show(self) -> None:
-        """Tell what pip has said since the last time."""
-        text = hide_private(self._engine.logs(self._container, _ALL_LINES))
+    def show(self) -> None:
+        """Tell what was said since the last time."""
+        text = hide_private(self._engine.logs(self.container, _ALL_LINES))
         lines = [line for line in text.splitlines() if line.strip()]
-        for line in lines[len(self._lines) :]:
+        for line in lines[len(self.lines) :]:
             self._tell(line)
         if lines:  # there are none of a container that went away
-            self._lines = lines
+            self.lines = lines
 
-    def _raise_failed(self, python: str) -> None:
-        self._show()
-        why, hint = why_pip_failed("\n".join(self._lines), python)
+    def close(self) -> None:
+        """Leave no container."""
+        if self.container:
+            self._engine.remove(self.container)
+            self.container = ""
+
+
+def _install(
+    script: _Script, name: str, extras: Extras, environ: Mapping[str, str]
+) -> dict[str, Any]:
+    """Run pip to its end; return what the script says of its Python."""
+    settings = read_host_settings()
+    named = {variable: environ[variable] for variable in extras.variables if variable in environ}
+    files = {"requirements.txt": _text(extras.lines)}
+    if extras.constraints:
+        files["constraints.txt"] = _text(extras.constraints)
+    if settings.ca_bundle:
+        files[CA_FILE] = settings.ca_bundle.read_bytes()
+    script.start(
+        {"env": {**settings.env, **named, **_SETTINGS}},
+        files,
+        "host" if _needs_this_machine(settings.env) else None,
+    )
+    status = script.wait("need_pip", "done")
+    if status["phase"] == "need_pip":
+        wheel = pip_wheel(str(status["python"]), folders.cache_root() / "pips", name)
+        script.give({"pip.whl": wheel.read_bytes(), "pip.ready": b""})
+        status = script.wait("done")
+    if status["code"]:
+        script.show()
+        why, hint = why_pip_failed("\n".join(script.lines), str(status["python"]))
         raise ImageBuildError(
-            f"{self._extras} could not be installed on top of '{self._name}': {why}.",
+            f"{extras} could not be installed on top of '{name}': {why}.",
             hint=hint,
-            log_tail="\n".join(self._lines[-TAIL:]),
+            log_tail="\n".join(script.lines[-TAIL:]),
         )
+    return status
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inventory:
+    """What is installed in an image.
+
+    Attributes
+    ----------
+    python : str
+        Version of the Python that a kernel runs on.
+    packages : tuple of str
+        Of that Python: "numpy==1.14.5", sorted.
+    """
+
+    python: str
+    packages: tuple[str, ...]
+
+
+def list_packages(image: ImageState, name: str, engine: Engine) -> Inventory:
+    """Return what is installed in an image, in which a container looks; without a network.
+
+    Raises
+    ------
+    KernelMissingError
+        If it has no Python.
+    ImageBuildError
+        If that cannot be said.
+    """
+    script = _Script(image, name, "listed packages", engine, log.debug)
+    try:
+        script.start({"only_list": True}, {}, "none")
+        status = script.wait("done")
+    finally:
+        script.close()
+    if status["code"]:
+        raise ImageBuildError(
+            f"The packages in '{name}' could not be listed.",
+            hint="Does its Python start?",
+            log_tail="\n".join(script.lines[-TAIL:]),
+        )
+    found = sorted(f"{package}=={version}" for package, version in status["packages"].items())
+    return Inventory(python=str(status["python"]), packages=tuple(found))
 
 
 def _text(lines: tuple[str, ...]) -> bytes:

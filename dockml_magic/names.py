@@ -312,6 +312,8 @@ class Choice:
         What is to be installed on top of the image.
     base : str
         The image below, where `reference` is that with the extras.
+    notes : tuple of str
+        What to tell of the lock, which holds the image or does not any more.
     """
 
     name: str
@@ -328,6 +330,7 @@ class Choice:
     why: str = ""
     extras: Extras | None = None
     base: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def image_in_words(self) -> str:

@@ -273,6 +273,11 @@ def add_pull_arguments(parser: argparse.ArgumentParser) -> None:
     _add_engine(parser.add_argument)
 
 
+def add_engine_option(parser: argparse.ArgumentParser) -> None:
+    """Declare `--engine` on `parser`."""
+    _add_engine(parser.add_argument)
+
+
 def _add_engine(add: Callable[..., object]) -> None:
     add("--engine", metavar="CONTEXT|URL", help="Docker context or endpoint to use")
 

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dockml_magic import catalogue, toml
+from dockml_magic import catalogue, lock, toml
 from dockml_magic.catalogue import FRAMEWORKS, Image
 from dockml_magic.errors import ConfigError, ProjectFileError
 from dockml_magic.options import (
@@ -66,12 +66,20 @@ class Project:
         How the launcher calls an environment, where the file says so.
     images : dict of str to Image
         The user's own images, by name: this file's, and those of their own file.
+    entries : dict of str to str
+        What stands for the whole entry of an environment, to see that it has changed.
     """
 
     path: Path | None = None
     environments: dict[str, RunOptions] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
     images: dict[str, Image] = field(default_factory=dict)
+    entries: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def lock_path(self) -> Path | None:
+        """Where its lock is, or would be."""
+        return self.path and self.path.parent / lock.FILE_NAME
 
 
 def is_dockerfile(name: str) -> bool:
@@ -212,6 +220,7 @@ def _parse(place: _Place, table: dict[str, Any]) -> Project:
         environments=environments,
         titles=titles,
         images=_images(place, table),
+        entries={name: lock.entry_of(entry) for name, entry in entries.items()},
     )
 
 

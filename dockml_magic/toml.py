@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,17 +17,19 @@ else:
 loads = tomllib.loads
 TOMLDecodeError = tomllib.TOMLDecodeError
 
-__all__ = ["TOMLDecodeError", "dotted", "line_of", "loads", "place_of"]
+__all__ = ["TOMLDecodeError", "dotted", "line_of", "loads", "place_of", "quoted"]
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def quoted(text: str) -> str:
+    """Return a string as TOML writes it; JSON does the same, but for one character."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def dotted(keys: Iterable[str]) -> str:
     """Return keys as TOML writes them: `images."tf1.10".gpu`."""
-    return ".".join(
-        key
-        if re.fullmatch(r"[A-Za-z0-9_-]+", key)
-        else '"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
-        for key in keys
-    )
+    return ".".join(key if _BARE.fullmatch(key) else quoted(key) for key in keys)
 
 
 def place_of(error: TOMLDecodeError) -> tuple[str, int | None, int | None]:

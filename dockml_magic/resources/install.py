@@ -5,6 +5,10 @@ so no part of the image: requirements.txt, constraints.txt, config.json, the CA 
 status.json there::
 
     {"phase": "need_pip", "python": "3.6.15"}     it waits for pip.whl, and then pip.ready
+    {"phase": "done", "code": 0, "python": "3.6.15", "packages": {"numpy": "1.14.5"}}
+
+The last where config.json says only_list, and nothing is installed; else::
+
     {"phase": "done", "code": 0, "python": "3.6.15", "executable": "/usr/bin/python3"}
 
 It ends when nobody has changed the file `alive` for a while: the notebook is gone, however it went.
@@ -115,25 +119,25 @@ def install(command, lease):
     return process.returncode
 
 
-def main():
-    config = launch.read_json(os.path.join(FOLDER, "config.json"))
-    lease = Lease()
-    python = choose_python(config["interpreter"])
-    version = (
-        output_of([python, "-c", "import platform; print(platform.python_version())"]) or ""
-    ).strip()
-    scratch = os.path.join(FOLDER, "tmp")
-    os.mkdir(scratch)
+def list_packages(python):
+    """Say what is installed."""
+    listed = output_of([python, os.path.join(FOLDER, "packages.py")])
+    tell(phase="done", code=int(listed is None), **json.loads(listed or "{}"))
+
+
+def install_packages(python, config, lease):
+    """Say how it ended."""
+    ask = "import platform; print(platform.python_version())"
+    version = (output_of([python, "-c", ask]) or "").strip()
     if pip_of(python) >= OLDEST_PIP:
         pip = [python, "-m", "pip"]
     else:
         pip = [python, given_pip(lease, version)]
-    for name in config[
-        "env"
-    ]:  # only for pip: what is in a container's own settings gets into the image
-        os.environ[str(name)] = (
-            config["env"][name].encode("utf-8") if str is bytes else config["env"][name]
-        )
+    # Only for pip: what is in a container's own settings gets into the image.
+    for name, value in config["env"].items():
+        os.environ[str(name)] = value.encode("utf-8") if str is bytes else value
+    scratch = os.path.join(FOLDER, "tmp")
+    os.mkdir(scratch)
     os.environ["TMPDIR"] = scratch
     command = pip + ["install", "--no-cache-dir"]
     command += ["--requirement", os.path.join(FOLDER, "requirements.txt")]
@@ -144,7 +148,17 @@ def main():
     if hasattr(os, "sync"):
         os.sync()
     tell(phase="done", code=code, python=version, executable=python)
-    while True:  # until we are removed, and our changes are an image
+
+
+def main():
+    config = launch.read_json(os.path.join(FOLDER, "config.json"))
+    lease = Lease()
+    python = choose_python(config["interpreter"])
+    if config.get("only_list"):
+        list_packages(python)
+    else:
+        install_packages(python, config, lease)
+    while True:  # until we are removed; our changes may become an image before
         lease.check()
 
 

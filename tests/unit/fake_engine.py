@@ -135,7 +135,11 @@ class FakeEngine:
         return image.state if image else None
 
     def _image(self, reference: str) -> _Image | None:
-        by_id = {image.state.id: image for image in self._images.values()}
+        by_id = {
+            name: image
+            for image in self._images.values()
+            for name in (image.state.id, *image.state.digests)
+        }
         return self._images.get(_tagged(reference)) or by_id.get(reference)
 
     def local_references(self) -> list[str]:
@@ -185,6 +189,12 @@ class FakeEngine:
             raise EngineError(f"The Docker engine refused: No such container: {container_id}.")
         self.add_image(reference, programs=below.programs)
         self.layers.append((reference, dict(image_labels)))
+
+    def tag(self, image: str, reference: str) -> None:
+        found = self._image(image)
+        if found is None:
+            raise ImageUnavailableError(image, "no such image.")
+        self._images[_tagged(reference)] = found
 
     def create(self, spec: ContainerSpec) -> str:
         for mount in spec.mounts:
