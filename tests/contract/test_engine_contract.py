@@ -542,3 +542,18 @@ def test_a_layer_of_what_is_gone_is_refused(bench: Bench) -> None:
     with pytest.raises(ImageUnavailableError):
         bench.engine.commit_layer(bench.started(), "dockml/none:1", "dockml/contract-test:none", {})
     assert bench.engine.find_image("dockml/contract-test:none") is None
+
+
+def test_an_image_may_have_more_names(bench: Bench, layer: str) -> None:
+    found = bench.engine.find_image(IMAGE)
+    assert found is not None
+    assert found.digests == ()  # it was built here
+    bench.engine.tag(found.id, layer)
+    assert bench.engine.find_image(layer) == found == bench.engine.find_image(IMAGE)
+    assert layer in bench.engine.local_references()
+
+
+def test_what_is_not_here_gets_no_name(bench: Bench) -> None:
+    with pytest.raises(ImageUnavailableError):
+        bench.engine.tag("dockml/none:1", "dockml/contract-test:none")
+    assert bench.engine.find_image("dockml/contract-test:none") is None

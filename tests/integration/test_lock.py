@@ -91,7 +91,7 @@ def start(
 
 def test_an_image_is_held_by_its_digest_and_packages_by_their_versions(
     registry: str, engine: DockerEngine, image: Image, workspace: Path, index: Index,
-    mine: Callable[[str], None], packages: Path,
+    mine: Callable[[str], None], packages: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     client, tag = engine._client, f"{registry}/team/ner:1"
     client.api.tag(image(PIP), f"{registry}/team/ner", "1")
@@ -107,7 +107,8 @@ def test_an_image_is_held_by_its_digest_and_packages_by_their_versions(
         # The world moves on: the tag is another image, and the index has another version.
         write_package(packages, "tiny", "2.0")
         client.api.tag(image("dockml/pip:3.11"), f"{registry}/team/kept", "1")
-        client.api.tag(image("dockml/ipykernel:7"), f"{registry}/team/ner", "1")
+        (tmp_path / "Dockerfile").write_text(f"FROM {image(PIP)}\nLABEL moved=on\n")
+        engine.build(tmp_path / "Dockerfile", tag, {}, lambda line: None)
         push(client, tag)
         moved = (
             f"{tag} is another image here than dockml.lock says; the locked one is used. "
