@@ -18,16 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
 from dockml_magic import folders, labels
 from dockml_magic._version import __version__
 from dockml_magic.engine import Engine, ImageState, NotStartableError, make_archive
-from dockml_magic.errors import ImageBuildError, KernelMissingError
+from dockml_magic.errors import ConfigError, ImageBuildError, KernelMissingError
 from dockml_magic.host_settings import CA_FILE, read_host_settings
 from dockml_magic.image_memory import ImageMemory
 from dockml_magic.requirements import Extras, hide_private, why_pip_failed
@@ -47,6 +48,10 @@ _ALL_LINES = 100_000
 TAIL = 15
 """Lines of pip's that are shown when it fails."""
 
+_NOISE = ("DEPRECATION: Python ", "WARNING: Running pip as ")
+_LONGEST_BEGIN, _LONGEST_END = 200, 60
+"""Characters of a line's two ends that are shown: it may list 200 versions."""
+
 _SETTINGS = {
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     "PIP_NO_INPUT": "1",
@@ -65,7 +70,7 @@ def ensure_layer(
     extras: Extras,
     engine: Engine,
     tell: Callable[[str], None],
-    environ: Mapping[str, str] = os.environ,
+    given: Mapping[str, str] = MappingProxyType({}),
 ) -> ImageState:
     """Return the image with extra packages on top of another, building it where it is not here.
 
@@ -81,13 +86,15 @@ def ensure_layer(
         Where it is built.
     tell : callable
         Gets a line for the user when something takes time.
-    environ : mapping of str to str
-        For the variables that a requirements file names.
+    given : mapping of str to str
+        Variables that the container is given: a requirements file may name them, and no others of this machine.
 
     Raises
     ------
     ImageBuildError
         If pip fails; with its last lines, and what to do.
+    ConfigError
+        If a requirements file names a variable that is not given.
     KernelMissingError
         If the image has no Python.
     EngineError
@@ -99,10 +106,11 @@ def ensure_layer(
     with _one_at_a_time(reference):
         if found := engine.find_image(reference):  # another process has built it in the meantime
             return found
+        _check_variables(extras, given)
         tell(f"installing {extras} on top of {name}, once: {reference}")
         script = _Script(base, name, f"installed {extras}", engine, tell)
         try:
-            done = _install(script, name, extras, environ)
+            done = _install(script, name, extras, given)
             about = {
                 labels.BASE: name,
                 labels.REQUIREMENTS: hide_private("\n".join(extras.lines)),
@@ -130,6 +138,16 @@ def _one_at_a_time(reference: str) -> Iterator[None]:
     with (folder / f"{reference.rpartition(':')[2]}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _check_variables(extras: Extras, given: Mapping[str, str]) -> None:
+    """Refuse variables that are not given: a file that names one must not get this machine's secrets sent away."""
+    for name in extras.variables:
+        if name not in given:
+            raise ConfigError(
+                f"A requirement names the variable {name}, which the environment is not given.",
+                hint=f'Give it: -e {name}, or in the project file env = ["{name}"].',
+            )
 
 
 class _Script:
@@ -206,7 +224,7 @@ class _Script:
                 raise ImageBuildError(
                     f"The container that {self._what} went away.",
                     hint="Run the same again. Was it, or the engine, stopped?",
-                    log_tail="\n".join(self.lines[-TAIL:]),
+                    log_tail="\n".join(readable(self.lines)[-TAIL:]),
                 )
             if time.monotonic() >= self._next_beat:
                 self._next_beat = time.monotonic() + _BEAT
@@ -218,7 +236,7 @@ class _Script:
         """Tell what was said since the last time."""
         text = hide_private(self._engine.logs(self.container, _ALL_LINES))
         lines = [line for line in text.splitlines() if line.strip()]
-        for line in lines[len(self.lines) :]:
+        for line in readable(lines[len(self.lines) :]):
             self._tell(line)
         if lines:  # there are none of a container that went away
             self.lines = lines
@@ -231,11 +249,11 @@ class _Script:
 
 
 def _install(
-    script: _Script, name: str, extras: Extras, environ: Mapping[str, str]
+    script: _Script, name: str, extras: Extras, given: Mapping[str, str]
 ) -> dict[str, Any]:
     """Run pip to its end; return what the script says of its Python."""
     settings = read_host_settings()
-    named = {variable: environ[variable] for variable in extras.variables if variable in environ}
+    named = {variable: given[variable] for variable in extras.variables}
     files = {"requirements.txt": _text(extras.lines)}
     if extras.constraints:
         files["constraints.txt"] = _text(extras.constraints)
@@ -257,7 +275,7 @@ def _install(
         raise ImageBuildError(
             f"{extras} could not be installed on top of '{name}': {why}.",
             hint=hint,
-            log_tail="\n".join(script.lines[-TAIL:]),
+            log_tail="\n".join(readable(script.lines)[-TAIL:]),
         )
     return status
 
@@ -298,10 +316,21 @@ def list_packages(image: ImageState, name: str, engine: Engine) -> Inventory:
         raise ImageBuildError(
             f"The packages in '{name}' could not be listed.",
             hint="Does its Python start?",
-            log_tail="\n".join(script.lines[-TAIL:]),
+            log_tail="\n".join(readable(script.lines)[-TAIL:]),
         )
     found = sorted(f"{package}=={version}" for package, version in status["packages"].items())
     return Inventory(python=str(status["python"]), packages=tuple(found))
+
+
+def readable(lines: Sequence[str]) -> list[str]:
+    """Return what pip says without what it says of itself, and without the middle of its longest lines."""
+    return [
+        f"{line[:_LONGEST_BEGIN]} … {line[-_LONGEST_END:]}"
+        if len(line) > _LONGEST_BEGIN + _LONGEST_END
+        else line
+        for line in lines
+        if not line.startswith(_NOISE)
+    ]
 
 
 def _text(lines: tuple[str, ...]) -> bytes:

@@ -44,7 +44,7 @@ from dockml_magic.layers import ensure_layer, list_packages
 from dockml_magic.lock import FILE_NAME as LOCK_NAME
 from dockml_magic.lock import Lock, LockedEnvironment, Now, compare, parse_lock, write_lock
 from dockml_magic.names import Choice, Fits, choose, suggest
-from dockml_magic.options import AUTO, GpuRequest, RunOptions, parse_gpus
+from dockml_magic.options import AUTO, GpuRequest, RunOptions, parse_env, parse_gpus
 from dockml_magic.project import Project, find_project, is_dockerfile
 from dockml_magic.pull import PullProgress, check_room, split_reference
 from dockml_magic.requirements import hide_private, read_extras
@@ -371,7 +371,9 @@ def _locked(
     image = _fetch(choice, image, folder, engine, tell)
     top = image
     if choice.extras is not None:
-        top = ensure_layer(image, choice.reference, choice.extras, engine, tell)
+        top = ensure_layer(
+            image, choice.reference, choice.extras, engine, tell, _given(choice.options)
+        )
     inventory = list_packages(top, choice.reference, engine)
     now = _now(choice, name, project, engine)
     locked = LockedEnvironment(
@@ -404,6 +406,11 @@ def _digest(reference: str, digests: Sequence[str]) -> str:
         if (name.host, name.repository) == (origin.host, origin.repository):
             return digest
     return digests[0] if digests else ""
+
+
+def _given(options: RunOptions) -> dict[str, str]:
+    """Return the variables that a container is given, with this machine's values where options name only them."""
+    return dict(pair for text in options.env if (pair := parse_env(text, os.environ)))
 
 
 def _read_text(path: Path) -> str:
@@ -601,7 +608,9 @@ def make_plan(
             tell(note)
     image = _fetch(choice, image, folder, engine, tell)
     if choice.extras is not None:
-        layer = ensure_layer(image, choice.reference, choice.extras, engine, tell)
+        layer = ensure_layer(
+            image, choice.reference, choice.extras, engine, tell, _given(choice.options)
+        )
         choice, image = with_extras(choice, image, engine)[0], layer
     kernelspec = choice.options.kernel or ImageMemory.read(image.id).kernelspec
     return KernelPlan(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import docker
 import pytest
 
 import dockml_magic
@@ -305,13 +306,19 @@ def test_two_builds_at_once_give_one_layer(
 
 
 KILLED = """
-import os, sys
-from dockml_magic.engine import connect
+import sys
 from dockml_magic import layers
+from dockml_magic.engine import connect
 from dockml_magic.requirements import Extras
+
+give = layers._Script.give
+
+def impatient(self, files):
+    give(self, {n: c.replace(b"PATIENCE = 300", b"PATIENCE = 40") for n, c in files.items()})
+
+layers._Script.give = impatient
 engine = connect()
-base = engine.find_image(sys.argv[1])
-layers.ensure_layer(base, sys.argv[1], Extras(lines=("tiny",)), engine, print)
+layers.ensure_layer(engine.find_image(sys.argv[1]), sys.argv[1], Extras(lines=("tiny",)), engine, print)
 """
 
 
@@ -322,23 +329,18 @@ def test_a_build_whose_notebook_was_killed_ends_itself(
     """Within a minute or so; here the container is told to be less patient."""
     held = threading.Event()
     index.on_request = lambda: held.wait(60)  # type: ignore[assignment, return-value]
-    script = KILLED.replace(
-        "engine = connect()",
-        "engine = connect()\nimport importlib.resources as r\n"
-        "copy = layers._Builder._copy_in\n"
-        "def impatient(self, files):\n"
-        "    files = {p: c and c.replace(b'PATIENCE = 300', b'PATIENCE = 40') for p, c in files.items()}\n"
-        "    copy(self, files)\n"
-        "layers._Builder._copy_in = impatient",
-    )
-    process = subprocess.Popen([sys.executable, "-c", script, image(PIP)])
+    process = subprocess.Popen([sys.executable, "-c", KILLED, image(PIP)])
     try:
         wait_until(lambda: bool(index.asked), what="pip to ask")
         process.kill()
         process.wait()
-        assert len(containers(engine)) == 1
+        (name,) = containers(engine)
+        about = engine._client.api.inspect_container(name)
+        (volume,) = (mount["Name"] for mount in about["Mounts"])
         wait_until(lambda: not containers(engine), timeout=40, what="the container to end itself")
         assert layers() == []
+        with pytest.raises(docker.errors.NotFound):
+            engine._client.api.inspect_volume(volume)
     finally:
         held.set()
 

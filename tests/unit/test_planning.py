@@ -201,7 +201,12 @@ def installed(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine) -> list[tuple
     done: list[tuple[str, Extras]] = []
 
     def ensure_layer(
-        base: ImageState, name: str, extras: Extras, on: FakeEngine, tell: Callable[[str], None]
+        base: ImageState,
+        name: str,
+        extras: Extras,
+        on: FakeEngine,
+        tell: Callable[[str], None],
+        given: dict[str, str],
     ) -> ImageState:
         done.append((name, extras))
         return engine.find_image(extras.reference(base.id)) or engine.add_image(
@@ -242,6 +247,20 @@ def test_packages_go_on_top_of_what_was_built(
 ) -> None:
     made = plan(".", packages=("pandas",))
     assert installed[0][0] == made.choice.base == engine.built[0][0]
+
+
+def test_variables_that_the_container_is_given_may_be_named_by_requirements(
+    engine: FakeEngine, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(
+        planning, "ensure_layer", lambda *words: (found.append(words[-1]), engine.add_image("x"))[1]
+    )
+    monkeypatch.setenv("TOKEN", "of the host")
+    monkeypatch.setenv("OTHER", "not named")
+    engine.add_image(IMAGE)
+    plan(packages=("pandas",), env=("TOKEN", "A=b", "NOT_THERE"))
+    assert found == [{"TOKEN": "of the host", "A": "b"}]
 
 
 def test_packages_of_the_project_and_of_the_line_add_up(
