@@ -681,7 +681,16 @@ def _pull(choice: Choice, _: Path, engine: Engine, tell: Callable[[str], None]) 
         raise ImageUnavailableError(
             choice.reference, "it is not here, and --pull is never.", hint="Leave --pull out."
         )
-    return pull_image(choice.reference, engine, tell)
+    asked = choice.options.image or choice.name
+    try:
+        return pull_image(choice.reference, engine, tell)
+    except ImageUnavailableError as error:
+        if "@" in choice.reference and choice.reference != asked:
+            error.hint = (
+                f"It is the one that {LOCK_NAME} has. {error.hint}\nTo lock what there is now: "
+                f"dockml lock {choice.name}. To start without the lock: --image {asked}"
+            )
+        raise
 
 
 def pull_for(

@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Any
 
 
-def write_package(
-    folder: Path, name: str, version: str, *, needs: str = "", python: str = ""
-) -> None:
+def write_package(folder: Path, name: str, version: str, *, needs: str = "") -> None:
     """Write a wheel of one module, whose `answer` is its version, below the folder of its name."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     about += f"Requires-Dist: {needs}\n" if needs else ""
-    about += f"Requires-Python: {python}\n" if python else ""
     info = f"{name}-{version}.dist-info"
     path = folder / name / f"{name}-{version}-py2.py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:

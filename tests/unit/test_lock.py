@@ -361,6 +361,20 @@ def test_a_locked_image_that_is_missing_is_pulled_by_its_digest(
     assert engine.pulled == [DIGEST, DIGEST]
 
 
+def test_a_locked_image_that_its_registry_has_no_more_is_told(
+    engine: FakeEngine, project: Path, installed: Install, plan: Plan
+) -> None:
+    add(engine, DIGEST)
+    lock(engine, project.parent)
+    engine._images.clear()
+    with pytest.raises(ImageUnavailableError, match=DIGEST) as caught:
+        plan("ner")
+    assert caught.value.hint.startswith("It is the one that dockml.lock has.")
+    assert caught.value.hint.endswith(
+        f"dockml lock ner. To start without the lock: --image {IMAGE}"
+    )
+
+
 def test_a_locked_image_that_was_only_local_cannot_be_had_elsewhere(
     engine: FakeEngine, project: Path, installed: Install, plan: Plan
 ) -> None:
