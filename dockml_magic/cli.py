@@ -16,6 +16,7 @@ from dockml_magic.display import Table, tell, write_stream
 from dockml_magic.errors import ConfigError, DockmlError, Stopped
 from dockml_magic.options import (
     add_commit_arguments,
+    add_engine,
     add_exec_arguments,
     add_load_arguments,
     add_logs_arguments,
@@ -530,6 +531,40 @@ that is not ours, is in use, belongs to another user, or is younger than 10 minu
         self.exit(prune(connect(self.parsed.engine), self.parsed))
 
 
+class LockEnvironments(_Command):
+    """`dockml lock`."""
+
+    name = "dockml-lock"
+    prog = "dockml lock"
+    description = """Write dockml.lock: the images and packages that the environments of the project file come to.
+
+dockml lock                all environments
+dockml lock ner            this one; what the lock says of the others stays
+dockml lock --check        say what has moved since; exit code 1 if anything has
+
+Images are pulled and packages installed where they are missing. %docker_env NAME starts what the lock says."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+        parser.add_argument("--check", action="store_true", help="write nothing; has it moved?")
+        add_engine(parser.add_argument)
+
+    def start(self) -> None:
+        """Run the command; called by traitlets."""
+        from dockml_magic.options import RunOptions
+        from dockml_magic.planning import check_lock, engine_for, lock_environments
+
+        engine = engine_for(RunOptions(engine=self.parsed.engine))
+        if not self.parsed.check:
+            lock_environments(self.parsed.names, Path.cwd(), engine, tell)
+        elif moved := check_lock(self.parsed.names, Path.cwd(), engine):
+            tell("\n".join(moved))
+            sys.exit(1)
+        else:
+            tell("dockml.lock is up to date.")
+
+
 class Dockml(JupyterApp):
     """`dockml`, and `jupyter dockml`."""
 
@@ -553,6 +588,7 @@ class Dockml(JupyterApp):
         "load": (Load, Load.description),
         "doctor": (Doctor, Doctor.description.partition("\n")[0]),
         "prune": (Prune, Prune.description.partition("\n")[0]),
+        "lock": (LockEnvironments, LockEnvironments.description.partition("\n")[0]),
     }
 
     def start(self) -> None:

@@ -167,6 +167,8 @@ class ImageState:
         Its names, sorted; empty for one without a name.
     created_at : float
         Seconds since 1970; 0.0 where `find_image` was asked and not `images`.
+    digests : tuple of str
+        Those by which registries know it, "repository@sha256:…".
     """
 
     id: str
@@ -177,6 +179,7 @@ class ImageState:
     references: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     created_at: float = 0.0
+    digests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,6 +353,17 @@ class Engine(Protocol):
 
         `report` gets each line of the build. Raises `ImageBuildError` with the last of them.
         """
+
+    def commit_layer(
+        self, container_id: str, base: str, reference: str, image_labels: Mapping[str, str]
+    ) -> None:
+        """Make an image of what a container has changed in its image `base`, and tag it.
+
+        How it runs (user, program, variables, folder) is as `base` says, not as the container was told.
+        """
+
+    def tag(self, image: str, reference: str) -> None:
+        """Call an image by one more name, which no other has any more then."""
 
     def create(self, spec: ContainerSpec) -> str:
         """Create a container and return its id. It is not running yet."""
@@ -1046,6 +1060,7 @@ class DockerEngine:
             size=found.get("Size") or 0,
             references=_references(found),
             labels=config.get("Labels") or {},
+            digests=tuple(found.get("RepoDigests") or ()),
         )
 
     def local_references(self) -> list[str]:
@@ -1236,6 +1251,34 @@ class DockerEngine:
                 hint="Correct it and run the cell again: what was built so far is kept.",
                 log_tail="\n".join(lines[-BUILD_LINES:]),
             )
+
+    def commit_layer(
+        self, container_id: str, base: str, reference: str, image_labels: Mapping[str, str]
+    ) -> None:
+        """Make an image of what a container has changed in its image, and tag it."""
+        repository, _, tag = reference.rpartition(":")
+        with self._translated(reference=base):
+            config = self._client.api.inspect_image(base).get("Config") or {}
+            self._client.api.commit(
+                container_id,
+                repository,
+                tag,
+                pause=False,  # nothing in it writes any more; and not every engine can
+                conf={
+                    "User": config.get("User") or "",
+                    "Entrypoint": config.get("Entrypoint") or [],
+                    "Cmd": config.get("Cmd") or [],
+                    "WorkingDir": config.get("WorkingDir") or "",
+                    "Env": config.get("Env") or [],
+                    "Labels": {**(config.get("Labels") or {}), **image_labels},
+                },
+            )
+
+    def tag(self, image: str, reference: str) -> None:
+        """Call an image by one more name."""
+        repository, _, tag = reference.rpartition(":")
+        with self._translated(reference=image):
+            self._client.api.tag(image, repository, tag)
 
     def create(self, spec: ContainerSpec) -> str:
         """Create a container and return its id."""

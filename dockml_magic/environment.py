@@ -113,6 +113,8 @@ class Environment:
         As they were given, before `--gpus auto` became a device.
     keeps : bool
         It is to be kept from its start, by an option or by the project file.
+    image_in_words : str
+        Its image, as people would say it.
     """
 
     def __init__(
@@ -137,6 +139,7 @@ class Environment:
         self._what = name
         self.name = plan.choice.name
         self.reference = plan.choice.reference
+        self.image_in_words = plan.choice.image_in_words
         self._relay: Relay | None = None
         self._opened: Callable[[Environment, Relay], Callable[[], None]] | None = None
         self._on_close: Callable[[], None] | None = None

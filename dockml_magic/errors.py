@@ -169,13 +169,26 @@ class ProjectFileError(ConfigError):
         The file.
     key : str
         The entry in it, dotted, or "" where the whole file is meant.
+    line, column : int or None
+        Where it is, if that is known.
     """
 
-    def __init__(self, path: str, key: str, problem: str, *, hint: str = "") -> None:
-        where = f"{path}, {key}" if key else path
-        super().__init__(f"{where}: {problem}", hint=hint)
+    def __init__(
+        self,
+        path: str,
+        key: str,
+        problem: str,
+        *,
+        hint: str = "",
+        line: int | None = None,
+        column: int | None = None,
+    ) -> None:
+        where = ":".join(str(part) for part in (path, line, column) if part is not None)
+        super().__init__(": ".join(filter(None, (where, key, problem))), hint=hint)
         self.path = path
         self.key = key
+        self.line = line
+        self.column = column
 
 
 class UntrustedProjectError(ConfigError):

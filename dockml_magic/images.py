@@ -14,6 +14,7 @@ from dockml_magic.display import Table, Tables
 from dockml_magic.errors import ConfigError
 from dockml_magic.names import Choice, all_images, find, parse_query, rank
 from dockml_magic.project import Project
+from dockml_magic.requirements import hide_private
 
 _HEAD = ["NAME", "REFERENCE", "PYTHON", "CUDA", "CUDNN", "KERNEL", "SURE", "HERE"]
 _NEXT = 3
@@ -162,15 +163,20 @@ def explain(choice: Choice, *, is_here: bool, problem: str = "") -> Table:
         Why it would not start after all, or "".
     """
     image = choice.image
-    options = replace(choice.options, gpus=None, image=None).to_json()
+    options = replace(choice.options, gpus=None, image=None, packages=()).to_json()
     for size in ("memory", "shm_size"):
         if size in options:
             options[size] = f"{options[size] / 1024**3:.3g}g"
-    fetched = "built" if choice.dockerfile else "pulled"
+    fetched = "built" if choice.dockerfile or choice.base else "pulled"
+    if choice.extras and not choice.base:
+        fetched += ", and the packages installed"
     rows = [
         ["name", choice.name],
         ["image", choice.reference],
         ["built from", choice.dockerfile],
+        ["on top of", choice.base],
+        ["lock", " ".join(choice.notes)],
+        ["packages", ", ".join(map(hide_private, choice.extras.lines)) if choice.extras else ""],
         ["is here", "yes" if is_here else f"no: it would be {fetched}"],
     ]
     if image is not None:

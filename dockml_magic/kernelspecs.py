@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from jupyter_core.paths import jupyter_data_dir
 from dockml_magic.errors import ConfigError, DockmlError
 from dockml_magic.names import choose, kernel_name, language_of
 from dockml_magic.options import RunOptions
-from dockml_magic.planning import choose_here, engine_for
+from dockml_magic.planning import choose_here, engine_for, with_extras
 from dockml_magic.project import find_project
 from dockml_magic.provisioner import PROVISIONER_NAME
+from dockml_magic.requirements import from_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,7 @@ def install(
             "A kernel of the launcher belongs to its front end, and cannot be kept.",
             hint="Leave --keep out; %docker_env NAME --keep is kept.",
         )
+    options = replace(options, packages=from_folder(options.packages, Path.cwd()))
     choice = choose(name, options, find_project(Path.cwd()))
     title = display_name or _distinct_title(choice.title, options)
     base = (
@@ -185,9 +187,13 @@ def can_start(kernel: InstalledKernel) -> str:
     if not os.access(interpreter, os.X_OK):
         return f"no: its Python '{interpreter}' is gone; install it again"
     try:
-        _, image = choose_here(kernel.name, kernel.options, Path.cwd(), engine_for(kernel.options))
+        engine = engine_for(kernel.options)
+        choice, base = choose_here(kernel.name, kernel.options, Path.cwd(), engine)
+        _, image = with_extras(choice, base, engine)
     except DockmlError as error:
         return f"no: {error.message}"
+    if base and not image:
+        return "yes, after its packages are installed"
     return "yes" if image else "yes, after its image is pulled"
 
 

@@ -22,6 +22,12 @@ SESSION = f"{NAMESPACE}.session"
 BUILT_FROM = f"{NAMESPACE}.built-from"
 """The Dockerfile that an image was built from."""
 
+BASE = f"{NAMESPACE}.base"
+"""On an image with extra packages: the image below, as it was called."""
+
+REQUIREMENTS = f"{NAMESPACE}.requirements"
+"""The packages that it was given, one a line."""
+
 KEEPS = f"{NAMESPACE}.keeps"
 """On an image: the reference whose pull came as far as its layers, and not to its end."""
 

@@ -43,6 +43,7 @@ from dockml_magic.planning import (
     engine_for,
     local_references,
     table_of_containers,
+    with_extras,
 )
 from dockml_magic.project import find_project
 from dockml_magic.routing import Router
@@ -290,7 +291,8 @@ class DockerMagics(MagicLines):
         began = time.perf_counter()
         opened = self._start_beside(name, options, tell, begun, fresh=fresh)
         environment = opened.environment
-        image = "" if environment.reference == environment.name else f"{environment.reference}, "
+        image = environment.image_in_words
+        image = "" if image == environment.name else f"{image}, "
         how = {
             "new": "",
             "attached": "attached to the one that is kept, its variables alive; ",
@@ -576,4 +578,5 @@ def _dry_run(name: str, options: RunOptions) -> Table:
         check_trust(name, choice, folder)
     except UntrustedProjectError as error:
         problem = f"{problem}\n{error}".strip()
+    choice, image = with_extras(choice, image, engine)
     return explain(choice, is_here=image is not None, problem=problem)

@@ -29,6 +29,7 @@ from dockml_magic.catalogue import (
 from dockml_magic.errors import ConfigError, MissingTagError, UnknownNameError
 from dockml_magic.options import RunOptions
 from dockml_magic.project import Project, is_dockerfile
+from dockml_magic.requirements import Extras
 
 _LANGUAGES = {"ir": "R", "r": "R", "ark": "R", "xpython": "python", "ijavascript": "javascript"}
 LOCAL = "local"
@@ -307,6 +308,12 @@ class Choice:
         What to tell the user before the image is pulled, or "".
     why : str
         What decided for the image and against the next one, or "".
+    extras : Extras or None
+        What is to be installed on top of the image.
+    base : str
+        The image below, where `reference` is that with the extras.
+    notes : tuple of str
+        What to tell of the lock, which holds the image or does not any more.
     """
 
     name: str
@@ -321,6 +328,14 @@ class Choice:
     dockerfile: str = ""
     doubt: str = ""
     why: str = ""
+    extras: Extras | None = None
+    base: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def image_in_words(self) -> str:
+        """Return what runs as people would say it: a layer by its base and what it adds."""
+        return f"{self.base} with {self.extras}" if self.base else self.reference
 
 
 def choose(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dockml_magic.errors import ConfigError
+from dockml_magic.requirements import parse_packages
 
 TRANSPORTS = ("ipc", "tcp")
 AUTO = "auto"
@@ -68,6 +69,8 @@ class RunOptions:
         As `docker run --user`, `--network`, `--name`.
     image : str or None
         Reference to use instead of the one NAME stands for.
+    packages : tuple of str
+        What to install on top of the image, `--with`: requirements, and "-r FILE".
     kernel : str or None
         The image's kernelspec to run, such as "ir"; None runs Python, or what else the image is for.
     pull : str or None
@@ -98,6 +101,7 @@ class RunOptions:
     network: str | None = None
     name: str | None = None
     image: str | None = None
+    packages: tuple[str, ...] = ()
     kernel: str | None = None
     pull: str | None = None
     transport: str | None = None
@@ -533,6 +537,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--privileged", action="store_true", help="all rights of this machine's root")
     add("--name", metavar="NAME", help="name of the environment and its container")
     add("--image", metavar="REFERENCE", help="use this image for NAME")
+    add("--with", dest="packages", action="extend", type=parse_packages, metavar="REQUIREMENT",
+        help="install packages on top of the image, once: pandas==0.24, or '-r FILE'")  # fmt: skip
     add("--kernel", metavar="KERNELSPEC", help="the image's kernel to run, such as ir (Python's)")
     add("--pull", choices=PULL_POLICIES, help="when to pull the image (missing)")
     add("--transport", choices=TRANSPORTS, help="how to reach the kernel (chosen by the engine)")

@@ -37,6 +37,7 @@ from dockml_magic.errors import (
     ImageInUseError,
     ImageUnavailableError,
     MountError,
+    ProjectFileError,
     UnknownContainerError,
     UnknownNameError,
 )
@@ -44,10 +45,20 @@ from dockml_magic.fit import NVIDIA_SMI, image_facts, judge, parse_nvidia_smi, p
 from dockml_magic.gpu import HostGpus, find_gpus
 from dockml_magic.host_settings import build_args, read_host_settings
 from dockml_magic.image_memory import ImageMemory
+from dockml_magic.layers import ensure_layer, list_packages
+from dockml_magic.lock import FILE_NAME as LOCK_NAME
+from dockml_magic.lock import Lock, LockedEnvironment, Now, compare, parse_lock, write_lock
 from dockml_magic.names import Choice, Fits, choose, suggest
 from dockml_magic.options import AUTO, GpuRequest, RunOptions, parse_env, parse_gpus
-from dockml_magic.project import find_project
-from dockml_magic.pull import PullProgress, check_reference, check_room, format_size
+from dockml_magic.project import Project, find_project, is_dockerfile
+from dockml_magic.pull import (
+    PullProgress,
+    check_reference,
+    check_room,
+    format_size,
+    split_reference,
+)
+from dockml_magic.requirements import hide_private, read_extras
 from dockml_magic.spec import (
     ContainerSpec,
 )
@@ -211,12 +222,14 @@ def decide_here(
     folder: Path,
     engine: Engine,
     gpus: Callable[[], HostGpus] | None = None,
+    *,
+    use_lock: bool = True,
 ) -> tuple[Choice, ImageState | None]:
     """Return what `name` means in this folder, and its image if it is here; whether it can run is not asked.
 
     Raises
     ------
-    UnknownNameError, MissingTagError, ConfigError
+    UnknownNameError, MissingTagError, ConfigError, ImageUnavailableError
     """
     project = find_project(folder)
     choice = choose(
@@ -228,10 +241,247 @@ def decide_here(
     )
     if choice.dockerfile:
         choice = replace(choice, reference=build_reference(_find_dockerfile(choice, folder)))
+    if packages := choice.options.packages:
+        choice = replace(choice, extras=read_extras(packages, folder, _read_text))
+    if use_lock and (lock := read_lock(project)) and name in lock.environments:
+        choice = _hold(choice, name, options, project, lock.environments[name], engine)
     image = engine.find_image(choice.reference)
     if image is None and not choice.is_known and ":" not in choice.reference:
         raise UnknownNameError(name, suggest(name, project, engine.local_references()))
     return choice, image
+
+
+def _hold(
+    choice: Choice,
+    name: str,
+    options: RunOptions,
+    project: Project,
+    locked: LockedEnvironment,
+    engine: Engine,
+) -> Choice:
+    """Return a choice with the image and the versions that the lock has, as far as it holds."""
+    if options.image:
+        note = f"--image: {LOCK_NAME} is not used for this start"
+        return replace(choice, notes=(note,))
+    assert project.path is not None
+    verdict = compare(locked, _now(choice, name, project, engine, locked))
+    notes = [verdict.told(name, project.path.name)]
+    extras = choice.extras
+    if extras is not None and verdict.holds_versions:
+        if options.packages:
+            notes.append(f"--with: the versions in {LOCK_NAME} are not used for this start")
+        else:
+            extras = replace(extras, constraints=(*extras.constraints, *locked.versions))
+    reference = choice.reference
+    if verdict.holds_image and not locked.is_built:
+        is_anew = choice.options.pull == "always"
+        reference = locked.reference
+        if locked.digest and (is_anew or not verdict.is_here):
+            reference = locked.digest
+        elif not verdict.is_here:
+            reference = locked.id
+            if engine.find_image(reference) is None:
+                raise ImageUnavailableError(
+                    locked.reference,
+                    f"{LOCK_NAME} has one that was only on the machine where it was locked "
+                    f"({locked.id[:19]}…), and no registry has it.",
+                    hint=f"Lock what there is now: dockml lock {name}. Or start without the lock: "
+                    f"%docker_env {name} --image {locked.image}",
+                )
+    return replace(choice, reference=reference, extras=extras, notes=tuple(filter(None, notes)))
+
+
+def _now(
+    choice: Choice,
+    name: str,
+    project: Project,
+    engine: Engine,
+    locked: LockedEnvironment | None = None,
+) -> Now:
+    """Return what the project file says of an environment, and what this machine has of it.
+
+    What a name comes to may differ between machines, by their GPUs; where there is a lock, what it has is meant.
+    """
+    assert project.path is not None
+    entry = project.environments[name]
+    asked = entry.image or name
+    if is_dockerfile(asked):
+        asked = f"./{os.path.relpath(asked, project.path.parent)}"
+    extras = read_extras(entry.packages, project.path.parent, _read_text)
+    here = engine.find_image(locked.reference if locked else choice.reference)
+    return Now(
+        entry=project.entries[name],
+        image=asked,
+        reference=choice.reference,
+        requirements=tuple(sorted(map(hide_private, extras.lines))),
+        constraints=tuple(sorted(extras.constraints)),
+        here=(here.id, *here.digests) if here else (),
+    )
+
+
+def read_lock(project: Project) -> Lock | None:
+    """Return the project's lock, None where there is none.
+
+    Raises
+    ------
+    ProjectFileError
+        If it cannot be read or understood.
+    """
+    path = project.lock_path
+    if path is None or not path.is_file():
+        return None
+    try:
+        return parse_lock(path, _read_text(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProjectFileError(str(path), "", f"cannot be read: {error}.") from error
+
+
+def lock_environments(
+    names: Sequence[str], folder: Path, engine: Engine, tell: Callable[[str], None]
+) -> Lock:
+    """Write the lock of a project: what its environments come to now. Images and packages are fetched if need be.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The environments; none are all of the project. What the lock says of the others stays.
+    folder : Path
+        Where the project file is looked for.
+    engine : Engine
+        Where they will run.
+    tell : callable
+        Gets lines for the user.
+    """
+    project, names = _project_with(names, folder)
+    assert project.lock_path is not None
+    known = {} if len(names) == len(project.environments) else _known_environments(project)
+    for name in names:
+        tell(f"{name}:")
+        known[name] = _locked(name, project, folder, engine, tell)
+    lock = Lock(path=project.lock_path, environments=known)
+    scratch = lock.path.with_name(f".{lock.path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(write_lock(lock), encoding="utf-8")
+        scratch.replace(lock.path)
+    except OSError as error:
+        raise ConfigError(f"'{lock.path}' cannot be written: {error.strerror}.") from error
+    tell(f"wrote {lock.path}")
+    return lock
+
+
+def check_lock(names: Sequence[str], folder: Path, engine: Engine) -> list[str]:
+    """Return in lines what has moved since the lock was written; nothing is fetched."""
+    project, names = _project_with(names, folder)
+    assert project.path is not None
+    lock = read_lock(project)
+    if lock is None:
+        return [f"{project.path.parent} has no {LOCK_NAME}. Write it with: dockml lock"]
+    said = []
+    for name in names:
+        if name not in lock.environments:
+            said.append(f"{name}: it is not in {LOCK_NAME}. Add it with: dockml lock {name}")
+            continue
+        choice, _ = decide_here(name, RunOptions(), folder, engine, use_lock=False)
+        verdict = compare(
+            lock.environments[name], _now(choice, name, project, engine, lock.environments[name])
+        )
+        if told := verdict.told(name, project.path.name):
+            said.append(f"{name}: {told}")
+    if len(names) == len(project.environments):
+        gone = sorted(set(lock.environments) - set(names))
+        said += [f"{name}: it is in {LOCK_NAME}, and not in {project.path.name}" for name in gone]
+    return said
+
+
+def _project_with(names: Sequence[str], folder: Path) -> tuple[Project, list[str]]:
+    """Return the project, and which of its environments are meant."""
+    project = find_project(folder)
+    if project.path is None or not project.environments:
+        raise ConfigError(
+            f"No project file of '{folder}' names an environment.",
+            hint='A lock is of environments. In dockml.toml: [environments.ner] and image = "tf1.4"',
+        )
+    for name in names:
+        if name not in project.environments:
+            known = ", ".join(project.environments)
+            raise ConfigError(
+                f"'{name}' is not an environment of {project.path}.", hint=f"Known: {known}."
+            )
+    return project, list(dict.fromkeys(names or project.environments))
+
+
+def _known_environments(project: Project) -> dict[str, LockedEnvironment]:
+    """Return what the lock says of the environments that the project still has."""
+    lock = read_lock(project)
+    found = lock.environments if lock else {}
+    return {name: locked for name, locked in found.items() if name in project.environments}
+
+
+def _locked(
+    name: str, project: Project, folder: Path, engine: Engine, tell: Callable[[str], None]
+) -> LockedEnvironment:
+    """Return what an environment comes to now."""
+    choice, image = decide_here(name, RunOptions(), folder, engine, use_lock=False)
+    image = _fetch(choice, image, folder, engine, tell)
+    top = image
+    if choice.extras is not None:
+        top = ensure_layer(
+            image, choice.reference, choice.extras, engine, tell, _given(choice.options)
+        )
+    inventory = list_packages(top, choice.reference, engine)
+    now = _now(choice, name, project, engine)
+    locked = LockedEnvironment(
+        entry=now.entry,
+        image=now.image,
+        reference=choice.reference,
+        digest=_digest(choice.reference, image.digests),
+        id=image.id,
+        platform=f"linux/{image.architecture}",
+        python=inventory.python,
+        requirements=now.requirements,
+        constraints=now.constraints,
+        packages=inventory.packages,
+    )
+    if choice.extras is not None:
+        # A start from the lock is told these versions, which this layer has.
+        held = (*choice.extras.constraints, *locked.versions)
+        engine.tag(top.id, replace(choice.extras, constraints=held).reference(image.id))
+    tell(f"{locked.reference}, Python {locked.python}, {len(locked.packages)} packages")
+    if not locked.digest and not locked.is_built:
+        tell("no registry is known to have this image: another machine will not get it by the lock")
+    return locked
+
+
+def _digest(reference: str, digests: Sequence[str]) -> str:
+    """Return the digest by which an image is known where it is from."""
+    origin = split_reference(reference)
+    for digest in digests:
+        name = split_reference(digest)
+        if (name.host, name.repository) == (origin.host, origin.repository):
+            return digest
+    return digests[0] if digests else ""
+
+
+def _given(options: RunOptions) -> dict[str, str]:
+    """Return the variables that a container is given, with this machine's values where options name only them."""
+    return dict(pair for text in options.env if (pair := parse_env(text, os.environ)))
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def with_extras(
+    choice: Choice, image: ImageState | None, engine: Engine
+) -> tuple[Choice, ImageState | None]:
+    """Return what `choose_here` found with the extra packages on top: that layer, and its image if it is here.
+
+    As long as the image below is not here, nobody can say what the layer is called.
+    """
+    if choice.extras is None or image is None:
+        return choice, image
+    reference = choice.extras.reference(image.id)
+    return replace(choice, reference=reference, base=choice.reference), engine.find_image(reference)
 
 
 def _gpus_here(engine: Engine) -> Callable[[], HostGpus]:
@@ -408,11 +658,15 @@ def make_plan(
     """
     choice, image = choose_here(name, options, folder, engine, None if judged else tell)
     check_trust(name, choice, folder)
-    if image is None or choice.options.pull == "always":
-        if choice.doubt:
-            tell(choice.doubt)
-        fetch = _build if choice.dockerfile else _pull
-        image = fetch(choice, folder, engine, tell)
+    if not judged:
+        for note in choice.notes:
+            tell(note)
+    image = _fetch(choice, image, folder, engine, tell)
+    if choice.extras is not None:
+        layer = ensure_layer(
+            image, choice.reference, choice.extras, engine, tell, _given(choice.options)
+        )
+        choice, image = with_extras(choice, image, engine)[0], layer
     kernelspec = choice.options.kernel or ImageMemory.read(image.id).kernelspec
     return KernelPlan(
         choice=choice,
@@ -465,6 +719,22 @@ def choose_transport(only: str | None, options: RunOptions, kernelspec: str, eng
     return chosen
 
 
+def _fetch(
+    choice: Choice,
+    image: ImageState | None,
+    folder: Path,
+    engine: Engine,
+    tell: Callable[[str], None],
+) -> ImageState:
+    """Return the image of a choice, which is pulled or built unless it is here."""
+    if image is not None and choice.options.pull != "always":
+        return image
+    if choice.doubt:
+        tell(choice.doubt)
+    fetch = _build if choice.dockerfile else _pull
+    return fetch(choice, folder, engine, tell)
+
+
 def _build(choice: Choice, folder: Path, engine: Engine, tell: Callable[[str], None]) -> ImageState:
     tell(f"building {choice.reference} from {choice.dockerfile}")
     engine.build(
@@ -487,7 +757,16 @@ def _pull(choice: Choice, _: Path, engine: Engine, tell: Callable[[str], None]) 
         raise ImageUnavailableError(
             choice.reference, "it is not here, and --pull is never.", hint="Leave --pull out."
         )
-    return pull_image(choice.reference, engine, tell)
+    asked = choice.options.image or choice.name
+    try:
+        return pull_image(choice.reference, engine, tell)
+    except ImageUnavailableError as error:
+        if "@" in choice.reference and choice.reference != asked:
+            error.hint = (
+                f"It is the one that {LOCK_NAME} has. {error.hint}\nTo lock what there is now: "
+                f"dockml lock {choice.name}. To start without the lock: --image {asked}"
+            )
+        raise
 
 
 def build_image(

@@ -9,6 +9,8 @@ A table per environment, with the words of `docker run`'s options::
     publish = ["8501:8501"]
     env = { TF_CPP_MIN_LOG_LEVEL = "2" }
     memory = "8g"
+    with = ["pandas==0.24"]
+    requirements = "requirements.txt"
 
 `image` may be a short name of the catalogue, or a Dockerfile. Relative folders are taken from the file's folder.
 
@@ -23,14 +25,15 @@ The user's own file, `~/.config/dockml/images.toml`, has the same tables for eve
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dockml_magic import catalogue, toml
+from dockml_magic import catalogue, lock, toml
 from dockml_magic.catalogue import FRAMEWORKS, Image
 from dockml_magic.errors import ConfigError, ProjectFileError
 from dockml_magic.options import (
@@ -50,6 +53,7 @@ from dockml_magic.options import (
     parse_ulimit,
     parse_volume,
 )
+from dockml_magic.requirements import FILE, from_folder, parse_packages
 
 FILE_NAMES = ("dockml.toml", "pyproject.toml")
 
@@ -68,12 +72,20 @@ class Project:
         How the launcher calls an environment, where the file says so.
     images : dict of str to Image
         The user's own images, by name: this file's, and those of their own file.
+    entries : dict of str to str
+        What stands for the whole entry of an environment, to see that it has changed.
     """
 
     path: Path | None = None
     environments: dict[str, RunOptions] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
     images: dict[str, Image] = field(default_factory=dict)
+    entries: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def lock_path(self) -> Path | None:
+        """Where its lock is, or would be."""
+        return self.path and self.path.parent / lock.FILE_NAME
 
 
 def is_dockerfile(name: str) -> bool:
@@ -106,123 +118,172 @@ def find_project(folder: Path) -> Project:
     for parent in (folder, *folder.parents):
         for file_name in FILE_NAMES:
             path = parent / file_name
-            if path.is_file() and (table := _read(path)) is not None:
-                project = _parse(path, table)
+            if path.is_file() and (read := _read(path)) is not None:
+                project = _parse(*read)
                 return dataclasses.replace(project, images=own | project.images)
     return Project(images=own)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """An entry of a file, by the keys that lead to it."""
+
+    path: Path
+    text: str
+    keys: tuple[str, ...] = ()
+
+    def __truediv__(self, key: str) -> _Place:
+        return dataclasses.replace(self, keys=(*self.keys, key))
+
+    def error(self, problem: str, hint: str = "") -> ProjectFileError:
+        return ProjectFileError(
+            str(self.path),
+            toml.dotted(self.keys),
+            problem,
+            hint=hint,
+            line=toml.line_of(self.text, self.keys),
+        )
+
+    def unknown(self, known: Collection[str], value: Any = None) -> ProjectFileError:
+        """Return the error for an entry that is none of the known ones."""
+        word = self.keys[-1]
+        near = _OTHER_WORDS.get(word.lower(), "")
+        if near not in known:
+            near = next(iter(difflib.get_close_matches(word.lower(), known, n=1)), "")
+        hint = f"Known: {', '.join(known)}."
+        if near:
+            hint = f"Did you mean {near}? {hint}"
+        elif isinstance(value, dict):
+            table = toml.dotted((*self.keys[:-2], f"{self.keys[-2]}.{word}"))
+            hint = f"Quote a name that has a dot: [{table}]"
+        return self.error("unknown entry.", hint)
+
+
 def _user_images() -> dict[str, Image]:
     path = user_images_file()
-    if not path.is_file():
+    if not path.is_file() or (read := _read(path)) is None:
         return {}
-    table = _read(path) or {}
-    if unknown := sorted(set(table) - {"images"}):
-        raise ProjectFileError(str(path), unknown[0], "unknown entry.", hint="Known: images.")
-    return _images(path, "", table)
+    place, table = read
+    for word in table:
+        if word != "images":
+            raise (place / word).unknown(["images"])
+    return _images(place, table)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> tuple[_Place, dict[str, Any]] | None:
     """Return our part of the file, None where a pyproject.toml has none."""
+    is_ours = path.name != "pyproject.toml"
+    text = ""
     try:
-        data = toml.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = toml.loads(text)
     except toml.TOMLDecodeError as error:
-        if path.name == "pyproject.toml":  # somebody else's to complain about
+        if not is_ours and "[tool.dockml" not in text:  # somebody else's to complain about
             return None
-        raise ProjectFileError(str(path), "", f"not valid TOML: {error}.") from error
+        problem, line, column = toml.place_of(error)
+        raise ProjectFileError(
+            str(path),
+            "",
+            f"not valid TOML: {problem}.",
+            hint='Texts stand in quotes, and so does a name that has a dot: [images."tf1.10"]',
+            line=line,
+            column=column,
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ProjectFileError(str(path), "", f"cannot be read: {error}.") from error
-    if path.name != "pyproject.toml":
-        return data
+    if is_ours:
+        return _Place(path, text), data
     tool = data.get("tool")
-    table = tool.get("dockml") if isinstance(tool, dict) else None
-    return table if isinstance(table, dict) else None
+    if not isinstance(tool, dict) or "dockml" not in tool:
+        return None
+    place = _Place(path, text, ("tool", "dockml"))
+    if not isinstance(tool["dockml"], dict):
+        raise place.error("not a table.", "Example: [tool.dockml.environments.ner]")
+    return place, tool["dockml"]
 
 
-def _parse(path: Path, table: dict[str, Any]) -> Project:
-    prefix = "tool.dockml." if path.name == "pyproject.toml" else ""
-    if unknown := sorted(set(table) - {"environments", "images"}):
-        raise ProjectFileError(
-            str(path), prefix + unknown[0], "unknown entry.", hint="Known: environments, images."
-        )
+def _parse(place: _Place, table: dict[str, Any]) -> Project:
+    for word in table:
+        if word not in ("environments", "images"):
+            raise (place / word).unknown(("environments", "images"))
     environments, titles = {}, {}
+    below = place / "environments"
     entries = table.get("environments", {})
     if not isinstance(entries, dict):
-        raise ProjectFileError(str(path), f"{prefix}environments", "not a table.")
+        raise below.error("not a table.", f"Example: [{toml.dotted((*below.keys, 'ner'))}]")
     for name, entry in entries.items():
-        key = f"{prefix}environments.{name}"
+        at = below / name
         if not isinstance(entry, dict):
-            raise ProjectFileError(str(path), key, "not a table.")
-        entry = dict(entry)
-        titles[name] = str(entry.pop("title", ""))
-        environments[name] = _options(path, key, entry)
+            raise at.error("not a table.", f"Example: [{toml.dotted(at.keys)}]")
+        if name == "local" or not re.fullmatch(r"[^\W_][^\x00-\x1f\x7f]*", name):
+            raise at.error(
+                "not a name for an environment.",
+                "It begins with a letter or a digit, and 'local' is the notebook's own kernel.",
+            )
+        titles[name], environments[name] = _environment(at, entry)
     return Project(
-        path=path,
+        path=place.path,
         environments=environments,
         titles=titles,
-        images=_images(path, prefix, table),
+        images=_images(place, table),
+        entries={name: lock.entry_of(entry) for name, entry in entries.items()},
     )
 
 
-def _images(path: Path, prefix: str, table: dict[str, Any]) -> dict[str, Image]:
+def _images(place: _Place, table: dict[str, Any]) -> dict[str, Image]:
+    below = place / "images"
     entries = table.get("images", {})
     if not isinstance(entries, dict):
-        raise ProjectFileError(str(path), f"{prefix}images", "not a table.")
-    return {
-        name.lower(): _image(path, f"{prefix}images.{name}", name.lower(), entry)
-        for name, entry in entries.items()
-    }
+        raise below.error("not a table.", f"Example: [{toml.dotted((*below.keys, 'tf1.10'))}]")
+    return {name.lower(): _image(below / name, name.lower(), e) for name, e in entries.items()}
 
 
-def _image(path: Path, key: str, name: str, entry: Any) -> Image:
+def _image(at: _Place, name: str, entry: Any) -> Image:
     """Return an entry as an image; what it leaves open is the catalogue's, where it has the name."""
     if not isinstance(entry, dict):
-        raise ProjectFileError(
-            str(path), key, "not a table.", hint='Quote a name that has a dot: [images."tf1.10"]'
-        )
+        raise at.error("not a table.", 'Quote a name that has a dot: [images."tf1.10"]')
     if not _IMAGE_NAME.fullmatch(name) or name == "local":
-        raise ProjectFileError(
-            str(path),
-            key,
-            "not a name.",
-            hint="Letters, digits and . _ - make one, as in my-tf1.10.",
-        )
+        raise at.error("not a name.", "Letters, digits and . _ - make one, as in my-tf1.10.")
     ours = catalogue.images().get(name)
     values: dict[str, Any] = {}
     for word, value in entry.items():
-        where = f"{key}.{word}"
         if word not in _IMAGE_READERS:
-            hint = f"Known: {', '.join(_IMAGE_READERS)}."
-            raise ProjectFileError(str(path), where, "unknown entry.", hint=hint)
+            raise (at / word).unknown(_IMAGE_READERS, value)
         try:
-            values[word] = _IMAGE_READERS[word](value, path.parent)
+            values[word] = _IMAGE_READERS[word](value, at.path.parent)
         except ConfigError as error:
-            raise ProjectFileError(str(path), where, error.message, hint=error.hint) from error
+            raise (at / word).error(error.message, error.hint) from error
     if ours is None and "reference" not in values:
         hint = 'Say what the engine pulls: reference = "registry.example.com/mine:1"'
-        raise ProjectFileError(str(path), key, "it has no reference.", hint=hint)
+        raise at.error("it has no reference.", hint)
     if values.get("reference", ours and ours.reference) != (ours and ours.reference):
         values = {"digest": "", "broken": "", "sure": "seen", "unsure": (), **values}
     image = dataclasses.replace(
-        ours or Image(name=name, reference=""), is_own=True, source=str(path), **values
+        ours or Image(name=name, reference=""), is_own=True, source=str(at.path), **values
     )
     return image if image.title else dataclasses.replace(image, title=name)
 
 
-def _options(path: Path, key: str, entry: dict[str, Any]) -> RunOptions:
-    known = [f.name for f in fields(RunOptions) if f.name not in ("name", "engine")]
+def _environment(at: _Place, entry: dict[str, Any]) -> tuple[str, RunOptions]:
+    """Return an environment's title, "" without one, and its options."""
+    title: str = ""
     values: dict[str, Any] = {}
     for word, value in entry.items():
-        where = f"{key}.{word}"
-        if word not in known:
-            raise ProjectFileError(
-                str(path), where, "unknown entry.", hint=f"Known: title, {', '.join(known)}."
-            )
+        if word != "title" and word not in _READERS:
+            raise (at / word).unknown(("title", *_READERS), value)
         try:
-            values[word] = _READERS[word](value, path.parent)
+            reader = _text if word == "title" else _READERS[word]
+            read = reader(value, at.path.parent)
         except ConfigError as error:
-            raise ProjectFileError(str(path), where, error.message, hint=error.hint) from error
-    return RunOptions(**values)
+            example = f"Example: {word} = {_EXAMPLES[word]}" if word in _EXAMPLES else ""
+            raise (at / word).error(error.message, f"{error.hint} {example}".strip()) from error
+        if word == "title":
+            title = read
+        elif word in _PACKAGES:
+            values["packages"] = values.get("packages", ()) + read
+        else:
+            values[word] = read
+    return title, RunOptions(**values)
 
 
 def _text(value: Any, _: Path) -> str:
@@ -293,8 +354,31 @@ def _checked(parse: Callable[[str], object]) -> Callable[[Any, Path], tuple[str,
     return read
 
 
+def _with(value: Any, _: Path) -> tuple[str, ...]:
+    found = []
+    for text in [value] if isinstance(value, str) else _texts(value):
+        for entry in parse_packages(text):
+            if entry.startswith(FILE):
+                raise ConfigError(
+                    f"{entry}: a file stands in an entry of its own.",
+                    hint=f'Write: requirements = "{entry.removeprefix(FILE)}"',
+                )
+            found.append(entry)
+    return tuple(found)
+
+
+def _requirements(value: Any, folder: Path) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else _texts(value)
+    return from_folder((f"{FILE}{name}" for name in names), folder)
+
+
 def _env(value: Any, _: Path) -> tuple[str, ...]:
     if isinstance(value, dict):
+        for key, text in value.items():
+            if isinstance(text, bool) or not isinstance(text, str | int | float):
+                raise ConfigError(f"{key} = {text!r} is neither a string nor a number.")
+            if not key or "=" in key or any(c.isspace() for c in key):
+                raise ConfigError(f"{key!r} is not the name of a variable.")
         return tuple(f"{key}={text}" for key, text in value.items())
     for text in (texts := _texts(value)):
         parse_env(text, {})
@@ -327,6 +411,8 @@ _READERS: dict[str, Callable[[Any, Path], Any]] = {
     "user": _text,
     "network": _text,
     "image": _image_or_dockerfile,
+    "with": _with,
+    "requirements": _requirements,
     "kernel": _text,
     "pull": _choice(PULL_POLICIES),
     "transport": _choice(TRANSPORTS),
@@ -340,6 +426,58 @@ _READERS: dict[str, Callable[[Any, Path], Any]] = {
     "add_host": _checked(parse_add_host),
     "ipc": lambda value, folder: parse_ipc(_text(value, folder)),
 }
+
+_EXAMPLES = {
+    "title": '"Our summariser"',
+    "gpus": '"all"',
+    "volumes": '["./models:/models:ro"]',
+    "publish": '["8501:8501"]',
+    "env": '{ TF_CPP_MIN_LOG_LEVEL = "2" }',
+    "workdir": '"/models"',
+    "memory": '"8g"',
+    "cpus": "1.5",
+    "shm_size": '"2g"',
+    "user": '"1000:1000"',
+    "network": '"bridge"',
+    "image": '"tf1.10"',
+    "with": '["pandas==0.24"]',
+    "requirements": '"requirements.txt"',
+    "kernel": '"ir"',
+    "pull": '"missing"',
+    "transport": '"ipc"',
+    "keep": "true",
+    "privileged": "true",
+    "cap_add": '["SYS_PTRACE"]',
+    "cap_drop": '["ALL"]',
+    "security_opt": '["no-new-privileges=false"]',
+    "device": '["/dev/fuse"]',
+    "ulimit": '["memlock=-1"]',
+    "add_host": '["db:10.0.0.5"]',
+    "ipc": '"host"',
+}
+
+_OTHER_WORDS = {
+    "port": "publish",
+    "ports": "publish",
+    "volume": "volumes",
+    "mount": "volumes",
+    "mounts": "volumes",
+    "environment": "env",
+    "gpu": "gpus",
+    "packages": "with",
+    "pip": "with",
+    "dockerfile": "image",
+    "build": "image",
+    "mem_limit": "memory",
+    "mem": "memory",
+    "cwd": "workdir",
+    "working_dir": "workdir",
+    "containers": "environments",
+}
+"""What others call our entries."""
+
+_PACKAGES = ("with", "requirements")
+"""Entries that come to `RunOptions.packages`."""
 
 _IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 

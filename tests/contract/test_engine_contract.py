@@ -884,3 +884,60 @@ def test_a_build_that_fails_says_where(bench: Bench, tmp_path: Path, lines: list
         bench.engine.build(dockerfile(tmp_path, *lines), "dockml/contract-test:failed", {}, print)
     assert lines[-1] in caught.value.log_tail
     assert bench.engine.find_image("dockml/contract-test:failed") is None
+
+
+# --- layers ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def layer(bench: Bench) -> Iterator[str]:
+    """A reference for a layer, which is removed."""
+    reference = f"dockml/contract-test:{secrets.token_hex(6)}"
+    yield reference
+    if isinstance(bench.engine, DockerEngine):
+        bench.engine._client.api.remove_image(reference, force=True)
+
+
+def test_what_a_running_container_has_changed_becomes_an_image(bench: Bench, layer: str) -> None:
+    container = bench.started(env={"SECRET": "1"})
+    bench.engine.copy_in(container, make_archive({PurePosixPath("/greeting"): b"hello"}))
+    bench.engine.commit_layer(container, IMAGE, layer, {LABEL: "a layer"})
+    base, made = bench.engine.find_image(IMAGE), bench.engine.find_image(layer)
+    assert base is not None
+    assert made is not None
+    assert made.id != base.id
+    assert (made.user, made.entrypoint) == (base.user, base.entrypoint)
+    assert bench.status(container) == "running"
+    assert bench.status(bench.started(image=layer, labels={LABEL: bench.label})) == "running"
+    if isinstance(bench.engine, DockerEngine):
+        about = bench.engine._client.api.inspect_image(layer)["Config"]
+        assert about["Labels"][LABEL] == "a layer"
+        below = bench.engine._client.api.inspect_image(IMAGE)["Config"]
+        assert about["Cmd"] == below["Cmd"]
+
+
+def test_a_layer_of_what_is_gone_is_refused(bench: Bench) -> None:
+    with pytest.raises(EngineError):
+        bench.engine.commit_layer("0" * 64, IMAGE, "dockml/contract-test:none", {})
+    with pytest.raises(ImageUnavailableError):
+        bench.engine.commit_layer(bench.started(), "dockml/none:1", "dockml/contract-test:none", {})
+    assert bench.engine.find_image("dockml/contract-test:none") is None
+
+
+def test_an_image_may_have_more_names(bench: Bench, layer: str) -> None:
+    found = bench.engine.find_image(IMAGE)
+    assert found is not None
+    assert found.digests == ()  # it was built here
+    bench.engine.tag(found.id, layer)
+    again = bench.engine.find_image(layer)
+    assert again == bench.engine.find_image(IMAGE)
+    assert again is not None
+    assert again.id == found.id
+    assert set(again.references) == {*found.references, layer}
+    assert layer in bench.engine.local_references()
+
+
+def test_what_is_not_here_gets_no_name(bench: Bench) -> None:
+    with pytest.raises(ImageUnavailableError):
+        bench.engine.tag("dockml/none:1", "dockml/contract-test:none")
+    assert bench.engine.find_image("dockml/contract-test:none") is None

@@ -158,6 +158,8 @@ class FakeEngine:
         What was pulled, in order.
     built : list of (str, dict)
         What was built, in order, with its build args.
+    layers : list of (str, dict)
+        What was committed, in order, with its labels.
     specs : list of ContainerSpec
         What containers were asked for, in order.
     ran : callable
@@ -187,6 +189,7 @@ class FakeEngine:
         self.busy_ports: set[tuple[str, int]] = set()
         self.pulled: list[str] = []
         self.built: list[tuple[str, dict[str, str]]] = []
+        self.layers: list[tuple[str, dict[str, str]]] = []
         self.specs: list[ContainerSpec] = []
         self.ran: Callable[[Sequence[str]], Ran] = lambda command: Ran()
         self.commands: list[tuple[str, list[str], dict[str, object]]] = []
@@ -210,10 +213,6 @@ class FakeEngine:
         self._images[_tagged(reference)] = _Image(state, programs)
         return self._with_references(state)
 
-    def tag(self, reference: str, other: str) -> None:
-        """Give an image another name."""
-        self._images[_tagged(other)] = self._images[_tagged(reference)]
-
     def _with_references(self, state: ImageState) -> ImageState:
         names = (name for name, image in self._images.items() if image.state.id == state.id)
         return replace(state, references=tuple(sorted(name for name in names if name != state.id)))
@@ -232,7 +231,11 @@ class FakeEngine:
         return self._with_references(image.state) if image else None
 
     def _image(self, reference: str) -> _Image | None:
-        by_id = {image.state.id: image for image in self._images.values()}
+        by_id = {
+            name: image
+            for image in self._images.values()
+            for name in (image.state.id, *image.state.digests)
+        }
         return self._images.get(_tagged(reference)) or by_id.get(reference)
 
     def local_references(self) -> list[str]:
@@ -307,6 +310,23 @@ class FakeEngine:
         self.built.append((reference, dict(args)))
         made_by = {labels.BUILT_FROM: str(dockerfile), labels.USER: str(os.getuid())}
         self.add_image(reference, programs=programs, labels=made_by)
+
+    def commit_layer(
+        self, container_id: str, base: str, reference: str, image_labels: Mapping[str, str]
+    ) -> None:
+        below = self._image(base)
+        if below is None:
+            raise ImageUnavailableError(base, "no such image.")
+        if container_id not in self._containers:
+            raise EngineError(f"The Docker engine refused: No such container: {container_id}.")
+        self.add_image(reference, programs=below.programs)
+        self.layers.append((reference, dict(image_labels)))
+
+    def tag(self, image: str, reference: str) -> None:
+        found = self._image(image)
+        if found is None:
+            raise ImageUnavailableError(image, "no such image.")
+        self._images[_tagged(reference)] = found
 
     def create(self, spec: ContainerSpec) -> str:
         for mount in spec.mounts:

@@ -72,7 +72,9 @@ def test_an_unknown_environment_says_what_runs() -> None:
 
 
 def test_a_project_error_says_where() -> None:
-    assert str(ProjectFileError("/p", "a.b", "wrong.")) == "/p, a.b: wrong."
+    assert str(ProjectFileError("/p", "a.b", "wrong.")) == "/p: a.b: wrong."
+    assert str(ProjectFileError("/p", "a.b", "wrong.", line=7)) == "/p:7: a.b: wrong."
+    assert str(ProjectFileError("/p", "", "wrong.", line=7, column=2)) == "/p:7:2: wrong."
     assert str(ProjectFileError("/p", "", "wrong.")) == "/p: wrong."
 
 

@@ -13,6 +13,7 @@ from dockml_magic import planning
 from dockml_magic.errors import ConfigError, UnknownNameError
 from dockml_magic.kernelspecs import build_kernel_json, can_start, install, installed, remove
 from dockml_magic.options import RunOptions
+from dockml_magic.requirements import Extras
 from tests.unit.fake_engine import FakeEngine
 
 OPTIONS = RunOptions(memory=4 * 1024**3, env=("A=b c",), gpus="none")
@@ -151,6 +152,23 @@ def test_whether_it_can_start_here_is_told(here: FakeEngine) -> None:
     assert can_start(kernel) == "yes, after its image is pulled"
     here.add_image("tensorflow/tensorflow:1.10.0-py3")
     assert can_start(kernel) == "yes"
+
+
+def test_packages_of_a_kernel_do_not_depend_on_where_it_starts(
+    here: FakeEngine, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / "requirements.txt").write_text("scipy\n")
+    kernel = install("me/mine:1", RunOptions(packages=("pandas", "-r requirements.txt")))
+    assert kernel.options.packages == ("pandas", f"-r {workspace}/requirements.txt")
+    assert installed()[0].options == kernel.options
+    monkeypatch.chdir(tmp_path)
+    assert can_start(kernel) == "yes, after its image is pulled"
+    base = here.add_image("me/mine:1")
+    assert can_start(kernel) == "yes, after its packages are installed"
+    here.add_image(Extras(lines=("pandas", "scipy")).reference(base.id))
+    assert can_start(kernel) == "yes"
+    (workspace / "requirements.txt").unlink()
+    assert can_start(kernel).startswith("no: The requirements file")
 
 
 def test_why_it_cannot_start_here_is_told(here: FakeEngine, workspace: Path) -> None:

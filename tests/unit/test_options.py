@@ -46,6 +46,7 @@ EVERYTHING = RunOptions(
     network="none",
     name="mine",
     image="tf1.10",
+    packages=("pandas==0.24", "-r more.txt"),
     kernel="ir",
     pull="never",
     transport="tcp",
@@ -62,7 +63,8 @@ EVERYTHING = RunOptions(
 )
 EVERY_WORD = """--gpus all -v /data:/data:ro --volume models:/models -p 8501:8501 -e A=1 --env B -w /work
     -m 4g --cpus 1.5 --shm-size 512m -u 1000:1000 --network none --name mine --image tf1.10
-    --kernel ir --pull never --transport tcp --engine default --keep --privileged --cap-add SYS_PTRACE
+    --with pandas==0.24 --with '-r more.txt' --kernel ir --pull never --transport tcp --engine default
+    --keep --privileged --cap-add SYS_PTRACE
     --cap-drop ALL --security-opt seccomp=unconfined --device /dev/fuse --ulimit memlock=-1
     --add-host db:10.0.0.5 --ipc host"""
 
@@ -417,7 +419,7 @@ def test_an_entry_of_another_version_is_named() -> None:
 
 
 def test_every_option_has_dockers_spelling() -> None:
-    assert parse_words("%docker_env", EVERY_WORD.split()) == EVERYTHING
+    assert parse_words("%docker_env", split_line(EVERY_WORD)) == EVERYTHING
 
 
 def test_every_option_can_be_typed() -> None:

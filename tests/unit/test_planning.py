@@ -11,7 +11,7 @@ import pytest
 
 from dockml_magic import folders, labels, planning
 from dockml_magic.container import KernelContainer
-from dockml_magic.engine import EngineFacts
+from dockml_magic.engine import EngineFacts, ImageState
 from dockml_magic.errors import (
     ConfigError,
     ImageBuildError,
@@ -23,6 +23,7 @@ from dockml_magic.errors import (
     UnknownNameError,
 )
 from dockml_magic.image_memory import ImageMemory
+from dockml_magic.images import explain
 from dockml_magic.options import RunOptions
 from dockml_magic.planning import (
     choose_here,
@@ -34,7 +35,9 @@ from dockml_magic.planning import (
     pull_image,
     remove_image,
     table_of_containers,
+    with_extras,
 )
+from dockml_magic.requirements import Extras, read_extras
 from dockml_magic.spec import ContainerSpec
 from tests.unit.fake_engine import FakeEngine
 
@@ -193,6 +196,121 @@ def test_a_build_gets_the_proxies_and_pips_settings(
     assert args["HTTPS_PROXY"] == args["https_proxy"] == "http://proxy:3128"
     assert args["PIP_INDEX_URL"] == "https://pypi.example.com/simple"
     assert not {"SECRET", "LANG", "TERM", "PIP_CERT"} & set(args)
+
+
+# --- extra packages -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine) -> list[tuple[str, Extras]]:
+    """What was installed: the image below, and the packages."""
+    done: list[tuple[str, Extras]] = []
+
+    def ensure_layer(
+        base: ImageState,
+        name: str,
+        extras: Extras,
+        on: FakeEngine,
+        tell: Callable[[str], None],
+        given: dict[str, str],
+    ) -> ImageState:
+        done.append((name, extras))
+        return engine.find_image(extras.reference(base.id)) or engine.add_image(
+            extras.reference(base.id)
+        )
+
+    monkeypatch.setattr(planning, "ensure_layer", ensure_layer)
+    return done
+
+
+def test_packages_go_on_top_of_the_image(
+    engine: FakeEngine, plan: Plan, installed: list[tuple[str, Extras]]
+) -> None:
+    base = engine.add_image(IMAGE)
+    made = plan(packages=("pandas==0.24",))
+    assert installed == [(IMAGE, Extras(lines=("pandas==0.24",)))]
+    assert made.choice.reference == installed[0][1].reference(base.id)
+    assert made.image == engine.find_image(made.choice.reference) != base
+    assert made.choice.image_in_words == f"{IMAGE} with pandas==0.24"
+    assert plan().choice.image_in_words == plan().choice.reference == IMAGE
+
+
+def test_the_image_below_is_fetched_first_and_its_facts_are_used(
+    engine: FakeEngine, plan: Plan, installed: list[tuple[str, Extras]]
+) -> None:
+    reference = "tensorflow/tensorflow:1.10.0-py3"
+    engine.registry[reference] = ["python"]
+    made = plan("tf1.10", packages=("pandas",))
+    assert engine.pulled == [reference]
+    assert installed[0][0] == reference
+    assert made.choice.base == reference
+    assert made.choice.image is not None
+    assert made.choice.image.reference == reference
+
+
+def test_packages_go_on_top_of_what_was_built(
+    engine: FakeEngine, dockerfile: Path, plan: Plan, installed: list[tuple[str, Extras]]
+) -> None:
+    made = plan(".", packages=("pandas",))
+    assert installed[0][0] == made.choice.base == engine.built[0][0]
+
+
+def test_variables_that_the_container_is_given_may_be_named_by_requirements(
+    engine: FakeEngine, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(
+        planning, "ensure_layer", lambda *words: (found.append(words[-1]), engine.add_image("x"))[1]
+    )
+    monkeypatch.setenv("TOKEN", "of the host")
+    monkeypatch.setenv("OTHER", "not named")
+    engine.add_image(IMAGE)
+    plan(packages=("pandas",), env=("TOKEN", "A=b", "NOT_THERE"))
+    assert found == [{"TOKEN": "of the host", "A": "b"}]
+
+
+def test_packages_of_the_project_and_of_the_line_add_up(
+    engine: FakeEngine, workspace: Path, plan: Plan, installed: list[tuple[str, Extras]]
+) -> None:
+    engine.add_image(IMAGE)
+    (workspace / "requirements.txt").write_text("scipy\n")
+    (workspace / "more.txt").write_text("tqdm\n")
+    (workspace / "dockml.toml").write_text(
+        f"[environments.ner]\nimage = '{IMAGE}'\nwith = ['pandas']\nrequirements = 'requirements.txt'"
+    )
+    plan("ner", packages=("numpy", "-r more.txt"))
+    assert installed[0][1].lines == ("pandas", "scipy", "numpy", "tqdm")
+
+
+def test_a_requirements_file_that_is_not_there_is_told(engine: FakeEngine, plan: Plan) -> None:
+    engine.add_image(IMAGE)
+    with pytest.raises(
+        ConfigError, match=r"requirements file '.*/gone\.txt' cannot be read: No such"
+    ):
+        plan(packages=("-r gone.txt",))
+
+
+def test_a_dry_run_shows_packages_and_installs_nothing(engine: FakeEngine, workspace: Path) -> None:
+    options = RunOptions(packages=("pandas==0.24", "x @ https://ann:secret@h/x.whl"))
+    engine.registry["python:3.11-slim"] = ["python"]
+
+    def dry_run() -> str:
+        choice, image = choose_here("python:3.11-slim", options, workspace, engine)
+        choice, image = with_extras(choice, image, engine)
+        return " ".join(str(explain(choice, is_here=image is not None)).split())
+
+    assert (
+        "packages pandas==0.24, x @ https://****@h/x.whl is here no: it would be pulled, and the"
+        in dry_run()
+    )
+    base = engine.add_image("python:3.11-slim")
+    reference = read_extras(options.packages, workspace, lambda path: "").reference(base.id)
+    text = dry_run()
+    assert f"image {reference} on top of python:3.11-slim packages pandas==0.24" in text
+    assert "is here no: it would be built" in text
+    assert "secret" not in text
+    engine.add_image(reference)
+    assert "is here yes" in dry_run()
 
 
 # --- the plan -------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dockml_magic import toml
 from dockml_magic.catalogue import Image
 from dockml_magic.errors import ProjectFileError
 from dockml_magic.options import RunOptions
@@ -71,6 +72,10 @@ def test_every_entry_is_read(tmp_path: Path) -> None:
         ("memory = 1048576", RunOptions(memory=1048576)),
         ("cpus = 2", RunOptions(cpus=2.0)),
         ('cpus = "2"', RunOptions(cpus=2.0)),
+        ('with = ["pandas==0.24", "a b"]', RunOptions(packages=("pandas==0.24", "a", "b"))),
+        ('with = "a,b"', RunOptions(packages=("a", "b"))),
+        ('requirements = "/r.txt"\nwith = ["a"]', RunOptions(packages=("-r /r.txt", "a"))),
+        ('requirements = ["/r.txt", "/s.txt"]', RunOptions(packages=("-r /r.txt", "-r /s.txt"))),
         ('env = ["A=1", "B"]', RunOptions(env=("A=1", "B"))),
         ('volumes = ["/data:/data"]', RunOptions(volumes=("/data:/data",))),
     ],
@@ -100,6 +105,10 @@ def test_numbers_and_lists_may_be_written_either_way(
         ('pull = "sometimes"', "pull", "'sometimes' is not one of: missing, always, never"),
         ('transport = "udp"', "transport", "'udp' is not one of: ipc, tcp"),
         ("user = 1000", "user", "1000 is not a string"),
+        ("with = 3", "with", "3 is not a list of strings"),
+        ('with = ["a=1"]', "with", "a=1: not a requirement"),
+        ('with = ["-r r.txt"]', "with", "a file stands in an entry of its own"),
+        ("packages = ['a']", "packages", "unknown entry"),
     ],
 )
 def test_an_entry_that_is_not_understood_is_named(
@@ -109,13 +118,96 @@ def test_an_entry_that_is_not_understood_is_named(
         environment(tmp_path, line)
     assert caught.value.path == str(tmp_path / "dockml.toml")
     assert caught.value.key == f"environments.x.{key}"
-    assert caught.value.message.startswith(f"{tmp_path / 'dockml.toml'}, environments.x.{key}: ")
+    line = line.count("\n") + 2
+    assert caught.value.line == line
+    where = f"{tmp_path / 'dockml.toml'}:{line}: environments.x.{key}: "
+    assert caught.value.message.startswith(where)
 
 
-def test_an_unknown_entry_comes_with_the_known_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("memroy", "memory"), ("ports", "publish"), ("Mounts", "volumes"), ("environment", "env"),
+     ("packages", "with"), ("gpu", "gpus"), ("requirement", "requirements"), ("colour", "")],
+)  # fmt: skip
+def test_an_unknown_entry_comes_with_the_nearest_and_the_known_ones(
+    tmp_path: Path, word: str, meant: str
+) -> None:
     with pytest.raises(ProjectFileError) as caught:
-        environment(tmp_path, "ports = 1")
-    assert caught.value.hint.startswith("Known: title, gpus, volumes, publish, env, workdir,")
+        environment(tmp_path, f"image = 'a:1'\n{word} = 1")
+    assert caught.value.line == 3
+    nearest = f"Did you mean {meant}? " if meant else ""
+    known = "Known: title, gpus, volumes, publish, env, workdir,"
+    assert caught.value.hint.startswith(nearest + known)
+
+
+@pytest.mark.parametrize(
+    ("line", "example"),
+    [
+        ("image = 3", 'image = "tf1.10"'),
+        ("publish = [8501]", 'publish = ["8501:8501"]'),
+        ("volumes = '/a:/b'", 'volumes = ["./models:/models:ro"]'),
+        ("env = { A = ['b'] }", 'env = { TF_CPP_MIN_LOG_LEVEL = "2" }'),
+        ("memory = 'lots'", 'Write it as docker does: 512m, 2g. Example: memory = "8g"'),
+        ("title = 3", 'title = "Our summariser"'),
+    ],
+)
+def test_a_mistake_comes_with_an_example(tmp_path: Path, line: str, example: str) -> None:
+    with pytest.raises(ProjectFileError) as caught:
+        environment(tmp_path, line)
+    assert caught.value.hint.endswith(example)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("{ A = ['b'] }", r"A = \['b'\] is neither a string nor a number"),
+        ("{ A = true }", "A = True is neither"),
+        ("{ 'A B' = 'c' }", "'A B' is not the name of a variable"),
+        ("{ 'A=B' = 'c' }", "'A=B' is not the name of a variable"),
+    ],
+)
+def test_a_variable_that_cannot_be_one_is_told(tmp_path: Path, value: str, problem: str) -> None:
+    with pytest.raises(ProjectFileError, match=problem):
+        environment(tmp_path, f"env = {value}")
+
+
+WAYS = """# environments
+[environments]
+a = { image = "x:1", memroy = "1g" }
+b.image = "x:1"
+b.memroy = "1g"
+"c.d".memroy = "1g"
+
+[environments.e]
+volumes = [
+  "memroy = 1:/x",  # memroy
+]
+env = { memroy = \"\"\"
+memroy = 1
+\"\"\" }
+memroy = "1g"
+[environments . 'f']
+memroy = "1g"
+[environments.g.memroy]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [("a", 3), ("b", 5), ("c.d", 6), ("e", 15), ("f", 17), ("g", 18)]
+)
+def test_the_line_is_found_however_it_is_written(tmp_path: Path, name: str, line: int) -> None:
+    assert toml.line_of(WAYS, ("environments", name, "memroy")) == line
+    # And told, where it is the only mistake.
+    if name == "g":
+        return
+    kept = WAYS.replace("[environments.g.memroy]", "").replace("memroy", "memory")
+    lines = kept.splitlines(keepends=True)
+    lines[line - 1] = WAYS.splitlines(keepends=True)[line - 1]
+    write(tmp_path, "".join(lines))
+    with pytest.raises(ProjectFileError) as caught:
+        find_project(tmp_path)
+    assert caught.value.line == line
+    assert caught.value.key == toml.dotted(("environments", name, "memroy"))
 
 
 @pytest.mark.parametrize(
@@ -124,6 +216,7 @@ def test_an_unknown_entry_comes_with_the_known_ones(tmp_path: Path) -> None:
         ("[containers.x]", "containers"),
         ("environments = 3", "environments"),
         ("[environments]\nx = 3", "environments.x"),
+        ("[[environments]]\nx = 3", "environments"),
     ],
 )
 def test_a_table_that_is_none_is_named(tmp_path: Path, text: str, key: str) -> None:
@@ -135,7 +228,17 @@ def test_a_table_that_is_none_is_named(tmp_path: Path, text: str, key: str) -> N
 
 def test_bad_toml_is_told_with_its_place(tmp_path: Path) -> None:
     path = write(tmp_path, "[environments\n")
-    with pytest.raises(ProjectFileError, match=r"not valid TOML: .*line 1"):
+    with pytest.raises(
+        ProjectFileError, match=r"dockml\.toml:1:14: not valid TOML: Expected"
+    ) as caught:
+        find_project(tmp_path)
+    assert (caught.value.line, caught.value.column) == (1, 14)
+    path.write_text("[environments.x]\nimage = tf1.10\n")
+    with pytest.raises(ProjectFileError, match=r"dockml\.toml:2:9: not valid TOML") as caught:
+        find_project(tmp_path)
+    assert "Texts stand in quotes" in caught.value.hint
+    path.write_text("x = [1,")
+    with pytest.raises(ProjectFileError, match=r"not valid TOML: .* end of"):
         find_project(tmp_path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ProjectFileError, match="cannot be read"):
@@ -181,6 +284,36 @@ def test_a_wrong_entry_of_pyproject_is_named_as_it_stands_there(tmp_path: Path) 
     with pytest.raises(ProjectFileError) as caught:
         find_project(tmp_path)
     assert caught.value.key == "tool.dockml.environments.x.image"
+
+
+def test_a_name_with_a_dot_wants_quotes(tmp_path: Path) -> None:
+    write(tmp_path, "[environments.tf1.10]\nimage = 'a:1'")
+    with pytest.raises(ProjectFileError, match=r"toml:1: environments\.tf1\.10: unknown") as caught:
+        find_project(tmp_path)
+    assert caught.value.hint == 'Quote a name that has a dot: [environments."tf1.10"]'
+
+
+@pytest.mark.parametrize("name", ["local", "-x", "", "a\\nb"])
+def test_an_environment_that_could_not_be_named_is_told(tmp_path: Path, name: str) -> None:
+    write(tmp_path, f'[environments."{name}"]')
+    with pytest.raises(ProjectFileError, match="not a name for an environment"):
+        find_project(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[tool]\ndockml = 3", r"toml:2: tool\.dockml: not a table"),
+        ("[tool.dockml.environments.x]\nimage = tf", r"toml:2:9: not valid TOML"),
+        ("[project]\n[tool.dockml]\nimage = 3", r"toml:3: tool\.dockml\.image: unknown entry"),
+    ],
+)
+def test_a_mistake_in_our_part_of_pyproject_is_told(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    write(tmp_path, text, "pyproject.toml")
+    with pytest.raises(ProjectFileError, match=message):
+        find_project(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["[project]\nname = 'x'", "tool = 3", "[broken", ""])
@@ -280,7 +413,7 @@ def test_an_entry_of_the_catalogue_is_changed_in_what_is_said(tmp_path: Path) ->
         ("[images.x]\nreference = 'a:1'\ncuda = 10.0", "images.x.cuda", "10.0 is not a string"),
         ("[images.x]\nreference = 'a:1'\nframework = 'tfx'", "images.x.framework", "no framework"),
         ("[images.local]\nreference = 'a:1'", "images.local", "not a name"),
-        ("[images.'a/b']\nreference = 'a:1'", "images.a/b", "not a name"),
+        ("[images.'a/b']\nreference = 'a:1'", 'images."a/b"', "not a name"),
     ],
 )  # fmt: skip
 def test_an_image_that_is_not_understood_is_named(
@@ -332,3 +465,10 @@ def test_a_dockerfile_of_an_environment_is_taken_from_the_files_folder(
 ) -> None:
     options = environment(tmp_path, f'image = "{name}"')
     assert options.image == str((tmp_path / name).resolve())
+
+
+def test_a_requirements_file_is_taken_from_the_files_folder(tmp_path: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    write(tmp_path, '[environments.x]\nrequirements = "requirements.txt"')
+    options = find_project(tmp_path / "notebooks").environments["x"]
+    assert options.packages == (f"-r {tmp_path}/requirements.txt",)
