@@ -131,7 +131,9 @@ def test_what_the_first_start_found_is_remembered(
     first = start(image(name))
     assert path.is_file()
     second = start(image(name))
-    told = json.loads((second.manager.provisioner.container._runtime / "config.json").read_text())
+    told = json.loads(
+        (second.manager.provisioner.container._runtime.shared / "config.json").read_text()
+    )
     assert (told["interpreter"], told["kernel"]) == (first.report["executable"], source)
     assert second.report == first.report
 

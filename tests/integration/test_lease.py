@@ -99,7 +99,7 @@ def test_the_last_of_two_connections_holds_the_lease(
     kernel = start(image("dockml/ipykernel:7"))
     container = kernel.manager.provisioner.container
     far_address = container._control._socket.getpeername()
-    address = far_address if is_far else container._runtime / "control"
+    address = far_address if is_far else container._runtime.shared / "control"
     second = ControlChannel(address, container.plan.key)
     container._control.close()
     assert kernel.ok("import time; time.sleep(3); 1 + 1").result == "2"  # the grace is 2 s
@@ -110,7 +110,7 @@ def test_the_last_of_two_connections_holds_the_lease(
 def test_who_does_not_know_the_key_is_told_nothing(start: StartKernel, image: Image) -> None:
     kernel = start(image("dockml/ipykernel:7"))
     with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.connect(str(kernel.manager.provisioner.container._runtime / "control"))
+        stranger.connect(str(kernel.manager.provisioner.container._runtime.shared / "control"))
         stranger.sendall(json.dumps({"key": "guessed"}).encode() + b'\n{"op": "stop"}\n')
         assert stranger.recv(100) == b""
     assert kernel.ok("1 + 1").result == "2"
