@@ -191,6 +191,7 @@ class Request:
     counts: bool
     count: int
     replied: bool = False
+    replied_since: float | None = None
     aborted_since: float | None = None
     idle_since: float | None = None
 
@@ -245,6 +246,7 @@ class Forwarder:
     _interrupted_at: float = 0.0
     _was_told: bool = False
     _unsent: Output | None = None
+    _heard_at: float = 0.0
 
     def open(self) -> None:
         """Begin to read."""
@@ -344,10 +346,24 @@ class Forwarder:
                 self.front.say("status", {"execution_state": "idle"}, request.message)
                 request.idle_since = time.monotonic()
                 self._settle(request)
+            if request.idle_since is None and self._has_lost_idle(request, late):
+                self.front.say("status", {"execution_state": "idle"}, request.message)
+                request.idle_since = time.monotonic()
+                self._settle(request)
             if request.idle_since is not None and request.idle_since < late:
                 request.replied = True
                 self._settle(request)
         self._looks = self.front.loop.call_later(_LOOK_INTERVAL, self._look)
+
+    def _has_lost_idle(self, request: Request, late: float) -> bool:
+        """Tell whether a shared kernel has dropped a request's last output: we did not read, and it went on."""
+        return (
+            request.replied_since is not None
+            and request.replied_since < late
+            and self._heard_at < late
+            and self._unsent is None
+            and self.relay.is_shared()
+        )
 
     def interrupt(self) -> None:
         """Interrupt the kernel; in any thread. One that was told not to react is ended."""
@@ -454,7 +470,7 @@ class Forwarder:
         except UNUSABLE as error:
             self.fail(nonsense(error))
             return
-        request.replied = True
+        request.replied, request.replied_since = True, time.monotonic()
         status = content.get("status")
         if status == "aborted":
             request.aborted_since = time.monotonic()
@@ -529,6 +545,7 @@ class Forwarder:
         self.front.iopub_loop.call_soon(self._read_output)
 
     def _pass_on(self, frames: list[zmq.Frame]) -> None:
+        self._heard_at = time.monotonic()
         try:
             message = Message(frames)
             message.verify(self.relay.session)

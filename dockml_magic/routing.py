@@ -443,7 +443,7 @@ class Router:
             stream.flush()
         for message in messages:
             if self.kernel is not None:
-                message.replace_parent(self.kernel.get_parent("shell")["header"])
+                message.replace_parent(self.kernel.get_parent("shell").get("header", {}))
             elif message.type == "error":  # elsewhere, whoever gets the reply shows it
                 sys.stderr.write("\n".join(message.content["traceback"]) + "\n")
             sink.publish(message)

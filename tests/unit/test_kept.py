@@ -15,7 +15,7 @@ from jupyter_client.session import Session
 
 from dockml_magic import environment as environments
 from dockml_magic import folders, kept, labels, planning
-from dockml_magic.cli import Dockml, Remove, Stop, main
+from dockml_magic.cli import Dockml, Remove, Stop
 from dockml_magic.engine import EngineFacts
 from dockml_magic.environment import Environment, Missed, open_environment
 from dockml_magic.errors import ConfigError
@@ -36,7 +36,6 @@ def connected(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning.engines, "connect", lambda name: engine)
     monkeypatch.setattr(kept, "_STOP_TIMEOUT", 0.05)
     engine.add_image(IMAGE)
-    Dockml.clear_instance()
 
 
 @pytest.fixture
@@ -200,10 +199,15 @@ def test_the_command_line_takes_names_and_ids(
 ) -> None:
     keep()
     other = keep("theirs", session="ba9876543210", folder=tmp_path)
-    for line in ("stop mine", "rm mine", f"rm -f {other.container_id[:12]}"):
-        main(line.split())
-        for app in (Dockml, Stop, Remove):  # traitlets wants one of each in a process
-            app.clear_instance()
+    for command, *words in (
+        (Stop, "mine"),
+        (Remove, "mine"),
+        (Remove, "-f", other.container_id[:12]),
+    ):
+        app = command()
+        app.parse_command_line(words)
+        app.start()
+    assert {Dockml.subcommands[name][0] for name in ("stop", "rm")} == {Stop, Remove}
     assert capsys.readouterr().out.splitlines() == [
         "Stopped 'mine'.",
         "Removed 'mine'.",
