@@ -27,6 +27,7 @@ from tests.machine.packages import install
 
 BARE = "dockml/bare:3.11"
 PIP = "dockml/pip:3.11"
+WITH_KERNEL = "dockml/ipykernel:7"
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,7 @@ def test_an_interrupted_backup_leaves_nothing(tmp_path: Path) -> None:
 @pytest.fixture
 def second_engine(tmp_path: Path) -> Iterator[DockerEngine]:
     """Another machine's engine: with images of its own, and no way to a registry."""
-    install("iproute2")
+    install(["iproute2"])
     assert can_run_a_second_engine() or os.getuid() == 0
     folder = tmp_path / "second"
     folder.mkdir()
@@ -240,7 +241,7 @@ def test_what_an_unknown_user_installed_is_found_again_by_this_user_and_by_anoth
     engine: DockerEngine, image: Image, workspace: Path, run_as: RunAs, tmp_path: Path
 ) -> None:
     """It went to the user's home in the container, which the image then has."""
-    image(PIP)
+    image(WITH_KERNEL)
     reference = f"dockml/backup-test:{secrets.token_hex(6)}"
     write_wheel(workspace)
     workspace.chmod(0o777)
@@ -248,7 +249,7 @@ def test_what_an_unknown_user_installed_is_found_again_by_this_user_and_by_anoth
     kept.mkdir()
     (kept / "file").write_text("x")
     try:
-        done = run_as(4321, MOVE, PIP, reference, may_use_docker=True)
+        done = run_as(4321, MOVE, WITH_KERNEL, reference, may_use_docker=True)
         assert done.returncode == 0, done.stderr
         for uid, options in ((4321, ()), (4322, ("-v", f"{kept}:/home/dockml/kept"))):
             shutil.rmtree(os.environ["XDG_RUNTIME_DIR"] + f"/user-{uid}", ignore_errors=True)
