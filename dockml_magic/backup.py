@@ -362,6 +362,7 @@ class _Forward:
         self._file = file
         self._room = room
         self._show = show
+        self._size = 0
         self.position = 0
 
     def read(self, size: int = -1) -> bytes:
@@ -371,14 +372,15 @@ class _Forward:
         while size > 0 and (part := self._file.read(size)):
             parts.append(part)
             size -= len(part)
+            self.position += len(part)
             self.count(len(part))
         return b"".join(parts)
 
     def count(self, size: int) -> None:
         """Note that so many bytes more have to be kept."""
-        self.position += size
+        self._size += size
         self._show(self.position)
-        if self._room is not None and self.position > self._room:
+        if self._room is not None and self._size > self._room:
             raise ValueError(
                 f"it holds more than the {format_size(self._room)} that are free on the engine's disk"
             )

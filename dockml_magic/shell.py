@@ -187,7 +187,7 @@ def open_shell(engine: Engine, container: ContainerState, command: Command) -> i
     }
     with contextlib.closing(running):
         try:
-            tty.setraw(keyboard)
+            tty.setraw(keyboard, termios.TCSADRAIN)  # what was typed already is kept
             resize()
             _join(running, keyboard, screen)
         finally:

@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dockml_magic import labels
@@ -16,6 +17,8 @@ from dockml_magic.pull import format_size
 
 _BETWEEN = 0.5
 """Seconds between the two looks from which a busy CPU is told."""
+
+_AT_ONCE = 4
 
 _PROC = Path("/proc")
 
@@ -48,11 +51,13 @@ def show_log(
 def table_of_stats(engine: Engine, containers: Sequence[ContainerState]) -> Table:
     """Return what containers use, as `docker stats` says it; of GPUs too where this machine has one."""
     running = [container for container in containers if container.status == "running"]
-    before = {container.id: engine.stats(container.id) for container in running}
-    if running:
-        time.sleep(_BETWEEN)
-    after = {container.id: engine.stats(container.id) for container in running}
-    gpus = _gpu_use_of([c.id for c in running]) if engine.facts.shares_files else None
+    ids = [container.id for container in running]
+    with ThreadPoolExecutor(_AT_ONCE) as threads:  # an engine takes its time for each
+        before = dict(zip(ids, threads.map(engine.stats, ids), strict=True))
+        if running:
+            time.sleep(_BETWEEN)
+        after = dict(zip(ids, threads.map(engine.stats, ids), strict=True))
+    gpus = _gpu_use_of(ids) if engine.facts.shares_files else None
     rows = []
     for container in containers:
         first, last = before.get(container.id), after.get(container.id)

@@ -133,7 +133,7 @@ def ours(engine: DockerEngine, tmp_path: Path) -> Callable[[], list[ContainerSta
         return [
             found
             for found in engine.list({labels.SESSION: ""})
-            if found.labels[labels.WORKSPACE].startswith(f"{tmp_path}/")
+            if found.labels.get(labels.WORKSPACE, "").startswith(f"{tmp_path}/")
             and found.status
             != "removing"  # the engine's own work by now, long where files were many
         ]
