@@ -7,13 +7,29 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jupyter_core.application import JupyterApp
 
 from dockml_magic._version import __version__
-from dockml_magic.display import Table, tell
-from dockml_magic.errors import ConfigError, DockmlError, PullStopped
-from dockml_magic.options import add_pull_arguments, add_run_options, build_parser, options_from
+from dockml_magic.display import Table, tell, write_stream
+from dockml_magic.errors import ConfigError, DockmlError, Stopped
+from dockml_magic.options import (
+    add_commit_arguments,
+    add_exec_arguments,
+    add_load_arguments,
+    add_logs_arguments,
+    add_pull_arguments,
+    add_run_options,
+    add_save_arguments,
+    add_stats_arguments,
+    build_parser,
+    options_from,
+    split_command,
+)
+
+if TYPE_CHECKING:
+    from dockml_magic.engine import ContainerState, Engine
 
 
 class _Command(JupyterApp):
@@ -213,6 +229,185 @@ class Pull(_Command):
         pull_for(self.parsed.what, options, Path.cwd(), engine=engine, tell=tell)
 
 
+def _find_container(parsed: argparse.Namespace) -> tuple[Engine, ContainerState]:
+    """Return the container that `name` means, and where it is."""
+    from dockml_magic.options import RunOptions
+    from dockml_magic.planning import engine_for, find_container
+
+    engine = engine_for(RunOptions(engine=parsed.engine))
+    found = find_container(parsed.name, engine, Path.cwd())
+    return engine, engine.inspect(found.id) or found
+
+
+class Logs(_Command):
+    """`dockml logs`."""
+
+    name = "dockml-logs"
+    prog = "dockml logs"
+    description = "Show what an environment wrote to its log."
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        add_logs_arguments(parser)
+
+    def start(self) -> None:
+        """Run the command; called by traitlets."""
+        from dockml_magic.watch import show_log
+
+        asked = self.parsed
+        if asked.name is None:
+            raise ConfigError("dockml logs needs an ENV.", hint="See them with: dockml ps")
+        engine, container = _find_container(asked)
+        show_log(
+            engine,
+            container.id,
+            lambda text: write_stream("stdout", text),
+            tail=asked.tail,
+            follow=asked.follow,
+            timestamps=asked.timestamps,
+        )
+
+
+class Execute(_Command):
+    """`dockml exec`."""
+
+    name = "dockml-exec"
+    prog = "dockml exec"
+    description = """Run a command in an environment, as the kernel's user: dockml exec [options] ENV CMD ...
+
+The words after ENV are the command's own. The exit code is the command's."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        add_exec_arguments(parser)
+
+    def parse_command_line(self, argv: Sequence[str] | None = None) -> None:
+        """Read the words up to ENV; called by traitlets."""
+        head, self.words = split_command(list(sys.argv[1:] if argv is None else argv))
+        super().parse_command_line(head)
+
+    def start(self) -> None:
+        """Run the command; called by traitlets."""
+        from dockml_magic.shell import command_from, run_command
+
+        command = command_from(self.parsed, self.words, self.prog)
+        engine, container = _find_container(self.parsed)
+        sys.exit(run_command(engine, container, command, write_stream))
+
+
+class Shell(Execute):
+    """`dockml shell`."""
+
+    name = "dockml-shell"
+    prog = "dockml shell"
+    description = """Open a shell in an environment, as the kernel's user: dockml shell [options] ENV [CMD ...]
+
+It is bash where there is one, else sh; or CMD, which may be any program that needs a terminal."""
+
+    def start(self) -> None:
+        """Run the command; called by traitlets."""
+        from dockml_magic.shell import command_from, open_shell
+
+        command = command_from(self.parsed, self.words, self.prog, may_be_shell=True)
+        engine, container = _find_container(self.parsed)
+        sys.exit(open_shell(engine, container, command))
+
+
+class Stats(_Command):
+    """`dockml stats`."""
+
+    name = "dockml-stats"
+    prog = "dockml stats"
+    description = "Show what environments use of CPU, memory and GPUs."
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        add_stats_arguments(parser)
+
+    def start(self) -> None:
+        """Run the command; called by traitlets."""
+        from dockml_magic.options import RunOptions
+        from dockml_magic.planning import engine_for, find_container, our_containers
+        from dockml_magic.watch import table_of_stats
+
+        engine = engine_for(RunOptions(engine=self.parsed.engine))
+        names = self.parsed.names
+        found = [find_container(name, engine, Path.cwd()) for name in names]
+        tell(str(table_of_stats(engine, found if names else our_containers(engine))))
+
+
+class Commit(_Command):
+    """`dockml commit`."""
+
+    name = "dockml-commit"
+    prog = "dockml commit"
+    description = "Make an image of an environment: dockml commit ENV IMAGE."
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        add_commit_arguments(parser)
+
+    def start(self) -> None:
+        """Run the command; called by traitlets."""
+        from dockml_magic.planning import commit_container
+
+        asked = self.parsed
+        if len(asked.names) != 2:
+            raise ConfigError("dockml commit needs an ENV and an IMAGE.")
+        asked.name, reference = asked.names
+        engine, container = _find_container(asked)
+        commit_container(
+            engine, container, reference, message=asked.message, author=asked.author, tell=tell
+        )
+
+
+class Save(_Command):
+    """`dockml save`."""
+
+    name = "dockml-save"
+    prog = "dockml save"
+    description = (
+        "Write images to a file, compressed and checked; `dockml load` takes it in elsewhere."
+    )
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        add_save_arguments(parser)
+
+    def start(self) -> None:
+        """Run the command; called by traitlets."""
+        from dockml_magic.backup import backup_path, save_images
+        from dockml_magic.options import RunOptions
+        from dockml_magic.planning import engine_for, find_local_image
+
+        engine = engine_for(RunOptions(engine=self.parsed.engine))
+        references = [find_local_image(name, engine, Path.cwd()) for name in self.parsed.images]
+        path = backup_path(self.parsed.output, references, Path.cwd())
+        save_images(engine, references, path, tell, force=self.parsed.force)
+
+
+class Load(_Command):
+    """`dockml load`."""
+
+    name = "dockml-load"
+    prog = "dockml load"
+    description = "Take in the images of a file, which is checked before."
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        add_load_arguments(parser)
+
+    def start(self) -> None:
+        """Run the command; called by traitlets."""
+        from dockml_magic.backup import load_images
+        from dockml_magic.options import RunOptions
+        from dockml_magic.planning import engine_for
+
+        engine = engine_for(RunOptions(engine=self.parsed.engine))
+        for name in load_images(engine, Path(self.parsed.input).expanduser(), tell):
+            tell(f"loaded {name}")
+
+
 class Doctor(_Command):
     """`dockml doctor`."""
 
@@ -273,6 +468,13 @@ class Dockml(JupyterApp):
         "ps": (ListContainers, ListContainers.description),
         "images": (ListImages, ListImages.description.partition("\n")[0]),
         "pull": (Pull, Pull.description),
+        "logs": (Logs, Logs.description),
+        "exec": (Execute, Execute.description.partition("\n")[0]),
+        "shell": (Shell, Shell.description.partition("\n")[0]),
+        "stats": (Stats, Stats.description),
+        "commit": (Commit, Commit.description),
+        "save": (Save, Save.description),
+        "load": (Load, Load.description),
         "doctor": (Doctor, Doctor.description.partition("\n")[0]),
         "prune": (Prune, Prune.description.partition("\n")[0]),
     }
@@ -281,9 +483,8 @@ class Dockml(JupyterApp):
         """Run the command; called by traitlets."""
         if self.subapp is None:
             self.print_help()
-            raise ConfigError(
-                "dockml needs a command.", hint=f"One of: {', '.join(self.subcommands)}."
-            )
+            names = ", ".join(self.subcommands)
+            raise ConfigError("dockml needs a command.", hint=f"One of: {names}.")
         self.subapp.start()
 
 
@@ -306,6 +507,6 @@ def main(argv: list[str] | None = None) -> None:
     except DockmlError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(1)
-    except PullStopped as error:
+    except Stopped as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(130)

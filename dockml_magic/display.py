@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+from dockml_magic.pull import format_size
 from dockml_magic.pull_view import LineView, NotebookView, PullView, TerminalView, shown
 
 
@@ -34,6 +38,13 @@ class Teller:
         return TerminalView(sys.stdout) if sys.stdout.isatty() else LineView(self)
 
 
+def write_stream(stream: str, text: str) -> None:
+    """Write a piece of a container's output to our own stream of that name, now."""
+    file = sys.stderr if stream == "stderr" else sys.stdout
+    file.write(text)
+    file.flush()
+
+
 tell = Teller()
 """Say one line to the reader, now; and show pulls."""
 
@@ -41,6 +52,85 @@ tell = Teller()
 def show_pull(reference: str, tell: Callable[[str], None]) -> AbstractContextManager[PullView]:
     """Show a pull to whom `tell` speaks to. See `pull_view.shown`."""
     return shown(reference, tell.pull_view() if isinstance(tell, ShowsPulls) else LineView(tell))
+
+
+class Progress:
+    """How far something is that has a known size: one line that changes, or where nothing can, the first one.
+
+    Parameters
+    ----------
+    what : str
+        What is being done.
+    total : int
+        Bytes.
+    tell : callable
+        Gets lines; our own `tell` can change one.
+    """
+
+    def __init__(self, what: str, total: int, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        is_ours = isinstance(tell, Teller)
+        self._in_notebook = is_ours and _is_in_notebook()
+        self._in_terminal = is_ours and not self._in_notebook and sys.stdout.isatty()
+        self._output: Any = None
+        self.next(what, total)
+
+    def next(self, what: str, total: int) -> None:
+        """Go on with something else."""
+        self._what, self._total = what, total
+        self._began = self._due = time.monotonic()
+        if not (self._in_notebook or self._in_terminal):
+            self._tell(what)
+        else:
+            self.show(0)
+
+    def show(self, done: int) -> None:
+        """Show how much is done. May be called as often as one likes."""
+        now = time.monotonic()
+        if now < self._due or not (self._in_notebook or self._in_terminal):
+            return
+        self._due = now + _SHOW_INTERVAL
+        percent = f", {min(100, 100 * done // self._total)} %" if self._total else ""
+        speed = f", {format_size(done / (now - self._began))}/s" if now > self._began + 1 else ""
+        self._write(f"{self._what}: {format_size(done)}{percent}{speed}")
+
+    def say(self, line: str) -> None:
+        """Say something in between."""
+        self.clear()
+        self._tell(line)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._in_terminal or self._output is not None:
+            self._write("")
+
+    def _write(self, text: str) -> None:
+        if self._in_terminal:
+            width = shutil.get_terminal_size().columns
+            sys.stdout.write(f"\r\x1b[K{text[: max(1, width - 1)]}")
+            sys.stdout.flush()
+            return
+        from IPython.display import display
+
+        if self._output is None:
+            self._output = display(  # type: ignore[no-untyped-call]
+                {"text/plain": text}, raw=True, display_id=True
+            )
+        else:
+            self._output.update({"text/plain": text}, raw=True)
+
+
+_SHOW_INTERVAL = 0.3
+
+
+@contextlib.contextmanager
+def show_progress(what: str, total: int, tell: Callable[[str], None]) -> Iterator[Progress]:
+    """Show how far something is, until it ends, however it does."""
+    progress = Progress(what, total, tell)
+    try:
+        yield progress
+    finally:
+        progress.clear()
 
 
 def _is_in_notebook() -> bool:

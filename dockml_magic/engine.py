@@ -21,13 +21,14 @@ import shutil
 import socket
 import stat
 import tarfile
+import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from dockml_magic import labels
@@ -80,6 +81,9 @@ _BUILD_NOISE = (
 
 BUILD_LINES = 20
 """Lines of a failed build that are shown."""
+
+_PIECE = 1024 * 1024
+"""Bytes of an archive that are taken at a time."""
 
 _REPORT_INTERVAL = 0.2
 """Seconds between two reports of a pull."""
@@ -202,6 +206,8 @@ class ContainerStats:
         That it may run on.
     memory, memory_limit : int
         Bytes; without what the kernel only caches and can drop, as `docker stats` shows it.
+    pids : int or None
+        Processes and threads; None where the engine does not count them.
     """
 
     cpu: int = 0
@@ -209,6 +215,7 @@ class ContainerStats:
     cpus: int = 1
     memory: int = 0
     memory_limit: int = 0
+    pids: int | None = None
 
     def cpu_percent(self, before: ContainerStats) -> float:
         """Return how busy it was since `before`, by Docker's own formula: 100 is one CPU."""
@@ -232,6 +239,10 @@ class ContainerState:
         0 while it runs.
     host_ports : mapping of int to int
         Container port to the host port that is published for it.
+    entrypoint : tuple of str
+        What its first process was started with; empty where `list` was asked and not `inspect`.
+    user : str
+        As whom that was started; as `entrypoint`.
     image_id : str
         Of its image, which may have lost the name that `image` gives.
     """
@@ -248,6 +259,40 @@ class ContainerState:
     created_at: float = 0.0
     mounts: Mapping[str, str] = field(default_factory=dict)
     host_ports: Mapping[int, int] = field(default_factory=dict)
+    entrypoint: tuple[str, ...] = ()
+    user: str = ""
+
+
+Stream = Literal["stdout", "stderr"]
+
+
+class Exec(Protocol):
+    """A command that runs in a container. Close it in the end, which does not end the command."""
+
+    @property
+    def pid(self) -> int:
+        """Its process on the engine's machine, 0 where that is not known."""
+
+    def fileno(self) -> int:
+        """Return what `select` can wait on."""
+
+    def read(self) -> tuple[Stream, bytes] | None:
+        """Wait for output and return it, None at its end. A terminal's is all "stdout"."""
+
+    def write(self, data: bytes) -> None:
+        """Send it to the standard input."""
+
+    def close_input(self) -> None:
+        """End the standard input; what it writes can still be read."""
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell its terminal how large it is. One that has ended is no error."""
+
+    def exit_code(self) -> int | None:
+        """Return how it ended, None while it runs."""
+
+    def close(self) -> None:
+        """Leave it."""
 
 
 class Engine(Protocol):
@@ -295,8 +340,9 @@ class Engine(Protocol):
         report: Callable[[str], None],
         *,
         pull: bool = False,
+        context: Path | None = None,
     ) -> None:
-        """Build a Dockerfile in its folder and tag the image; `pull` fetches its base anew.
+        """Build a Dockerfile in its folder, or in `context`, and tag the image; `pull` fetches its base anew.
 
         `report` gets each line of the build. Raises `ImageBuildError` with the last of them.
         """
@@ -318,6 +364,43 @@ class Engine(Protocol):
 
     def logs(self, container_id: str, tail: int) -> str:
         """Return its last lines, "" when it is gone."""
+
+    def stream_logs(
+        self,
+        container_id: str,
+        *,
+        tail: int | None = None,
+        follow: bool = False,
+        timestamps: bool = False,
+    ) -> Generator[bytes, None, None]:
+        """Give its log in pieces, from the last `tail` lines on; with `follow` until it ends, or is left alone."""
+
+    def exec(
+        self,
+        container_id: str,
+        command: Sequence[str],
+        *,
+        user: str = "",
+        workdir: str = "",
+        env: Mapping[str, str] = {},
+        tty: bool = False,
+    ) -> Exec:
+        """Start a command in a running container, with a standard input; "" is as the container itself."""
+
+    def commit(
+        self, container_id: str, reference: str, *, message: str = "", author: str = ""
+    ) -> ImageState:
+        """Make an image of a container's files, running or not; return it.
+
+        It has the configuration of the container's image: neither variables that the container was given,
+        nor its labels and command. An interrupt leaves nothing.
+        """
+
+    def save(self, references: Sequence[str]) -> Iterator[bytes]:
+        """Give an archive of images in pieces, as `docker save` makes it."""
+
+    def load(self, archive: Iterator[bytes]) -> list[str]:
+        """Take in the images of such an archive, given in pieces; return their names, or ids where they have none."""
 
     def stats(self, container_id: str) -> ContainerStats | None:
         """Return what it has used up to now, None where it does not run. Called every few seconds."""
@@ -596,6 +679,270 @@ class _KeptLayers:
         return f"sha256:{hashlib.sha256(config).hexdigest()}", archive
 
 
+class _DockerExec:
+    """A command that an engine runs.
+
+    Parameters
+    ----------
+    engine : DockerEngine
+        The engine.
+    exec_id : str
+        Its id of the command.
+    connection : file
+        As the SDK gives it: a raw file on a socket, or a socket.
+    tty : bool
+        What comes is a terminal's, and not cut into frames.
+    """
+
+    def __init__(self, engine: DockerEngine, exec_id: str, connection: Any, *, tty: bool) -> None:
+        self._engine = engine
+        self._id = exec_id
+        self._file = connection
+        self._socket = getattr(connection, "_sock", connection)
+        self._socket.settimeout(None)
+        self._tty = tty
+
+    def _inspect(self) -> dict[str, Any]:
+        with self._engine._translated():  # noqa: SLF001  # a part of it
+            found: dict[str, Any] = self._engine._client.api.exec_inspect(self._id)  # noqa: SLF001
+        return found
+
+    @property
+    def pid(self) -> int:
+        """Its process on the engine's machine."""
+        return int(self._inspect().get("Pid") or 0)
+
+    def fileno(self) -> int:
+        """Return what `select` can wait on."""
+        return int(self._socket.fileno())
+
+    def read(self) -> tuple[Stream, bytes] | None:
+        """Wait for output and return it, None at its end."""
+        if self._tty:
+            data: bytes = self._recv(_FRAME)
+            return ("stdout", data) if data else None
+        head = self._exactly(8)
+        if len(head) < 8:
+            return None
+        data = self._exactly(int.from_bytes(head[4:], "big"))
+        return ("stderr" if head[0] == 2 else "stdout"), data
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size and (more := self._recv(min(_FRAME, size - len(data)))):
+            data += more
+        return data
+
+    def _recv(self, size: int) -> bytes:
+        try:
+            return bytes(self._socket.recv(size))
+        except OSError as error:
+            log.debug("the connection to a command broke off: %s", error)
+            return b""
+
+    def write(self, data: bytes) -> None:
+        """Send it to the standard input."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._socket.sendall(data)
+
+    def close_input(self) -> None:
+        """End the standard input."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell its terminal how large it is."""
+        with contextlib.suppress(EngineError), self._engine._translated():  # noqa: SLF001
+            self._engine._client.api.exec_resize(self._id, height=rows, width=columns)  # noqa: SLF001
+
+    def exit_code(self) -> int | None:
+        """Return how it ended, None while it runs."""
+        found = self._inspect()
+        return None if found.get("Running") or found.get("ExitCode") is None else found["ExitCode"]
+
+    def close(self) -> None:
+        """Leave it."""
+        self._file.close()
+        self._socket.close()
+
+
+_FRAME = 65536
+
+_METADATA = "ARG|CMD|ENTRYPOINT|ENV|EXPOSE|HEALTHCHECK|LABEL|MAINTAINER|ONBUILD|SHELL|STOPSIGNAL|USER|VOLUME"
+_METADATA_STEPS = tuple(
+    re.compile(rf"(?:/bin/sh -c )?(?:#\(nop\) +)?(?:{words})\b")
+    for words in (_METADATA, f"{_METADATA}|WORKDIR")
+)
+"""How steps are told in an image's history that make no layer: WORKDIR may, where it makes the folder."""
+
+
+class _Commit:
+    """Makes an image of a container's files, and of the configuration of the container's image.
+
+    What an engine commits by itself has the container's variables, and no change can take one away. So that
+    image gets no name, and lives until an image of the same layers with a configuration of ours is loaded:
+    without their contents, as `_KeptLayers` does it, or where the engine cannot do that as an archive of all of it.
+
+    The engine goes on with a commit whoever asked has gone. A thread waits for it, and cleans up after an interrupt.
+    """
+
+    def __init__(
+        self, engine: DockerEngine, container_id: str, reference: str, message: str, author: str
+    ) -> None:
+        self._api = engine._client.api  # noqa: SLF001  # a part of it
+        self._engine = engine
+        self._container_id = container_id
+        self._reference = reference
+        self._message = message
+        self._author = author
+        self._is_abandoned = False
+        self._problem: BaseException | None = None
+
+    def run(self) -> None:
+        """Do it, and return when it is done."""
+        thread = threading.Thread(target=self._try, name="dockml-commit", daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(0.2)
+        except BaseException:
+            self._is_abandoned = True
+            raise
+        if self._problem is not None:
+            raise self._problem
+
+    def _try(self) -> None:
+        try:
+            self._commit()
+        except Exception as error:  # noqa: BLE001  # raised where it was asked for
+            self._problem = error
+
+    def _commit(self) -> None:
+        api = self._api
+        base = api.inspect_container(self._container_id)["Image"]
+        try:
+            base_config = api.inspect_image(base).get("Config") or {}
+        except self._engine._errors.ImageNotFound as error:  # noqa: SLF001
+            raise EngineError(
+                "The image that this container was made of is not here any more.",
+                hint="Copy out of the container what you need: docker cp",
+            ) from error
+        # Not api.commit: it gives up after its time-out, and a large layer takes minutes.
+        response = api.post(
+            f"{api.base_url}/v{api.api_version}/commit",
+            params={
+                "container": self._container_id,
+                "changes": f"LABEL {labels.COMMITS}={self._reference}",
+            },
+            json={},
+            timeout=None,
+        )
+        if not response.ok:
+            raise _error_of(_refusal_in(response), self._reference, "")
+        raw = response.json()["Id"]
+        try:
+            made = api.inspect_image(raw)
+            diff_ids = made["RootFS"]["Layers"]
+            about = {
+                "architecture": made.get("Architecture", ""),
+                "os": made.get("Os") or "linux",
+                "author": self._author,
+                "comment": self._message,
+                "created": made["Created"],
+                "config": base_config,
+                "rootfs": {"type": "layers", "diff_ids": diff_ids},
+                "history": self._history(base, diff_ids, made["Created"]),
+            }
+            if made.get("Variant"):
+                about["variant"] = made["Variant"]
+            config = json.dumps({key: value for key, value in about.items() if value}).encode()
+            if not self._is_abandoned:
+                self._load(config, diff_ids, raw)
+        finally:
+            api.remove_image(raw, force=True, noprune=True)
+
+    def _history(self, base: str, diff_ids: Sequence[str], created: str) -> list[dict[str, Any]]:
+        """Return the base's history and this step; of the base nothing where its layers cannot be told."""
+        rows = list(reversed(self._api.history(base)))
+        below = len(self._api.inspect_image(base)["RootFS"].get("Layers") or ())
+        steps: list[dict[str, Any]] = []
+        for metadata in _METADATA_STEPS:
+            empty = [not row["Size"] and bool(metadata.match(row["CreatedBy"])) for row in rows]
+            if empty.count(False) == below:
+                steps = [
+                    {
+                        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(row["Created"])),
+                        "created_by": row["CreatedBy"],
+                        "comment": row["Comment"],
+                        "empty_layer": is_empty,
+                    }
+                    for row, is_empty in zip(rows, empty, strict=True)
+                ]
+                break
+        own = {
+            "created": created,
+            "created_by": "dockml commit",
+            "author": self._author,
+            "comment": self._message,
+            "empty_layer": len(diff_ids) == below,
+        }
+        return [{key: value for key, value in step.items() if value} for step in [*steps, own]]
+
+    def _load(self, config: bytes, diff_ids: Sequence[str], raw: str) -> None:
+        paths = [f"{diff_id.partition(':')[2]}/layer.tar" for diff_id in diff_ids]
+        try:
+            self._engine.load(iter([self._archive(config, paths)]))
+        except EngineUnreachableError:
+            raise
+        except EngineError as error:
+            log.info("the engine does not load layers that it has: %s", error)
+            with tempfile.TemporaryFile() as file:
+                self._write_archive(file, config, raw)
+                file.seek(0)
+                self._engine.load(iter(lambda: file.read(_PIECE), b""))
+
+    def _archive(self, config: bytes, paths: Sequence[str]) -> bytes:
+        manifest = [{"Config": "config.json", "RepoTags": [self._reference], "Layers": paths}]
+        return make_archive(
+            {
+                PurePosixPath("manifest.json"): json.dumps(manifest).encode(),
+                PurePosixPath("config.json"): config,
+            }
+        )
+
+    def _write_archive(self, file: IO[bytes], config: bytes, raw: str) -> None:
+        """Write the raw image's archive with another configuration."""
+        paths: list[str] = []
+        whole = _Pieces(self._engine.save([raw]))
+        with (
+            tarfile.open(fileobj=whole, mode="r|") as read,  # type: ignore[call-overload]
+            tarfile.open(fileobj=file, mode="w") as written,
+        ):
+            for member in read:
+                content = read.extractfile(member) if member.isfile() else None
+                if member.name == "manifest.json" and content is not None:
+                    paths = json.load(content)[0]["Layers"]
+                elif member.name not in ("repositories", "index.json", "oci-layout"):
+                    written.addfile(member, content)
+            with tarfile.open(fileobj=io.BytesIO(self._archive(config, paths))) as ours:
+                for member in ours:
+                    written.addfile(member, ours.extractfile(member))
+
+
+class _Pieces:
+    """A file to read, of pieces as they come."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        while len(self._rest) < size and (piece := next(self._pieces, b"")):
+            self._rest += piece
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data
+
+
 def connect(name: str | None = None, *, timeout: float = _REQUEST_TIMEOUT) -> DockerEngine:
     """Return the engine that the environment or the current Docker context names.
 
@@ -845,6 +1192,7 @@ class DockerEngine:
         report: Callable[[str], None],
         *,
         pull: bool = False,
+        context: Path | None = None,
     ) -> None:
         """Build a Dockerfile in its folder and tag the image."""
         lines: list[str] = []
@@ -852,8 +1200,8 @@ class DockerEngine:
         try:
             with self._translated(reference=reference):
                 for event in self._client.api.build(
-                    path=str(dockerfile.parent),
-                    dockerfile=dockerfile.name,
+                    path=str(context or dockerfile.parent),
+                    dockerfile=str(dockerfile) if context else dockerfile.name,
                     tag=reference,
                     buildargs=dict(args),
                     labels={labels.BUILT_FROM: str(dockerfile), labels.USER: str(os.getuid())},
@@ -990,6 +1338,8 @@ class DockerEngine:
             started_at=state.get("StartedAt", ""),
             host_ports=ports,
             mounts=_mounts_in(found),
+            entrypoint=tuple(found["Config"].get("Entrypoint") or ()),
+            user=found["Config"].get("User") or "",
         )
 
     def logs(self, container_id: str, tail: int) -> str:
@@ -1002,6 +1352,120 @@ class DockerEngine:
                     raise
                 return ""
         return text.decode(errors="replace")
+
+    def stream_logs(
+        self,
+        container_id: str,
+        *,
+        tail: int | None = None,
+        follow: bool = False,
+        timestamps: bool = False,
+    ) -> Generator[bytes, None, None]:
+        """Give its log in pieces."""
+        api = self._client.api
+        with self._translated():
+            response = api.get(  # not api.logs: its answer cannot be closed
+                f"{api.base_url}/v{api.api_version}/containers/{container_id}/logs",
+                params={
+                    "stdout": 1,
+                    "stderr": 1,
+                    "follow": int(follow),
+                    "timestamps": int(timestamps),
+                    "tail": "all" if tail is None else tail,
+                },
+                stream=True,
+                timeout=None,
+            )
+            try:
+                if not response.ok:
+                    raise _error_of(_refusal_in(response), "", "")
+                while len(head := response.raw.read(8)) == 8:
+                    yield response.raw.read(int.from_bytes(head[4:], "big"))
+            finally:
+                response.close()
+
+    def exec(
+        self,
+        container_id: str,
+        command: Sequence[str],
+        *,
+        user: str = "",
+        workdir: str = "",
+        env: Mapping[str, str] = {},
+        tty: bool = False,
+    ) -> Exec:
+        """Start a command in a running container."""
+        api = self._client.api
+        with self._translated():
+            made = api.exec_create(
+                container_id,
+                list(command),
+                stdin=True,
+                tty=tty,
+                user=user,
+                workdir=workdir or None,
+                environment=dict(env),
+            )
+            connection = api.exec_start(made["Id"], tty=tty, socket=True)
+        return _DockerExec(self, made["Id"], connection, tty=tty)
+
+    def commit(
+        self, container_id: str, reference: str, *, message: str = "", author: str = ""
+    ) -> ImageState:
+        """Make an image of a container's files, with the configuration of its image."""
+        work = _Commit(self, container_id, reference, message, author)
+        with self._translated(reference=reference):
+            work.run()
+        image = self.find_image(reference)
+        if image is None:
+            raise EngineError(
+                f"The engine does not have '{reference}' after the commit.", hint="Try once more."
+            )
+        return image
+
+    def save(self, references: Sequence[str]) -> Iterator[bytes]:
+        """Give an archive of images in pieces."""
+        api = self._client.api
+        for reference in references:  # the engine does not say which it lacks
+            if self.find_image(reference) is None:
+                raise ImageUnavailableError(reference, "it is not on this machine.")
+        with self._translated():
+            response = api.get(
+                f"{api.base_url}/v{api.api_version}/images/get",
+                params={"names": list(references)},
+                stream=True,
+                timeout=None,
+            )
+            with response:
+                if not response.ok:
+                    raise _error_of(_refusal_in(response), "", "")
+                yield from response.iter_content(_PIECE)
+
+    def load(self, archive: Iterator[bytes]) -> list[str]:
+        """Take in the images of an archive."""
+        api = self._client.api
+        names: list[str] = []
+        with self._translated():
+            response = api.post(
+                f"{api.base_url}/v{api.api_version}/images/load",
+                params={"quiet": "1"},
+                headers={"Content-Type": "application/x-tar"},
+                data=archive,
+                stream=True,
+                timeout=None,
+            )
+            with response:
+                if not response.ok:
+                    raise _error_of(_refusal_in(response), "", "")
+                for line in response.iter_lines():
+                    event = json.loads(line) if line else {}
+                    if "error" in event:
+                        raise _error_of(str(event["error"]), "", "")
+                    said = str(event.get("stream", ""))
+                    for begin in ("Loaded image: ", "Loaded image ID: ", "Loaded image(s): "):
+                        if said.startswith(begin):
+                            names += filter(None, map(str.strip, said[len(begin) :].split(",")))
+        return names
 
     def stats(self, container_id: str) -> ContainerStats | None:
         """Return what it has used up to now, None where it does not run."""
@@ -1024,6 +1488,7 @@ class DockerEngine:
             cpus=cpu.get("online_cpus") or 1,
             memory=memory["usage"] - (cached if cached < memory["usage"] else 0),
             memory_limit=memory.get("limit", 0),
+            pids=(found.get("pids_stats") or {}).get("current"),
         )
 
     def wait(self, container_id: str, timeout: float) -> int | None:

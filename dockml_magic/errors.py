@@ -1,7 +1,7 @@
 """Every error a reader may meet: what happened, why, and what to do next.
 
-All of them but `PullStopped` derive from `DockmlError`, which carries a message and a hint and shows
-just these lines in a notebook, never our own stack. `engine.py` is the only place that sees
+All of them but those for an interrupt (`Stopped`) derive from `DockmlError`, which carries a message and
+a hint and shows just these lines in a notebook, never our own stack. `engine.py` is the only place that sees
 an exception of Docker's; it raises one of these from it, so the cause is kept for the log.
 """
 
@@ -10,8 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 __all__ = [
+    "ArchiveError",
+    "BackupStopped",
+    "CommandFailedError",
+    "CommandStopped",
     "ConfigError",
     "ContainerNameTakenError",
+    "ContainerNotRunningError",
     "DockmlError",
     "EngineError",
     "EngineTooOldError",
@@ -32,6 +37,7 @@ __all__ = [
     "PullStopped",
     "RemoteCellError",
     "StartAbandonedError",
+    "Stopped",
     "UnknownContainerError",
     "UnknownEnvironmentError",
     "UnknownNameError",
@@ -223,8 +229,27 @@ class ImageBuildError(EngineError):
         )
 
 
-class PullStopped(KeyboardInterrupt):
-    """The reader interrupted a pull: an interrupt still, which nobody catches by mistake.
+class Stopped(KeyboardInterrupt):
+    """The reader interrupted something: an interrupt still, which nobody catches by mistake."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Show the message in a notebook, without our stack (IPython's own hook)."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class BackupStopped(Stopped):
+    """The reader interrupted a backup, or the loading of one: nothing of it is left."""
+
+
+class CommandStopped(Stopped):
+    """The reader interrupted a command in a container."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(f"'{command}' was stopped.")
+
+
+class PullStopped(Stopped):
+    """The reader interrupted a pull.
 
     Attributes
     ----------
@@ -239,9 +264,35 @@ class PullStopped(KeyboardInterrupt):
         )
         self.reference = reference
 
-    def _render_traceback_(self) -> list[str]:
-        """Show the message in a notebook, without our stack (IPython's own hook)."""
-        return [f"{type(self).__name__}: {self}"]
+
+class ArchiveError(DockmlError):
+    """An archive of images cannot be written, or is not whole."""
+
+
+class CommandFailedError(DockmlError):
+    """A command in a container ended with another exit code than 0.
+
+    Attributes
+    ----------
+    exit_code : int
+        As a shell reports it: 128 + signal number where a signal ended it.
+    """
+
+    def __init__(self, command: str, name: str, exit_code: int) -> None:
+        known = {
+            126: "It may not be run there.",
+            127: "There is no such program in the container.",
+            137: "It was killed: for memory, perhaps.",
+        }
+        super().__init__(
+            f"'{command}' in '{name}' ended with exit code {exit_code}.",
+            hint=known.get(exit_code, ""),
+        )
+        self.exit_code = exit_code
+
+
+class ContainerNotRunningError(EngineError):
+    """The container has ended, or is paused."""
 
 
 class GpuUnavailableError(EngineError):

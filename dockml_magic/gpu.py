@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -67,6 +69,61 @@ def find_gpus(environ: Mapping[str, str] = os.environ) -> HostGpus:
         why_none="" if visible else f"{limited_by}={environ[limited_by]!r} hides its GPUs",
         limited_by=limited_by,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuUse:
+    """What a process uses of the GPUs.
+
+    Attributes
+    ----------
+    memory : int
+        Bytes, of all GPUs.
+    utilisation : int or None
+        Percent of the time in which a kernel of it ran, added up over the GPUs; None where the driver does not say.
+    """
+
+    memory: int = 0
+    utilisation: int | None = None
+
+    def __add__(self, other: GpuUse) -> GpuUse:
+        both = [use for use in (self.utilisation, other.utilisation) if use is not None]
+        return GpuUse(memory=self.memory + other.memory, utilisation=sum(both) if both else None)
+
+
+def find_gpu_use() -> dict[int, GpuUse] | None:
+    """Return what each process of this machine, by its number, uses of the GPUs; None without a GPU."""
+    import pynvml
+
+    used: dict[int, GpuUse] = {}
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        count = pynvml.nvmlDeviceGetCount()
+        for index in range(count):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+                use = GpuUse(memory=process.usedGpuMemory or 0)
+                used[process.pid] = used.get(process.pid, GpuUse()) + use
+            since = int((time.time() - _UTILISATION_WINDOW) * 1e6)
+            samples: dict[int, int] = {}
+            with contextlib.suppress(pynvml.NVMLError):  # none ran, or an old driver
+                for sample in pynvml.nvmlDeviceGetProcessUtilization(handle, since):
+                    samples[sample.pid] = sample.smUtil  # the latest comes last
+            for pid, percent in samples.items():
+                if pid in used:
+                    used[pid] += GpuUse(utilisation=percent)
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+    return used if count else None
+
+
+_UTILISATION_WINDOW = 2.0
+"""Seconds over which the driver is asked how busy a process was."""
 
 
 def _read_gpu(nvml: Any, index: int) -> Gpu:

@@ -1,4 +1,4 @@
-"""The magics about images: list and fetch them."""
+"""The magics about images: list, fetch, build, remove them; to a file and back."""
 
 from __future__ import annotations
 
@@ -7,12 +7,27 @@ from pathlib import Path
 
 from IPython.core.magic import line_magic, magics_class
 
+from dockml_magic.backup import backup_path, load_images, save_images
 from dockml_magic.display import Tables, tell
 from dockml_magic.images import add_search_options, tables_of_images
 from dockml_magic.magic_lines import MagicLines
 from dockml_magic.names import known_names
-from dockml_magic.options import RunOptions, add_pull_arguments
-from dockml_magic.planning import engine_for, local_references, pull_for
+from dockml_magic.options import (
+    RunOptions,
+    add_build_arguments,
+    add_load_arguments,
+    add_pull_arguments,
+    add_rmi_arguments,
+    add_save_arguments,
+)
+from dockml_magic.planning import (
+    build_image,
+    engine_for,
+    find_local_image,
+    local_references,
+    pull_for,
+    remove_image,
+)
 from dockml_magic.project import find_project
 
 
@@ -23,10 +38,18 @@ class ImageMagics(MagicLines):
     ARGUMENTS = {  # noqa: RUF012 - declared as ClassVar above
         "docker_images": add_search_options,
         "docker_pull": add_pull_arguments,
+        "docker_build": add_build_arguments,
+        "docker_rmi": add_rmi_arguments,
+        "docker_save": add_save_arguments,
+        "docker_load": add_load_arguments,
     }
 
     def names_for(self, magic: str) -> Iterable[str]:
-        """Return the names of images."""
+        """Return the names of images: those that are here, and where one can be fetched all."""
+        if magic in ("docker_build", "docker_load"):
+            return []
+        if magic in ("docker_rmi", "docker_save"):
+            return local_references() or []
         return known_names(find_project(Path.cwd()), local_references() or [])
 
     @line_magic
@@ -54,3 +77,65 @@ class ImageMagics(MagicLines):
             options = RunOptions(engine=parsed.engine)
             engine = engine_for(options)
             pull_for(parsed.what, options, Path.cwd(), engine=engine, tell=tell)
+
+    @line_magic
+    def docker_build(self, line: str) -> None:
+        """Build an image: %docker_build [-t NAME] [-f DOCKERFILE] [--build-arg KEY=VALUE] [--pull] PATH.
+
+        PATH is a folder with a Dockerfile, or a Dockerfile. Proxies and pip's settings of this machine are given to
+        the build. Without -t the image is the one that %docker_env PATH starts.
+        """
+        if (parsed := self.parse("docker_build", line)) is None:
+            return
+        reference = build_image(
+            engine_for(RunOptions(engine=parsed.engine)),
+            Path(parsed.path).expanduser(),
+            dockerfile=Path(parsed.file).expanduser() if parsed.file else None,
+            tag=parsed.tag,
+            args=parsed.build_arg,
+            pull=parsed.pull,
+            tell=tell,
+        )
+        name = parsed.tag or (parsed.path if "/" in parsed.path else f"./{parsed.path}")
+        tell(f"built {reference}. Start it with: %docker_env {name}")
+
+    @line_magic
+    def docker_rmi(self, line: str) -> None:
+        """Remove images: %docker_rmi [-f] IMAGE [IMAGE ...].
+
+        One that containers use stays, and they are named. With -f, as Docker has it, one that only stopped
+        containers use goes, and one that running ones use loses its name.
+        """
+        if (parsed := self.parse("docker_rmi", line)) is None:
+            return
+        engine = engine_for(RunOptions(engine=parsed.engine))
+        for reference in [find_local_image(name, engine, Path.cwd()) for name in parsed.images]:
+            for gone in remove_image(reference, engine, force=parsed.force):
+                tell(gone)
+
+    @line_magic
+    def docker_save(self, line: str) -> None:
+        """Write images to a file: %docker_save IMAGE [IMAGE ...] [-o FILE] [--force].
+
+        FILE ends in .tar, .tar.gz (the default), .tar.xz or .tar.zst, and is read again and checked before it gets
+        its name. On another machine: %docker_load -i FILE, or docker load -i FILE. An environment is made an
+        image with: %docker_commit ENV IMAGE
+        """
+        if (parsed := self.parse("docker_save", line)) is None:
+            return
+        engine = engine_for(RunOptions(engine=parsed.engine))
+        references = [find_local_image(name, engine, Path.cwd()) for name in parsed.images]
+        path = backup_path(parsed.output, references, Path.cwd())
+        save_images(engine, references, path, tell, force=parsed.force)
+
+    @line_magic
+    def docker_load(self, line: str) -> None:
+        """Take in the images of a file: %docker_load -i FILE.
+
+        The file is read to its end and checked before the engine gets it.
+        """
+        if (parsed := self.parse("docker_load", line)) is None:
+            return
+        engine = engine_for(RunOptions(engine=parsed.engine))
+        for name in load_images(engine, Path(parsed.input).expanduser(), tell):
+            tell(f"loaded {name}. Start it with: %docker_env {name}")

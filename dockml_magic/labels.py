@@ -24,3 +24,6 @@ BUILT_FROM = f"{NAMESPACE}.built-from"
 
 KEEPS = f"{NAMESPACE}.keeps"
 """On an image: the reference whose pull came as far as its layers, and not to its end."""
+
+COMMITS = f"{NAMESPACE}.commits"
+"""On an image without a name: the reference that is being made of it."""

@@ -42,8 +42,11 @@ class MagicLines(Magics):
         ConfigError
             If it cannot be understood.
         """
+        return self.parse_words(magic, split_line(line))
+
+    def parse_words(self, magic: str, words: list[str]) -> argparse.Namespace | None:
+        """Do the same for words."""
         parser = self.parser(magic)
-        words = split_line(line)
         if "-h" in words or "--help" in words:
             tell(parser.format_help())
             return None

@@ -19,6 +19,7 @@ from dockml_magic.environment import Environment, Environments, raise_remote_err
 from dockml_magic.errors import ConfigError, GpuUnavailableError
 from dockml_magic.image_magics import ImageMagics
 from dockml_magic.images import explain
+from dockml_magic.life_magics import LifeMagics
 from dockml_magic.magic_lines import MagicLines
 from dockml_magic.names import LOCAL, known_names
 from dockml_magic.options import RunOptions, add_run_options, options_from
@@ -110,7 +111,12 @@ class DockerMagics(MagicLines):
         super().__init__(shell)
         self.environments = Environments()
         self.router = Router(shell, self.environments, self._cell_target)
-        self.all_lines: tuple[MagicLines, ...] = (self, ImageMagics(shell), DoctorMagics(shell))
+        self.all_lines: tuple[MagicLines, ...] = (
+            self,
+            ImageMagics(shell),
+            LifeMagics(shell, self.environments),
+            DoctorMagics(shell),
+        )
 
     def names_for(self, magic: str) -> Iterable[str]:
         """Return the names of environments, and where one can be started those of images."""

@@ -266,11 +266,108 @@ class _Parser(argparse.ArgumentParser):
 def add_pull_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what a pull takes on `parser`: `what` and `engine`."""
     parser.add_argument("what", metavar="NAME", help="a short name, a reference, an environment")
-    _add_engine(parser.add_argument)
+    add_engine(parser.add_argument)
 
 
-def _add_engine(add: Callable[..., object]) -> None:
+def add_engine(add: Callable[..., object]) -> None:
+    """Declare `--engine`; `add` is `add_argument` of a parser, or of a group."""
     add("--engine", metavar="CONTEXT|URL", help="Docker context or endpoint to use")
+
+
+def add_logs_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what reading a log takes: `name`, `follow`, `tail`, `timestamps` and `engine`."""
+    add = parser.add_argument
+    add("name", nargs="?", metavar="ENV", help="an environment, or a container of one")
+    add("-f", "--follow", action="store_true", help="go on until it ends, or you stop it")
+    add("-n", "--tail", type=parse_tail, metavar="N", help="the last N lines only")
+    add("-t", "--timestamps", action="store_true", help="with the time of each line")
+    add_engine(add)
+
+
+def parse_tail(text: str) -> int | None:
+    """Return a number of lines; None for "all"."""
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise ConfigError(f"--tail {text}: not a number of lines.", hint="Write --tail 20, or all.")
+    return int(text)
+
+
+def add_exec_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what running a command takes before its words: `name` and `docker exec`'s options.
+
+    Its own words are for `split_command` to take away, and `command` is for the help only.
+    """
+    add = parser.add_argument
+    add("-e", "--env", action="append", metavar="KEY[=VALUE]", help="set an environment variable")
+    add("-w", "--workdir", metavar="FOLDER", help="working directory (the kernel's)")
+    add("-u", "--user", metavar="USER[:GROUP]", help="run as this user (the kernel's)")
+    add_engine(add)
+    add("name", metavar="ENV", help="an environment, or a container of one")
+
+
+_VALUED = ("-e", "--env", "-w", "--workdir", "-u", "--user", "--engine")
+
+
+def split_command(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return our options and ENV, and the words of the command behind them, which are not ours to read."""
+    place = 0
+    while place < len(words) and words[place].startswith("-"):
+        if words[place] == "--":
+            place += 1
+            break
+        place += 2 if words[place] in _VALUED else 1
+    return list(words[: place + 1]), list(words[place + 1 :])
+
+
+def add_commit_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what a commit takes: `names`, `message`, `author` and `engine`."""
+    add = parser.add_argument
+    add("names", nargs="+", metavar="[ENV] IMAGE", help="what to make an image of, and its name")
+    add("-m", "--message", default="", metavar="TEXT", help="why; `docker inspect` shows it")
+    add("-a", "--author", default="", metavar="NAME", help="by whom")
+    add_engine(add)
+
+
+def add_save_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what a backup takes: `images`, `output`, `force` and `engine`."""
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="a name, or a reference")
+    add("-o", "--output", metavar="FILE", help="to write: .tar, .tar.gz, .tar.xz or .tar.zst")
+    add("--force", action="store_true", help="replace FILE if it is there")
+    add_engine(add)
+
+
+def add_load_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what loading a backup takes: `input` and `engine`."""
+    add = parser.add_argument
+    add("-i", "--input", required=True, metavar="FILE", help="what %%docker_save wrote")
+    add_engine(add)
+
+
+def add_build_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what a build takes: `path` and `docker build`'s options."""
+    add = parser.add_argument
+    add("-t", "--tag", default="", metavar="NAME", help="name of the image")
+    add("-f", "--file", default="", metavar="DOCKERFILE", help="default: PATH/Dockerfile")
+    add("--build-arg", action="append", default=[], metavar="KEY[=VALUE]", help="for ARG lines")
+    add("--pull", action="store_true", help="fetch the base image anew")
+    add_engine(add)
+    add("path", metavar="PATH", help="a folder, or a Dockerfile")
+
+
+def add_rmi_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what removing images takes: `images`, `force` and `engine`."""
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="a name, or a reference")
+    add("-f", "--force", action="store_true", help="also where stopped containers use it")
+    add_engine(add)
+
+
+def add_stats_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the figures take: `names` and `engine`."""
+    parser.add_argument("names", nargs="*", metavar="ENV", help="default: all of yours")
+    add_engine(parser.add_argument)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -293,7 +390,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--kernel", metavar="KERNELSPEC", help="the image's kernel to run, such as ir (Python's)")
     add("--pull", choices=PULL_POLICIES, help="when to pull the image (missing)")
     add("--transport", choices=TRANSPORTS, help="how to reach the kernel (chosen by the engine)")
-    _add_engine(add)
+    add_engine(add)
 
 
 def options_from(parsed: argparse.Namespace) -> RunOptions:

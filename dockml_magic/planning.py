@@ -6,6 +6,7 @@ Decides and fetches; what is decided is a `KernelPlan`, which `container.py` run
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import logging
 import os
@@ -13,7 +14,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -43,9 +44,9 @@ from dockml_magic.gpu import HostGpus, find_gpus
 from dockml_magic.host_settings import build_args, read_host_settings
 from dockml_magic.image_memory import ImageMemory
 from dockml_magic.names import Choice, Fits, choose, suggest
-from dockml_magic.options import AUTO, GpuRequest, RunOptions, parse_gpus
+from dockml_magic.options import AUTO, GpuRequest, RunOptions, parse_env, parse_gpus
 from dockml_magic.project import find_project
-from dockml_magic.pull import PullProgress, check_room
+from dockml_magic.pull import PullProgress, check_reference, check_room, format_size
 from dockml_magic.spec import (
     ContainerSpec,
 )
@@ -428,6 +429,64 @@ def _pull(choice: Choice, _: Path, engine: Engine, tell: Callable[[str], None]) 
     return pull_image(choice.reference, engine, tell)
 
 
+def build_image(
+    engine: Engine,
+    path: Path,
+    *,
+    dockerfile: Path | None = None,
+    tag: str = "",
+    args: Sequence[str] = (),
+    pull: bool = False,
+    tell: Callable[[str], None],
+) -> str:
+    """Build a Dockerfile as `docker build` does, and return the name of the image.
+
+    Parameters
+    ----------
+    engine : Engine
+        Who builds.
+    path : Path
+        A folder, or a Dockerfile in one.
+    dockerfile : Path, optional
+        The Dockerfile, where it is not PATH's own.
+    tag : str
+        The image's name; "" names it as `%docker_env PATH` looks for it.
+    args : sequence of str
+        As `--build-arg`.
+    pull : bool
+        Fetch the base anew.
+    tell : callable
+        Gets the lines of the build.
+
+    Raises
+    ------
+    ConfigError, ImageBuildError
+    """
+    found = dockerfile or (path / "Dockerfile" if path.is_dir() else path)
+    if not found.is_file():
+        raise ConfigError(
+            f"There is no Dockerfile '{found}'.",
+            hint="Name a folder with one, a Dockerfile, or both: -f DOCKERFILE FOLDER",
+        )
+    context = path if path.is_dir() else path.parent
+    if not tag and (args or dockerfile):
+        raise ConfigError(
+            "With --build-arg or -f, the image needs a name of its own.",
+            hint="Give it one: -t NAME",
+        )
+    reference = check_reference(tag) if tag else build_reference(found.resolve())
+    given = dict(pair for text in args if (pair := parse_env(text, os.environ)))
+    engine.build(
+        found.resolve(),
+        reference,
+        {**build_args(read_host_settings()), **given},
+        tell,
+        pull=pull,
+        context=context.resolve(),
+    )
+    return reference
+
+
 def pull_for(
     name: str, options: RunOptions, folder: Path, *, engine: Engine, tell: Callable[[str], None]
 ) -> ImageState:
@@ -540,6 +599,63 @@ def find_container(name: str, engine: Engine, workspace: Path) -> ContainerState
     raise ConfigError(
         f"The container '{name}' is not one of dockml_magic's, and is left alone.",
         hint=f"Use docker itself for it, as in: docker logs {name}",
+    )
+
+
+def commit_container(
+    engine: Engine,
+    container: ContainerState,
+    reference: str,
+    *,
+    message: str = "",
+    author: str = "",
+    tell: Callable[[str], None],
+) -> ImageState:
+    """Make an image of a container of ours; see `Engine.commit`.
+
+    Raises
+    ------
+    ConfigError
+        If `reference` cannot be the name of an image.
+    EngineError
+        If the engine cannot do it.
+    """
+    check_reference(reference)
+    image = engine.commit(container.id, reference, message=message, author=author)
+    name = container.labels.get(labels.NAME, container.name)
+    tell(
+        f"{name!r} is now the image {reference}, {format_size(image.size)}. "
+        f"Start it with: %docker_env {reference}"
+    )
+    return image
+
+
+def find_local_image(name: str, engine: Engine, folder: Path) -> str:
+    """Return the reference of the image that `name` means and the engine has.
+
+    Raises
+    ------
+    ImageUnavailableError
+        If it has none.
+    """
+    if engine.find_image(name) is not None:
+        return name
+    with contextlib.suppress(ConfigError):
+        choice, image = decide_here(name, RunOptions(), folder, engine)
+        if image is not None:
+            return choice.reference
+    if any(found.labels.get(labels.NAME) == name for found in our_containers(engine)):
+        raise ImageUnavailableError(
+            name,
+            "an environment is called so, and no image.",
+            hint=f"Make an image of it first: %docker_commit {name} IMAGE",
+        )
+    near = difflib.get_close_matches(name, engine.local_references(), 3, 0.4)
+    raise ImageUnavailableError(
+        name,
+        "it is not on this machine.",
+        hint=(f"Did you mean {', '.join(near)}? " if near else "")
+        + "See what is here with: %docker_images --local",
     )
 
 

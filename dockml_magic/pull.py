@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from dockml_magic.errors import EngineError, ImageUnavailableError
+from dockml_magic.errors import ConfigError, EngineError, ImageUnavailableError
 
 DOCKER_HUB = "docker.io"
 
@@ -61,6 +61,26 @@ class ImageName:
     def is_on_docker_hub(self) -> bool:
         """The registry is Docker Hub, whose mirrors an engine may have."""
         return self.host == DOCKER_HUB
+
+
+_PATH = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_HOST = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(?::\d+)?"
+_REFERENCE = re.compile(rf"(?:{_HOST}/)?{_PATH}(?:/{_PATH})*(?::[\w][\w.-]{{0,127}})?", re.ASCII)
+
+
+def is_reference(text: str) -> bool:
+    """Tell whether a text can be the name of an image, with or without a tag, as Docker reads it."""
+    return len(text) <= 255 and _REFERENCE.fullmatch(text) is not None
+
+
+def check_reference(text: str) -> str:
+    """Return a name for an image. Raises `ConfigError` for what is none."""
+    if not is_reference(text):
+        raise ConfigError(
+            f"'{text}' cannot be the name of an image.",
+            hint="Write it as in me/mine:1 - small letters, digits and . _ - between them, then :TAG",
+        )
+    return text
 
 
 def split_reference(reference: str) -> ImageName:

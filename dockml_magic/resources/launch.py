@@ -22,6 +22,8 @@ grace time, the notebook is gone, however it went, and the container ends itself
 ``launch.py kernel CONFIG FD MODE`` is the kernel: it makes ipykernel importable, from the image itself
 (MODE ``image``) or from the mounted bundle (``bundle``), says on FD what it found, and becomes ipykernel.
 A kernel of another language is the ``argv`` of the image's own kernelspec (``spec``), started by the supervisor.
+
+``launch.py exec CONFIG OPTIONS COMMAND...`` runs a command beside it, as the kernel's user.
 """
 
 from __future__ import print_function
@@ -39,6 +41,9 @@ import time
 
 NO_KERNEL = 87
 """Exit code of a kernel process that found no ipykernel it can import."""
+
+END_PATIENCE = 3.0
+"""Seconds between SIGINT, SIGTERM and SIGKILL for a command that nobody waits for any more."""
 
 FIRST_CONTACT = 60.0
 """Seconds to wait for the host's first connection."""
@@ -129,6 +134,38 @@ def languages(specs):
     return {name: specs[name].get("language") or "" for name in specs}
 
 
+def mount_points():
+    """Return the paths at which something is mounted."""
+    try:
+        with io.open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            found = [line.split(" ")[4] for line in file]
+    except (IOError, OSError):
+        return set()
+    for code, character in (("040", " "), ("011", "\t"), ("012", "\n"), ("134", "\\")):
+        found = [path.replace("\\" + code, character) for path in found]
+    return set(found)
+
+
+def take_over(home, uid, gid):
+    """Give the home of an image that another user's container became to this one; mounts are left alone."""
+    mounted = mount_points()
+    if os.lstat(home).st_uid == uid or home in mounted:
+        return
+    try:
+        os.chown(home, uid, gid)
+    except OSError:  # a read-only image
+        return
+    for folder, folders, files in os.walk(home):
+        folders[:] = [name for name in folders if os.path.join(folder, name) not in mounted]
+        for name in folders + files:
+            path = os.path.join(folder, name)
+            if path not in mounted:
+                try:
+                    os.lchown(path, uid, gid)
+                except OSError:
+                    pass
+
+
 def become(user):
     """Go from root to the user who owns the notebook, who gets a name and a home where the image has none.
 
@@ -153,6 +190,8 @@ def become(user):
             os.chown(home, uid, gid)
         except OSError:
             home = "/tmp"
+    elif home == user["home"]:
+        take_over(home, uid, gid)
     os.setgroups([gid])
     os.setgid(gid)
     os.setuid(uid)
@@ -182,11 +221,11 @@ class Supervisor(object):
         self.cwd = None
         self.wake_read, self.wake_write = os.pipe()
         for fd in (self.wake_read, self.wake_write):
-            self._set_fd(fd)
+            self.set_fd(fd)
         self.stopping = False
 
     @staticmethod
-    def _set_fd(fd):
+    def set_fd(fd):
         import fcntl
 
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
@@ -205,7 +244,7 @@ class Supervisor(object):
             os.chmod(control, 0o666)
         server.listen(8)
         server.setblocking(False)
-        self._set_fd(server.fileno())
+        self.set_fd(server.fileno())
         return server
 
     def run(self):
@@ -327,7 +366,7 @@ class Supervisor(object):
         self._remove_sockets()
         self.oom_before = oom_kills()
         read_fd, write_fd = os.pipe()
-        self._set_fd(read_fd)
+        self.set_fd(read_fd)
         env = dict(os.environ)
         env.update(self.env)
         pid = os.fork()
@@ -516,7 +555,7 @@ class Supervisor(object):
         except (OSError, socket.error):
             return
         connection.setblocking(False)
-        self._set_fd(connection.fileno())
+        self.set_fd(connection.fileno())
         self.connections[connection] = b""
 
     def _receive(self, connection):
@@ -743,8 +782,99 @@ def run_kernel(config_path, report_fd, mode):
     app.start()
 
 
+def kernel_python(config_path):
+    """Return the interpreter of the kernel that runs, this one where there is none."""
+    for pid in os.listdir("/proc"):
+        try:
+            with open("/proc/%s/cmdline" % pid, "rb") as file:
+                words = file.read().decode("utf-8", "replace").split("\0")
+        except (IOError, OSError):
+            continue
+        if words[2:4] == ["kernel", config_path]:
+            return words[0]
+    return sys.executable
+
+
+def run_command(config_path, options, command):
+    """Run a command as the kernel's user would, and return its exit code.
+
+    With the option ``lease``, standard input is not the command's: when it ends, nobody waits any more, and the
+    command is ended. Without it we become the command.
+    """
+    given = options.get("given") or []
+    user = read_json(config_path).get("user")
+    if options.get("become") and user and os.getuid() == 0:
+        if os.isatty(0):
+            os.fchown(0, user["uid"], -1)
+        become(dict(user, given=list(user["given"]) + given))
+    if options.get("become") and "python" not in options:
+        # What pip does by itself depends on the interpreter: let it be the kernel's.
+        python = kernel_python(config_path)
+        options = dict(options, python=python)
+        if python != sys.executable and os.access(python, os.X_OK):
+            words = [os.path.abspath(__file__), "exec", config_path, json.dumps(options)]
+            os.execv(python, [python] + words + command)
+    if options.get("become"):
+        prepare_home()
+    if options.get("shell"):
+        command = [find_program("bash") or find_program("sh") or "sh"]
+    if not options.get("lease"):
+        become_command(command)
+    wake_read, wake_write = os.pipe()
+    for fd in (wake_read, wake_write):
+        Supervisor.set_fd(fd)
+    signal.set_wakeup_fd(wake_write)
+    signal.signal(signal.SIGCHLD, lambda signum, frame: None)
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        become_command(command)
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
+    watched, patience = [0, wake_read], None
+    while True:
+        try:
+            ready = select.select(watched, [], [], patience)[0]
+        except (OSError, select.error) as error:
+            if error.args[0] != errno.EINTR:
+                raise
+            ready = []
+        if wake_read in ready:
+            os.read(wake_read, 4096)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            break
+        if (0 in ready and not os.read(0, 4096)) or (patience and not ready):
+            watched, patience = [wake_read], END_PATIENCE
+            if signals:
+                kill_group(pid, signals.pop(0))
+    if patience:
+        kill_group(pid, signal.SIGKILL)  # what it has left
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+
+def become_command(command):
+    """Become a program, or end as a shell does that cannot find it or may not run it."""
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        print("exec: %s: %s" % (command[0], os.strerror(error.errno)), file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(127 if error.errno == errno.ENOENT else 126)
+
+
+def kill_group(pid, signum):
+    try:
+        os.killpg(pid, signum)
+    except OSError:
+        pass
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "kernel":
         run_kernel(sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    elif sys.argv[1] == "exec":
+        sys.exit(run_command(sys.argv[2], json.loads(sys.argv[3]), sys.argv[4:]))
     else:
         Supervisor(sys.argv[2]).run()

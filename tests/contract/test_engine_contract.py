@@ -6,13 +6,16 @@ So the fake cannot drift: what the unit tests learn from it is true of Docker.
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import select
 import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import docker
 import pytest
@@ -22,6 +25,7 @@ from dockml_magic.engine import (
     ContainerState,
     DockerEngine,
     Engine,
+    Exec,
     NotStartableError,
     connect,
     make_archive,
@@ -38,7 +42,7 @@ from dockml_magic.errors import (
 from dockml_magic.options import PublishedPort
 from dockml_magic.pull import PullProgress
 from dockml_magic.spec import ContainerSpec, Mount
-from tests.unit.fake_engine import FakeEngine, Run
+from tests.unit.fake_engine import FakeEngine, Ran, Run
 from tests.unit.waiting import wait_until
 
 IMAGE = "dockml/bare:3.11"
@@ -57,6 +61,13 @@ while True:
     connection.close()
 """
 
+WRITES_TO_BOTH = "import sys; print('out', flush=True); sys.stderr.write('err'); sys.exit(3)"
+ECHOES = "import sys; sys.stdout.write(sys.stdin.read())"
+
+RAN = {
+    WRITES_TO_BOTH: Ran(stdout="out\n", stderr="err", exit_code=3),
+    ECHOES: Ran(echoes=True),
+}
 BEHAVIOUR = {
     RUNS_ON: Run(),
     WRITES_THREE_LINES: Run(output="one\ntwo\nthree\n", exit_code=0),
@@ -124,6 +135,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     engine: Engine
     if request.param == "fake":
         engine = FakeEngine(behave=lambda spec: BEHAVIOUR[spec.entrypoint[2]])
+        engine.ran = lambda command: RAN[command[2]]
         engine.add_image(IMAGE, programs={"python3"})
     else:
         engine = request.getfixturevalue("real_engine")
@@ -468,6 +480,99 @@ def test_logs_give_the_last_lines(bench: Bench) -> None:
     assert bench.engine.logs(container, tail=100) == "one\ntwo\nthree\n"
 
 
+def streamed(bench: Bench, container: str, **how: Any) -> str:
+    return b"".join(bench.engine.stream_logs(container, **how)).decode()
+
+
+def test_logs_come_in_pieces(bench: Bench) -> None:
+    container = bench.started(WRITES_THREE_LINES)
+    assert bench.engine.wait(container, timeout=20.0) == 0
+    assert streamed(bench, container) == "one\ntwo\nthree\n"
+    assert streamed(bench, container, tail=2) == "two\nthree\n"
+    assert streamed(bench, container, tail=0) == ""
+    stamped = streamed(bench, container, tail=1, timestamps=True)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z three\n", stamped)
+
+
+def test_logs_are_followed_to_the_end(bench: Bench) -> None:
+    container = bench.started(WRITES_THREE_LINES)
+    assert streamed(bench, container, follow=True) == "one\ntwo\nthree\n"
+
+
+def test_there_are_no_logs_to_stream_of_what_is_gone(bench: Bench) -> None:
+    with pytest.raises(EngineError):
+        streamed(bench, "0" * 64)
+
+
+@pytest.mark.docker
+def test_what_comes_later_is_followed_and_left(real_engine: DockerEngine) -> None:
+    bench = Bench(real_engine, secrets.token_hex(6))
+    code = "import time\nwhile True: print('tick', flush=True); time.sleep(0.1)"
+    container = bench.started(code)
+    try:
+        pieces = real_engine.stream_logs(container, follow=True)
+        assert {next(pieces) for _ in range(3)} == {b"tick\n"}
+        pieces.close()
+        assert bench.status(container) == "running"
+    finally:
+        real_engine.remove(container)
+
+
+def outputs(command: Exec) -> dict[str, bytes]:
+    found = {"stdout": b"", "stderr": b""}
+    while (piece := command.read()) is not None:
+        found[piece[0]] += piece[1]
+    return found
+
+
+def test_a_command_tells_its_output_and_how_it_ended(bench: Bench) -> None:
+    command = bench.engine.exec(bench.started(), ["python3", "-c", WRITES_TO_BOTH])
+    with closing(command):
+        assert outputs(command) == {"stdout": b"out\n", "stderr": b"err"}
+        wait_until(lambda: command.exit_code() == 3)
+
+
+def test_a_command_reads_what_is_sent_until_its_input_ends(bench: Bench) -> None:
+    command = bench.engine.exec(bench.started(), ["python3", "-c", ECHOES])
+    with closing(command):
+        assert command.exit_code() is None
+        wait_until(lambda: command.pid > 0)
+        command.write(b"he")
+        command.write(b"llo")
+        command.close_input()
+        assert select.select([command], [], [], 20.0)[0]
+        assert outputs(command) == {"stdout": b"hello", "stderr": b""}
+        wait_until(lambda: command.exit_code() == 0)
+        command.write(b"too late")
+
+
+@pytest.mark.docker
+def test_a_command_runs_as_asked(real_engine: DockerEngine) -> None:
+    bench = Bench(real_engine, secrets.token_hex(6))
+    container = bench.started()
+    code = (
+        "import os, sys; print(os.getuid(), os.getcwd(), os.environ['A'], os.get_terminal_size())"
+    )
+    try:
+        asked = {"user": "1234:1234", "workdir": "/tmp", "env": {"A": "1 = 2"}}
+        with closing(
+            real_engine.exec(container, ["python3", "-c", f"input(); {code}"], tty=True, **asked)  # type: ignore[arg-type]
+        ) as command:
+            command.resize(33, 111)
+            command.write(b"\n")
+            said = outputs(command)["stdout"].decode()
+        assert "1234 /tmp 1 = 2 os.terminal_size(columns=111, lines=33)" in said
+    finally:
+        real_engine.remove(container)
+
+
+def test_nothing_runs_in_a_container_that_has_ended(bench: Bench) -> None:
+    container = bench.started(ENDS_WITH_3)
+    bench.engine.wait(container, timeout=20.0)
+    with pytest.raises(EngineError, match="not running"):
+        bench.engine.exec(container, ["python3", "-c", WRITES_TO_BOTH])
+
+
 def test_stats_tell_what_a_running_container_uses(bench: Bench) -> None:
     container = bench.started(RUNS_ON)
     first, second = bench.engine.stats(container), bench.engine.stats(container)
@@ -477,6 +582,8 @@ def test_stats_tell_what_a_running_container_uses(bench: Bench) -> None:
     assert first.cpus >= 1
     assert second.system > first.system
     assert second.cpu >= first.cpu
+    assert first.pids is not None
+    assert first.pids >= 1
     assert 0.0 <= second.cpu_percent(first) <= second.cpus * 100
 
 
@@ -612,6 +719,119 @@ def test_the_disk_usage_counts_images_and_containers(bench: Bench) -> None:
     assert image is not None
     assert 0 <= usage.images[image.id] <= image.size <= usage.layers
     assert usage.containers[container] == 0
+
+
+# --- images from containers, and archives ---------------------------------------------------------
+
+
+@pytest.fixture
+def reference(bench: Bench) -> Iterator[str]:
+    """A name for an image, which is removed after the test."""
+    name = f"dockml/contract-test:{secrets.token_hex(6)}"
+    yield name
+    for container in bench.listed({LABEL: bench.label}):
+        bench.engine.remove(container)
+    if bench.engine.find_image(name) is not None:
+        bench.engine.remove_image(name)
+
+
+@pytest.mark.parametrize("code", [RUNS_ON, ENDS_WITH_3], ids=["running", "ended"])
+def test_a_commit_makes_an_image(bench: Bench, reference: str, code: str) -> None:
+    container = bench.started(code)
+    if code == ENDS_WITH_3:
+        bench.engine.wait(container, timeout=20.0)
+    image = bench.engine.commit(container, reference, message="why", author="who")
+    assert image == bench.engine.find_image(reference)
+    base = bench.engine.find_image(IMAGE)
+    assert base is not None
+    assert image.id != base.id
+    assert (image.entrypoint, image.user, image.architecture) == (
+        base.entrypoint,
+        base.user,
+        base.architecture,
+    )
+    assert LABEL not in image.labels
+    assert bench.engine.images({labels.COMMITS: reference}) == []
+    assert bench.started(image=reference)
+
+
+def test_a_container_that_is_gone_is_not_committed(bench: Bench, reference: str) -> None:
+    container = bench.create()
+    bench.engine.remove(container)
+    with pytest.raises(EngineError):
+        bench.engine.commit(container, reference)
+    assert bench.engine.find_image(reference) is None
+
+
+def test_what_is_saved_can_be_loaded(bench: Bench, built: str) -> None:
+    image = bench.engine.find_image(built)
+    assert image is not None
+    pieces = list(bench.engine.save([built]))
+    assert len(pieces) > 1
+    bench.engine.remove_image(built)
+    assert bench.engine.load(iter(pieces)) == [built]
+    assert bench.engine.find_image(built) is not None
+    if isinstance(bench.engine, DockerEngine):
+        assert bench.engine.find_image(built) == image
+
+
+def test_an_image_that_is_not_here_cannot_be_saved(bench: Bench) -> None:
+    with pytest.raises(ImageUnavailableError, match="dockml/no-such-image:1"):
+        list(bench.engine.save([IMAGE, "dockml/no-such-image:1"]))
+
+
+@pytest.mark.docker
+def test_a_commit_has_the_files_and_nothing_of_the_containers_settings(
+    real_engine: DockerEngine, tmp_path: Path
+) -> None:
+    """By both ways: layers that the engine has, and a whole archive."""
+    bench = Bench(real_engine, secrets.token_hex(6))
+    api = real_engine._client.api
+    base = api.inspect_image(IMAGE)
+    (tmp_path / "mounted").write_text("of the workspace")
+    container = bench.started(
+        "import time; open('/installed', 'w').write('yes'); print(flush=True); time.sleep(600)",
+        env={"TOKEN": "hunter2-the-secret"},
+        mounts=(Mount(target=PurePosixPath("/work"), host_path=tmp_path),),
+        labels={LABEL: bench.label, labels.SESSION: "1"},
+    )
+    next(real_engine.stream_logs(container, follow=True))
+    load = real_engine.load
+    for way in ("layers", "archive"):
+        reference = f"dockml/contract-test:{secrets.token_hex(6)}"
+        loaded: list[int] = []
+
+        def refuse_first(
+            archive: Iterator[bytes], way: str = way, loaded: list[int] = loaded
+        ) -> list[str]:
+            loaded.append(1)
+            if way == "archive" and len(loaded) == 1:
+                raise EngineError("It has no such layer.")
+            return load(archive)
+
+        real_engine.load = refuse_first  # type: ignore[method-assign]
+        try:
+            real_engine.commit(container, reference, message="a why", author="A. Who")
+            found = api.inspect_image(reference)
+            assert found["Config"] == base["Config"]
+            assert (found["Comment"], found["Author"]) == ("a why", "A. Who")
+            assert found["RootFS"]["Layers"][:-1] == base["RootFS"]["Layers"]
+            steps = [row["CreatedBy"] for row in api.history(reference)]
+            assert steps == ["dockml commit", *(row["CreatedBy"] for row in api.history(IMAGE))]
+            assert b"hunter2" not in b"".join(real_engine.save([reference]))
+            made = bench.create(image=reference)
+            assert real_engine.read_file(made, PurePosixPath("/installed")) == b"yes"
+            assert real_engine.read_file(made, PurePosixPath("/work/mounted")) is None
+        finally:
+            real_engine.load = load  # type: ignore[method-assign]
+            for other in bench.listed({LABEL: bench.label}):
+                if other != container:
+                    real_engine.remove(other)
+            if real_engine.find_image(reference):
+                real_engine.remove_image(reference)
+        assert len(loaded) == {"layers": 1, "archive": 2}[way]
+        assert real_engine.images({labels.COMMITS: reference}) == []
+    real_engine.remove(container)
 
 
 # --- builds ---------------------------------------------------------------------------------------

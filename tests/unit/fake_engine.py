@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import secrets
+import socket
 import tarfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -21,8 +24,11 @@ from dockml_magic.engine import (
     DiskUsage,
     Engine,
     EngineFacts,
+    Exec,
     ImageState,
     NotStartableError,
+    Stream,
+    make_archive,
 )
 from dockml_magic.errors import (
     ContainerNameTakenError,
@@ -45,6 +51,68 @@ class Run:
 
     output: str = ""
     exit_code: int | None = None
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command in a container does: what it writes, whether it writes what it reads, and how it ends."""
+
+    stdout: str = ""
+    stderr: str = ""
+    echoes: bool = False
+    exit_code: int = 0
+
+
+class FakeExec:
+    """A command in a container of a `FakeEngine`.
+
+    Attributes
+    ----------
+    sizes : list of (int, int)
+        Rows and columns that its terminal was given.
+    """
+
+    pid = 4711
+
+    def __init__(self, ran: Ran) -> None:
+        self._ran = ran
+        self._left: list[tuple[Stream, bytes]] = []
+        if ran.stdout:
+            self._left.append(("stdout", ran.stdout.encode()))
+        if ran.stderr:
+            self._left.append(("stderr", ran.stderr.encode()))
+        self._input = b""
+        self._waits = ran.echoes
+        self._readable, self._writable = socket.socketpair()
+        self._writable.send(b"x")  # there is always something: output, or its end
+        self.sizes: list[tuple[int, int]] = []
+
+    def fileno(self) -> int:
+        return self._readable.fileno()
+
+    def read(self) -> tuple[Stream, bytes] | None:
+        if self._left:
+            return self._left.pop(0)
+        assert not self._waits, "would wait for ever"
+        return None
+
+    def write(self, data: bytes) -> None:
+        self._input += data
+
+    def close_input(self) -> None:
+        if self._waits:
+            self._left.append(("stdout", self._input))
+            self._waits = False
+
+    def resize(self, rows: int, columns: int) -> None:
+        self.sizes.append((rows, columns))
+
+    def exit_code(self) -> int | None:
+        return None if self._waits or self._left else self._ran.exit_code
+
+    def close(self) -> None:
+        self._readable.close()
+        self._writable.close()
 
 
 @dataclass
@@ -92,6 +160,12 @@ class FakeEngine:
         What was built, in order, with its build args.
     specs : list of ContainerSpec
         What containers were asked for, in order.
+    ran : callable
+        Returns what a command in a container does; by default it writes nothing and ends well.
+    commands : list of (str, list of str, dict)
+        Container, words and options of all commands in containers, in order.
+    committed : list of (str, str, str, str)
+        Container, reference, message and author of all commits, in order.
     """
 
     def __init__(
@@ -114,6 +188,9 @@ class FakeEngine:
         self.pulled: list[str] = []
         self.built: list[tuple[str, dict[str, str]]] = []
         self.specs: list[ContainerSpec] = []
+        self.ran: Callable[[Sequence[str]], Ran] = lambda command: Ran()
+        self.commands: list[tuple[str, list[str], dict[str, object]]] = []
+        self.committed: list[tuple[str, str, str, str]] = []
 
     def add_image(
         self,
@@ -214,6 +291,7 @@ class FakeEngine:
         report: Callable[[str], None],
         *,
         pull: bool = False,
+        context: Path | None = None,
     ) -> None:
         """Build: a `RUN false` fails, everything else is as its base."""
         programs: Collection[str] = ()
@@ -311,11 +389,75 @@ class FakeEngine:
             host_ports=container.host_ports,
             created_at=container.created_at,
             mounts={str(m.target): str(m.host_path or m.volume) for m in container.spec.mounts},
+            entrypoint=container.spec.entrypoint,
+            user=container.spec.user,
         )
 
     def logs(self, container_id: str, tail: int) -> str:
         container = self._containers.get(container_id)
         return "".join(container.log.splitlines(keepends=True)[-tail:]) if container else ""
+
+    def stream_logs(
+        self,
+        container_id: str,
+        *,
+        tail: int | None = None,
+        follow: bool = False,
+        timestamps: bool = False,
+    ) -> Generator[bytes, None, None]:
+        lines = self._existing(container_id).log.splitlines(keepends=True)
+        stamp = "2026-01-01T00:00:00.000000000Z " if timestamps else ""
+        for line in lines[-tail:] if tail else lines if tail is None else []:
+            yield f"{stamp}{line}".encode()
+
+    def exec(
+        self,
+        container_id: str,
+        command: Sequence[str],
+        *,
+        user: str = "",
+        workdir: str = "",
+        env: Mapping[str, str] = {},
+        tty: bool = False,
+    ) -> Exec:
+        if self._existing(container_id).status != "running":
+            raise EngineError(f"The Docker engine refused: Container {container_id} is not running")
+        options = {"user": user, "workdir": workdir, "env": dict(env), "tty": tty}
+        self.commands.append((container_id, list(command), options))
+        return FakeExec(self.ran(command))
+
+    def commit(
+        self, container_id: str, reference: str, *, message: str = "", author: str = ""
+    ) -> ImageState:
+        container = self._existing(container_id)
+        base = self._image(container.image_id)
+        assert base is not None
+        self._images[_tagged(reference)] = _Image(
+            replace(base.state, id=f"sha256:{secrets.token_hex(32)}"), base.programs
+        )
+        self.committed.append((container_id, reference, message, author))
+        image = self.find_image(reference)
+        assert image is not None
+        return image
+
+    def save(self, references: Sequence[str]) -> Iterator[bytes]:
+        for reference in references:
+            if self._image(reference) is None:
+                raise ImageUnavailableError(reference, f"No such image: {reference}.")
+        archive = image_archive([_tagged(reference) for reference in references])
+        for start in range(0, len(archive), 1000):
+            yield archive[start : start + 1000]
+
+    def load(self, archive: Iterator[bytes]) -> list[str]:
+        names = []
+        with tarfile.open(fileobj=io.BytesIO(b"".join(archive))) as files:
+            manifest = files.extractfile("manifest.json")
+            assert manifest is not None
+            for entry in json.load(manifest):
+                for name in entry["RepoTags"]:
+                    self.add_image(name)
+                    names.append(name)
+        return names
 
     def stats(self, container_id: str) -> ContainerStats | None:
         container = self._containers.get(container_id)
@@ -329,6 +471,7 @@ class FakeEngine:
             cpus=2,
             memory=20_000_000,
             memory_limit=limit,
+            pids=3,
         )
 
     def wait(self, container_id: str, timeout: float) -> int | None:
@@ -359,6 +502,22 @@ class FakeEngine:
         if container_id not in self._containers:
             raise EngineError(f"The Docker engine refused: No such container: {container_id}.")
         return self._containers[container_id]
+
+
+def image_archive(references: Sequence[str], layers: Sequence[bytes] = (b"a layer",)) -> bytes:
+    """Return what `docker save` gives, for images of these layers."""
+    paths = []
+    files = {}
+    for content in layers:
+        paths.append(f"{hashlib.sha256(content).hexdigest()}/layer.tar")
+        files[paths[-1]] = content
+    diff_ids = [f"sha256:{hashlib.sha256(content).hexdigest()}" for content in layers]
+    config = json.dumps({"rootfs": {"type": "layers", "diff_ids": diff_ids}}).encode()
+    name = f"{hashlib.sha256(config).hexdigest()}.json"
+    files[name] = config
+    manifest = [{"Config": name, "RepoTags": list(references), "Layers": paths}]
+    files["manifest.json"] = json.dumps(manifest).encode()
+    return make_archive({PurePosixPath(path): content for path, content in files.items()})
 
 
 def _carries(found: Mapping[str, str], wanted: Mapping[str, str]) -> bool:

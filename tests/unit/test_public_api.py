@@ -9,17 +9,26 @@ import pytest
 import dockml_magic
 from dockml_magic.doctor_magics import DoctorMagics
 from dockml_magic.image_magics import ImageMagics
+from dockml_magic.life_magics import LifeMagics
 from dockml_magic.magics import DockerMagics
 
 MAGICS = {
     "line": {
+        "docker_build",
+        "docker_commit",
         "docker_doctor",
         "docker_env",
+        "docker_exec",
         "docker_images",
+        "docker_load",
+        "docker_logs",
         "docker_pick",
         "docker_ps",
         "docker_pull",
         "docker_restart",
+        "docker_rmi",
+        "docker_save",
+        "docker_stats",
         "docker_stop",
     },
     "cell": {"docker_cell"},
@@ -60,7 +69,7 @@ def test_the_version_is_one() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", dockml_magic.__version__)
 
 
-OURS = (DockerMagics, ImageMagics, DoctorMagics)
+OURS = (DockerMagics, ImageMagics, LifeMagics, DoctorMagics)
 
 
 def test_these_magics_are_ours() -> None:
