@@ -58,9 +58,6 @@ _HELPERS = re.compile(r"dockml-(?:compile|gpus|with)-[\w.-]+")
 _BASE = f"{labels.NAMESPACE}.base"
 """On an image with extra packages: the image below."""
 
-_COMMITS = f"{labels.NAMESPACE}.commits"
-"""On an image without a name: the reference that a commit was to make of it."""
-
 _OF_A_KERNEL = (labels.VERSION, labels.NAME, labels.WORKSPACE, labels.USER, labels.SESSION)
 _NOT_RUNNING = ("created", "exited", "dead")
 
@@ -344,8 +341,8 @@ def _why_not_continued(image: ImageState) -> str:
     """Return why an image without a name is only what a stopped pull or commit left, "" where it is not."""
     if set(image.labels) == {labels.KEEPS, labels.USER}:  # one of a user's has inherited more
         return f"keeps the layers of a pull of {image.labels[labels.KEEPS]} that was stopped"
-    if _COMMITS in image.labels and all(label in image.labels for label in _OF_A_KERNEL):
-        return f"of a commit of {image.labels[_COMMITS]} that did not come to its end"
+    if labels.COMMITS in image.labels and all(label in image.labels for label in _OF_A_KERNEL):
+        return f"of a commit of {image.labels[labels.COMMITS]} that did not come to its end"
     return ""
 
 

@@ -324,7 +324,7 @@ def test_an_image_below_another_stays() -> None:
 def test_what_a_commit_left_goes() -> None:
     left = ImageState(
         id="sha256:raw",
-        labels={**OURS, f"{labels.NAMESPACE}.commits": "mine:1"},
+        labels={**OURS, labels.COMMITS: "mine:1"},
         created_at=NOW - DAY,
     )
     assert going(held(images=(PYTHON, left))) == [left.id]
