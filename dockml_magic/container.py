@@ -72,6 +72,9 @@ START_TIMEOUT = 60.0
 
 STOP_TIMEOUT = 3.0
 
+_SILENCE = 1.0
+"""Seconds without a word of the supervisor after which the engine is asked whether the container is paused."""
+
 LOG_LINES = 20
 
 _CRASH_LINES = 200
@@ -113,6 +116,8 @@ class KernelContainer:
         self._host_ports: tuple[int, ...] = ()
         self._settings = HostSettings()
         self._abandoned = False
+        self._is_paused = False
+        self._asks_engine: threading.Thread | None = None
 
     # --- start --------------------------------------------------------------------------------
 
@@ -537,6 +542,40 @@ class KernelContainer:
 
         threading.Thread(target=wait, name="dockml-interrupt", daemon=True).start()
 
+    def is_paused(self) -> bool:
+        """Tell whether the container is frozen, as `docker pause` does it; for who calls this often.
+
+        It never waits: the engine is asked in a thread, and only where the supervisor is silent.
+        """
+        control = self._control
+        if control is None or control.state.phase == "gone" or control.silence() < _SILENCE:
+            self._is_paused = False
+        elif self._asks_engine is None or not self._asks_engine.is_alive():
+            self._asks_engine = threading.Thread(
+                target=self._note_pause, args=(control,), name="dockml-look", daemon=True
+            )
+            self._asks_engine.start()
+        return self._is_paused
+
+    def _note_pause(self, control: ControlChannel) -> None:
+        is_paused = self.find_pause()
+        self._is_paused = is_paused and control.silence() >= _SILENCE
+
+    def find_pause(self) -> bool:
+        """Ask the engine whether the container is paused; an engine that is away does not know."""
+        try:
+            state = self.engine.inspect(self.container_id) if self.container_id else None
+        except EngineError:
+            return False
+        return state is not None and state.status == "paused"
+
+    def pause_error(self, name: str) -> KernelError:
+        """Return what to say where something waits for a container that is paused."""
+        return KernelError(
+            f"The container of '{name}' is paused, and what runs in it.",
+            hint=f"Let it go on: docker unpause {self.container_id[:12]}   Or: %docker_stop {name}",
+        )
+
     def restart(self, env: Mapping[str, str], cwd: str | None) -> None:
         """Start the next kernel in the same container; the last one has ended."""
         control = self._control
@@ -557,7 +596,12 @@ class KernelContainer:
 
         `restart` is what to do for a new kernel, `again` what to do when the container is gone too.
         """
-        log = self.engine.logs(self.container_id, _CRASH_LINES) if self.container_id else ""
+        log, engine_error = "", ""
+        if self.container_id:
+            try:
+                log = self.engine.logs(self.container_id, _CRASH_LINES)
+            except EngineError as error:  # an engine that has gone takes its containers along
+                engine_error = f" {error.message}"
         tail = _last_lines(log)
         if state.out_of_memory:
             limit = self.plan.choice.options.memory
@@ -569,7 +613,7 @@ class KernelContainer:
                 out_of_memory=True,
             )
         if state.phase == "gone":
-            return KernelDiedError(f"{what}: its container is gone.", hint=again)
+            return KernelDiedError(f"{what}: its container is gone.{engine_error}", hint=again)
         left = "The lines below are the last it wrote." if tail else "It wrote nothing to its log."
         return KernelDiedError(
             f"{what} (exit code {state.exit_code}{_signal_name(state.exit_code)}).",
@@ -586,8 +630,9 @@ class KernelContainer:
 
     def forget(self) -> None:
         """Wait until it has ended, and remove its runtime folder. For the end of this process."""
-        if self._control is not None:
-            self._control.wait(lambda s: s.phase == "gone", STOP_TIMEOUT)
+        if self._control is not None and not self._waits_for_end(self._control):
+            with contextlib.suppress(EngineError):
+                self.engine.remove(self.container_id)
         if self._runtime is not None:
             shutil.rmtree(self._runtime, ignore_errors=True)
 
@@ -603,11 +648,11 @@ class KernelContainer:
         try:
             self.ask_to_end()
             if self._control is not None:
-                gone = self._control.wait(lambda s: s.phase == "gone", STOP_TIMEOUT)
+                is_gone = self._waits_for_end(self._control)
                 self._control.close()
                 self._control = None
                 # It ends by itself and the engine removes it; only a stuck one needs force.
-                if gone is not None and self._is_removed(STOP_TIMEOUT):
+                if is_gone and self._is_removed(STOP_TIMEOUT):
                     self.container_id = ""
             if self.container_id:
                 self.engine.remove(self.container_id)
@@ -619,6 +664,14 @@ class KernelContainer:
         finally:
             if self._runtime is not None:
                 shutil.rmtree(self._runtime, ignore_errors=True)
+
+    def _waits_for_end(self, control: ControlChannel) -> bool:
+        """Wait until it has ended; not for long where it cannot hear us, as it is paused."""
+        if control.wait(lambda s: s.phase == "gone", _SILENCE) is not None:
+            return True
+        if self.find_pause():
+            return False
+        return control.wait(lambda s: s.phase == "gone", STOP_TIMEOUT - _SILENCE) is not None
 
     def _is_removed(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout

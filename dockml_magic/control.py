@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
 import threading
 import time
@@ -17,6 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from dockml_magic.errors import KernelError
+
+log = logging.getLogger(__name__)
+
+_LONGEST_LINE = 1 << 20
+"""Bytes of a state; a supervisor says a few hundred."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,7 @@ class ControlChannel:
             raise
         self._changed = threading.Condition()
         self._state = KernelState()
+        self._asked_at: float | None = None
         self._reader = threading.Thread(target=self._read, name="dockml-control", daemon=True)
         self._reader.start()
 
@@ -91,6 +98,19 @@ class ControlChannel:
                     return None
                 self._changed.wait(left)
             return self._state
+
+    def silence(self) -> float:
+        """Ask the supervisor to say something; return for how many seconds it has not.
+
+        Call it again and again. A supervisor does nothing but listen: one that is silent is frozen, as in a
+        container that is paused, or has no CPU.
+        """
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+            with contextlib.suppress(KernelError):
+                self._send({"op": "say"})
+        asked_at = self._asked_at
+        return 0.0 if asked_at is None else time.monotonic() - asked_at
 
     def signal(self, signum: int) -> None:
         """Signal the kernel's process group. Safe to call from a signal handler."""
@@ -123,24 +143,40 @@ class ControlChannel:
                 chunk = self._socket.recv(65536)
             except OSError:
                 chunk = b""
+            *lines, buffer = (buffer + chunk).split(b"\n")
+            try:
+                for line in lines:
+                    self._publish(_state_in(line))
+                    self._asked_at = None
+                if len(buffer) > _LONGEST_LINE:
+                    raise ValueError("a line without end")
+            except _NONSENSE as error:
+                # Whoever speaks there is no supervisor of ours; without a connection a real one ends itself.
+                log.warning("the supervisor said what cannot be understood: %r", error)
+                self.close()
+                chunk = b""
             if not chunk:
                 self._publish(KernelState(generation=self._state.generation, phase="gone"))
                 return
-            *lines, buffer = (buffer + chunk).split(b"\n")
-            for line in lines:
-                message = json.loads(line)
-                end = message["exit"] or {}
-                self._publish(
-                    KernelState(
-                        generation=message["generation"],
-                        phase=message["phase"],
-                        report=message["report"],
-                        exit_code=end.get("code"),
-                        out_of_memory=bool(end.get("out_of_memory")),
-                    )
-                )
 
     def _publish(self, state: KernelState) -> None:
         with self._changed:
             self._state = state
             self._changed.notify_all()
+
+
+_NONSENSE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What reading a state raises that is none."""
+
+
+def _state_in(line: bytes) -> KernelState:
+    """Return the state that a line of the supervisor says."""
+    message = json.loads(line)
+    end = message["exit"] or {}
+    return KernelState(
+        generation=int(message["generation"]),
+        phase=str(message["phase"]),
+        report=dict(message["report"]),
+        exit_code=end.get("code"),
+        out_of_memory=bool(end.get("out_of_memory")),
+    )

@@ -196,7 +196,10 @@ class Environment:
     def _connect(self) -> None:
         container = self._container
         self._relay = Relay(
-            container.connection_info, lambda: container.signal(signal.SIGINT), self._death
+            container.connection_info,
+            lambda: container.signal(signal.SIGINT),
+            self._death,
+            self._pause,
         )
         self._relay.make_ready()
         if self._opened is not None:
@@ -280,6 +283,18 @@ class Environment:
             restart=f"Start a new one in its container: %docker_restart {self.name}",
         )
 
+    @property
+    def is_paused(self) -> bool:
+        """Its container is paused; known a second or two after that, and to be asked often."""
+        return self.container is not None and self.container.is_paused()
+
+    def _pause(self) -> KernelError | None:
+        return self.pause_error() if self.is_paused else None
+
+    def pause_error(self) -> KernelError:
+        """Return what to say to who waits for a container that is paused."""
+        return self._container.pause_error(self.name)
+
     def execute(
         self,
         header: Mapping[str, Any],
@@ -316,7 +331,7 @@ class Environment:
         stores = content.get("store_history", True) and not content.get("silent")
         if count is not None and stores:
             relay.count_as(count)
-        reply = relay.execute(header, content, sink, count=count)
+        reply = relay.execute(header, content, sink, count=count, tell=self.tell)
         if stores:
             relay.next_count = reply.get("execution_count", 0) + 1
         return reply
@@ -385,6 +400,8 @@ class Environment:
 
     def interrupt(self) -> None:
         """Stop the running cell, as the stop button does; from another thread than the one in `run`."""
+        if self._relay is not None:
+            self._relay.is_interrupted = True
         self._container.signal(signal.SIGINT)
 
     def kill(self) -> None:
@@ -392,7 +409,15 @@ class Environment:
         self._container.signal(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Start a new kernel in the same container: variables go, what was installed stays."""
+        """Start a new kernel in the same container: variables go, what was installed stays.
+
+        Raises
+        ------
+        KernelError
+            If its container is paused: it is left as it is.
+        """
+        if self._container.find_pause():
+            raise self.pause_error()
         self._disconnect()
         _run(self._manager.restart_kernel(now=True))
         self._connect()

@@ -19,7 +19,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -238,6 +238,7 @@ class Forwarder:
     _looks: asyncio.TimerHandle | None = None
     _interrupted_at: float = 0.0
     _was_told: bool = False
+    _was_told_of_pause: bool = False
     _unsent: Output | None = None
 
     def open(self) -> None:
@@ -328,8 +329,12 @@ class Forwarder:
             self.front.run_in(self.front.iopub.thread, self._read_output)
             self.fail(error)
             return
-        if self._interrupted_at and not self._was_told:
-            self._tell_if_it_hangs()
+        if self.environment.is_paused:
+            self._mind_pause()
+        else:
+            self._was_told_of_pause = False
+            if self._interrupted_at and not self._was_told:
+                self._tell_if_it_hangs()
         late = time.monotonic() - _REPLY_PATIENCE
         for request in list(self.requests.values()):
             if request.aborted_since is not None and request.aborted_since < time.monotonic() - 0.2:
@@ -344,9 +349,9 @@ class Forwarder:
 
     def interrupt(self) -> None:
         """Interrupt the kernel; in any thread. One that was told not to react is ended."""
-        if not self._was_told:
+        if not self._was_told or self._was_told_of_pause:
             self._interrupted_at = self._interrupted_at or time.monotonic()
-            self.environment.interrupt()
+            self.environment.interrupt()  # a container that is paused gets it when it goes on
             return
         self.environment.kill()
         name = self.environment.name
@@ -355,6 +360,19 @@ class Forwarder:
             hint=f"Start it again: %docker_restart {name}",
         )
         self.front.loop.call_soon_threadsafe(self.fail, error)
+
+    def _mind_pause(self) -> None:
+        """Say it once where a container is paused; wait no longer than the user wants to, and only for cells."""
+        error = self.environment.pause_error()
+        if self._interrupted_at:
+            self.fail(error)
+            return
+        cells = [r for r in self.requests.values() if r.message.type == "execute_request"]
+        if cells and not self._was_told_of_pause:
+            self.front.say("stream", {"name": "stderr", "text": f"{error}\n"}, cells[0].message)
+        self._was_told_of_pause = True
+        # A completion would keep the next cell, perhaps the one that stops the environment, from running.
+        self.fail(error, [r for r in self.requests.values() if r not in cells])
 
     def _tell_if_it_hangs(self) -> None:
         if time.monotonic() < self._interrupted_at + _INTERRUPT_PATIENCE:
@@ -367,14 +385,14 @@ class Forwarder:
         for request in list(self.requests.values())[:1]:
             self.front.say("stream", {"name": "stderr", "text": text}, request.message)
 
-    def fail(self, error: DockmlError) -> None:
-        """End what is under way with an error."""
+    def fail(self, error: DockmlError, requests: Sequence[Request] | None = None) -> None:
+        """End what is under way, or some of it, with an error."""
         told = {
             "ename": type(error).__name__,
             "evalue": error.message,
             "traceback": error._render_traceback_(),
         }
-        for request in list(self.requests.values()):
+        for request in list(self.requests.values()) if requests is None else requests:
             if not request.replied:
                 if request.message.type == "execute_request":
                     self.front.say("error", told, request.message)

@@ -56,6 +56,8 @@ class Relay:
         Sends SIGINT to the kernel.
     death : callable
         Returns an error when the kernel has died, None while it lives.
+    pause : callable
+        Returns an error while the container is paused, else None.
 
     Attributes
     ----------
@@ -66,6 +68,8 @@ class Relay:
         To be held while the first two, or the last, are used.
     let_go : callable
         Called when a lock was held here: whoever else reads the sockets has to look anew.
+    is_interrupted : bool
+        The cell that runs was interrupted: then nobody waits until a container is not paused any more.
     kernel_info : dict
         The content of the kernel_info_reply.
     next_count : int
@@ -77,9 +81,12 @@ class Relay:
         connection_info: Mapping[str, Any],
         interrupt: Callable[[], None],
         death: Callable[[], KernelDiedError | None],
+        pause: Callable[[], KernelError | None] = lambda: None,
     ) -> None:
         self.interrupt = interrupt
         self.death = death
+        self.pause = pause
+        self.is_interrupted = False
         self.shell_lock = threading.RLock()
         self.iopub_lock = threading.RLock()
         self._control_lock = threading.RLock()
@@ -149,6 +156,7 @@ class Relay:
         sink: Sink,
         *,
         count: int | None = None,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> dict[str, Any]:
         """Run a cell and return the content of its execute_reply.
 
@@ -165,13 +173,18 @@ class Relay:
             Gets the output.
         count : int, optional
             The execution count the user sees, where it is not the kernel's own.
+        tell : callable
+            Gets a line for the user while the cell cannot go on.
 
         Raises
         ------
         KernelDiedError
             If the kernel dies under the cell.
+        KernelError
+            If it is interrupted while the container is paused.
         """
         msg_id = header["msg_id"]
+        self.is_interrupted = was_told = False
         with self._held(), self._interrupts_passed_on():
             self.session.send(self.shell, _request(header, content))
             reply: dict[str, Any] | None = None
@@ -180,6 +193,12 @@ class Relay:
                 events = dict(self._poller.poll(round(_LOOK_INTERVAL * 1000)))
                 if not events:
                     self._raise_if_dead()
+                    paused = self.pause()
+                    if paused is not None and self.is_interrupted:
+                        raise paused
+                    if paused is not None and not was_told:
+                        tell(str(paused))
+                    was_told = paused is not None
                 if self.iopub in events:
                     idle |= self._pass_on(sink, msg_id, count)
                 if self.stdin in events:
@@ -354,6 +373,7 @@ class Relay:
             return
 
         def pass_on(signum: int, frame: FrameType | None) -> None:
+            self.is_interrupted = True
             self.interrupt()
 
         saved = signal.signal(signal.SIGINT, pass_on)

@@ -14,7 +14,8 @@ The first line of the host is ``{"key": ...}``; from then on we send the whole s
 ``phase`` is ``starting``, ``need_bundle`` (nothing in the image can be a kernel by itself), ``other_kernel`` (nothing
 but the one kernelspec that the report names), ``bound`` (all five sockets listen), ``exited`` or ``failed`` (no
 Python here can run a kernel, or the kernelspec asked for is not here). The host sends ``{"op": "start"}``,
-``{"op": "signal", "signum": 2}``, ``{"op": "keep", "keep": true}`` and ``{"op": "stop"}``.
+``{"op": "signal", "signum": 2}``, ``{"op": "keep", "keep": true}``, ``{"op": "stop"}``, and ``{"op": "say"}`` to
+hear the state once more, and with it that we are not frozen.
 
 The channel is also the lease: when the last connection is gone and none comes back within the
 grace time, the notebook is gone, however it went, and the container ends itself.
@@ -52,6 +53,12 @@ PYTHON_KERNELS = ("python", "python3")
 """Names of kernels that every image with a Python has, whether a kernelspec of that name is in it or not."""
 
 JUPYTER_FOLDERS = ("/usr/local/share/jupyter", "/usr/share/jupyter", "/opt/conda/share/jupyter")
+
+
+def now():
+    """Return the seconds of a clock that nobody sets: a jump of the time of day must not end a lease."""
+    # Python 2.7 has no time.monotonic; the last of os.times() counts from the machine's start, and no clock sets it.
+    return time.monotonic() if hasattr(time, "monotonic") else os.times()[4]
 
 
 def read_json(path):
@@ -176,7 +183,7 @@ class Supervisor(object):
         self.attempts = []
         self.specs = {}
         self.kept = bool(self.config.get("keep"))
-        self.deadline = time.time() + FIRST_CONTACT
+        self.deadline = now() + FIRST_CONTACT
         self.oom_before = 0
         self.env = {}
         self.cwd = None
@@ -220,7 +227,7 @@ class Supervisor(object):
         server = self.listen()
         self.start_kernel()
         while not self.stopping:
-            if not self.trusted and not self.kept and time.time() > self.deadline:
+            if not self.trusted and not self.kept and now() > self.deadline:
                 break
             readable = [server, self.wake_read] + list(self.connections)
             if self.report_fd is not None:
@@ -259,7 +266,7 @@ class Supervisor(object):
         if self.state["phase"] == "starting":
             return BOUND_CHECK
         if not self.trusted and not self.kept:
-            return max(0.0, self.deadline - time.time()) + 0.01
+            return max(0.0, self.deadline - now()) + 0.01
         return None
 
     # --- signals ------------------------------------------------------------------------------
@@ -492,6 +499,8 @@ class Supervisor(object):
         """Signal the kernel and what it started."""
         if self.kernel_pid is None:
             return
+        if signum == signal.SIGINT:
+            self.signal_kernel(signal.SIGCONT)  # a stopped process would not hear it
         try:
             os.killpg(self.kernel_pid, signum)
         except OSError:
@@ -502,8 +511,8 @@ class Supervisor(object):
 
     def _end_kernel(self):
         self.signal_kernel(signal.SIGTERM)
-        deadline = time.time() + 0.5
-        while self.kernel_pid is not None and time.time() < deadline:
+        deadline = now() + 0.5
+        while self.kernel_pid is not None and now() < deadline:
             time.sleep(0.01)
             self._reap()
         self.signal_kernel(signal.SIGKILL)
@@ -545,7 +554,7 @@ class Supervisor(object):
         self.trusted.discard(connection)
         connection.close()
         if was_trusted and not self.trusted:
-            self.deadline = time.time() + self.config["grace"]
+            self.deadline = now() + self.config["grace"]
 
     def _obey(self, connection, message):
         if connection not in self.trusted:
@@ -566,6 +575,8 @@ class Supervisor(object):
                 self.start_kernel()
         elif op == "keep":
             self.kept = bool(message["keep"])
+        elif op == "say":
+            self._send(connection)
         elif op == "stop":
             self.stopping = True
 
