@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import signal
 import threading
 import time
@@ -36,7 +35,9 @@ from dockml_magic.engine import (
     make_archive,
 )
 from dockml_magic.errors import (
+    DockmlError,
     EngineError,
+    HostFileError,
     KernelBundleError,
     KernelDiedError,
     KernelError,
@@ -116,6 +117,7 @@ class KernelContainer:
         self._host_ports: tuple[int, ...] = ()
         self._settings = HostSettings()
         self._abandoned = False
+        self._claim: int | None = None
         self._is_paused = False
         self._asks_engine: threading.Thread | None = None
 
@@ -133,15 +135,29 @@ class KernelContainer:
         """
         try:
             self._start()
+        except DockmlError:
+            self.remove()
+            raise
+        except OSError as error:
+            self.remove()
+            what = f"'{self.plan.choice.name}' cannot be started"
+            raise HostFileError(what, error) from error
         except BaseException:
             self.remove()
             raise
+        finally:
+            self._give_up_claim()
 
     def abandon(self) -> None:
         """Make a `start` that runs in another thread give up soon, and clean up after itself."""
         self._abandoned = True
         if self._control is not None:
             self._control.close()
+
+    def _give_up_claim(self) -> None:
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
 
     def _raise_if_abandoned(self) -> None:
         if self._abandoned:
@@ -177,6 +193,8 @@ class KernelContainer:
             self._tell("this engine does not share our files: the workspace is not mounted")
         self._runtime = folders.runtime_root() / self.session
         self._runtime.mkdir(mode=0o777)
+        self._give_up_claim()
+        self._claim = folders.claim(self._runtime)
         self._runtime.chmod(0o777)  # the root folder above it is ours alone
         self._write_files(memory)
         entries = (memory.entry,) if memory.entry else _ENTRIES
@@ -569,6 +587,16 @@ class KernelContainer:
             return False
         return state is not None and state.status == "paused"
 
+    def raise_if_no_restart(self, name: str) -> None:
+        """Raise while the kernel still runs what would let a restart fail."""
+        if self.find_pause():
+            raise self.pause_error(name)
+        if self._shares_files and self._runtime and not (self._runtime / "launch.py").is_file():
+            raise KernelError(
+                f"The runtime folder of '{name}' was removed: {self._runtime}. Its kernel goes on without.",
+                hint=f"A new kernel needs a new container: %docker_env {name} --fresh",
+            )
+
     def pause_error(self, name: str) -> KernelError:
         """Return what to say where something waits for a container that is paused."""
         return KernelError(
@@ -634,7 +662,7 @@ class KernelContainer:
             with contextlib.suppress(EngineError):
                 self.engine.remove(self.container_id)
         if self._runtime is not None:
-            shutil.rmtree(self._runtime, ignore_errors=True)
+            folders.remove(self._runtime)
 
     def leave(self) -> None:
         """End the kernel and give the lease back: another process holds it. For the end of this one."""
@@ -663,7 +691,7 @@ class KernelContainer:
             )
         finally:
             if self._runtime is not None:
-                shutil.rmtree(self._runtime, ignore_errors=True)
+                folders.remove(self._runtime)
 
     def _waits_for_end(self, control: ControlChannel) -> bool:
         """Wait until it has ended; not for long where it cannot hear us, as it is paused."""

@@ -189,6 +189,8 @@ class ContainerState:
         0 while it runs.
     host_ports : mapping of int to int
         Container port to the host port that is published for it.
+    mounts : mapping of str to str
+        Places in the container to the host's folders that are mounted there.
     """
 
     id: str
@@ -201,6 +203,7 @@ class ContainerState:
     started_at: str = ""
     created_at: float = 0.0
     host_ports: Mapping[int, int] = field(default_factory=dict)
+    mounts: Mapping[str, str] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -873,6 +876,7 @@ class DockerEngine:
             out_of_memory=bool(state.get("OOMKilled")),
             started_at=state.get("StartedAt", ""),
             host_ports=ports,
+            mounts=_mounts_in(found),
         )
 
     def logs(self, container_id: str, tail: int) -> str:
@@ -933,8 +937,9 @@ class DockerEngine:
             try:
                 self._client.api.remove_container(container_id, force=True, v=True)
             except self._errors.APIError as error:
-                # Gone already, or on its way out by --rm: what we wanted.
-                if error.status_code not in (404, 409):
+                # Gone already, or on its way out by --rm: what we wanted. Any other conflict is not.
+                is_on_its_way = error.status_code == 409 and "in progress" in str(error)
+                if error.status_code != 404 and not is_on_its_way:
                     raise
         log.info("removed container %s", container_id[:12])
 
@@ -952,6 +957,7 @@ class DockerEngine:
                 labels=row.get("Labels") or {},
                 started_at=row.get("Status", ""),
                 created_at=float(row.get("Created") or 0.0),
+                mounts=_mounts_in(row),
             )
             for row in found
         ]
@@ -969,6 +975,11 @@ class DockerEngine:
             raise _error_of(error.explanation or str(error), reference, name) from error
         except (self._errors.DockerException, requests.exceptions.RequestException) as error:
             raise _unreachable(endpoint or self.facts.endpoint, error) from error
+
+
+def _mounts_in(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return what an engine says of a container's mounts."""
+    return {m["Destination"]: m.get("Source", "") for m in found.get("Mounts") or ()}
 
 
 def _ask_for_gpus(request: GpuRequest, route: GpuRoute) -> tuple[dict[str, Any], dict[str, str]]:

@@ -26,6 +26,7 @@ from dockml_magic.container import KernelContainer
 from dockml_magic.errors import (
     ConfigError,
     DockmlError,
+    HostFileError,
     KernelDiedError,
     KernelError,
     RemoteCellError,
@@ -172,6 +173,12 @@ class Environment:
         except CancelledError:
             self.stop()
             raise StartAbandonedError(self.name) from None
+        except DockmlError:
+            self.stop()
+            raise
+        except OSError as error:  # Jupyter's connection file, on a disk that is full
+            self.stop()
+            raise HostFileError(f"'{self.name}' cannot be started", error) from error
         except BaseException:
             self.stop()
             raise
@@ -414,10 +421,9 @@ class Environment:
         Raises
         ------
         KernelError
-            If its container is paused: it is left as it is.
+            If its container is paused, or lacks its runtime folder: it is left as it is.
         """
-        if self._container.find_pause():
-            raise self.pause_error()
+        self._container.raise_if_no_restart(self.name)
         self._disconnect()
         _run(self._manager.restart_kernel(now=True))
         self._connect()

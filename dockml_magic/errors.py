@@ -7,6 +7,7 @@ an exception of Docker's; it raises one of these from it, so the cause is kept f
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "EngineTooOldError",
     "EngineUnreachableError",
     "GpuUnavailableError",
+    "HostFileError",
     "ImageBuildError",
     "ImageUnavailableError",
     "KernelBundleError",
@@ -222,6 +224,28 @@ class GpuUnavailableError(EngineError):
 
 class MountError(EngineError):
     """A folder cannot be mounted."""
+
+
+class HostFileError(DockmlError):
+    """A file that we need on this machine cannot be written or read, as on a disk that is full.
+
+    Parameters
+    ----------
+    what : str
+        What could not be done.
+    error : OSError
+        Why.
+    """
+
+    def __init__(self, what: str, error: OSError) -> None:
+        where = f": {error.filename}" if error.filename else ""
+        super().__init__(
+            f"{what}: {error.strerror or error}{where}.",
+            hint="Make room there, or set XDG_RUNTIME_DIR (what runs) or XDG_CACHE_HOME (what is kept) to "
+            "folders that have some. See: df -h"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else "Look after that path, then try again.",
+        )
 
 
 class PortTakenError(EngineError):

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import shutil
 import stat
 import time
 from pathlib import Path
 
-from dockml_magic.errors import ConfigError
+from dockml_magic.errors import ConfigError, MountError
 
 _SOCKET_PATH_LIMIT = 107
 """Bytes of a Unix socket's path on Linux (sys/un.h)."""
 
 _LEFT_OVER_AGE = 60.0
-"""Seconds: younger ones may belong to a start that goes on."""
+"""Seconds: younger ones may be about to be claimed.
+
+By the time of day, which may jump: too far ahead, and a folder would have to be made and claimed around that
+moment to be lost; back, and a folder that nobody needs stays for longer.
+"""
 
 _LONGEST_TAIL = len("/0123456789ab/kernel-5")
 
@@ -51,8 +57,55 @@ def _remove_left_overs(root: Path) -> None:
     """Remove runtime folders of containers that outlived their notebook; they empty them themselves."""
     for folder in root.iterdir():
         with contextlib.suppress(OSError):  # not empty, or another process was quicker
-            if time.time() - folder.stat().st_mtime > _LEFT_OVER_AGE:
+            if time.time() - folder.stat().st_mtime > _LEFT_OVER_AGE and not is_claimed(folder):
                 folder.rmdir()
+
+
+def claim(folder: Path) -> int:
+    """Say that a start works on this runtime folder, until the descriptor is closed or this process ends."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    with contextlib.suppress(OSError):  # a file system without locks; `is_claimed` will say yes
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def is_claimed(folder: Path) -> bool:
+    """Tell whether a start works on a runtime folder; not where there is no such folder."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def remove(folder: Path) -> None:
+    """Remove a runtime folder, as far as possible."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def current_folder() -> Path:
+    """Return the current folder, which is the notebook's.
+
+    Raises
+    ------
+    MountError
+        If it was removed.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise MountError(
+            "The notebook's folder was removed, or is another one by now.",
+            hint="Go to one that exists: %cd FOLDER   (in the notebook's own kernel: %docker_env local)",
+        ) from None
 
 
 def _writable(folder: str) -> bool:

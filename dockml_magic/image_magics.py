@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from IPython.core.magic import line_magic, magics_class
 
 from dockml_magic.display import Tables, tell
+from dockml_magic.folders import current_folder
 from dockml_magic.images import add_search_options, tables_of_images
 from dockml_magic.magic_lines import MagicLines
 from dockml_magic.names import known_names
@@ -27,7 +27,7 @@ class ImageMagics(MagicLines):
 
     def names_for(self, magic: str) -> Iterable[str]:
         """Return the names of images."""
-        return known_names(find_project(Path.cwd()), local_references() or [])
+        return known_names(find_project(current_folder()), local_references() or [])
 
     @line_magic
     def docker_images(self, line: str) -> Tables | None:
@@ -42,7 +42,7 @@ class ImageMagics(MagicLines):
         """
         if (parsed := self.parse("docker_images", line)) is None:
             return None
-        return tables_of_images(parsed, find_project(Path.cwd()), local_references())
+        return tables_of_images(parsed, find_project(current_folder()), local_references())
 
     @line_magic
     def docker_pull(self, line: str) -> None:
@@ -53,4 +53,4 @@ class ImageMagics(MagicLines):
         if (parsed := self.parse("docker_pull", line)) is not None:
             options = RunOptions(engine=parsed.engine)
             engine = engine_for(options)
-            pull_for(parsed.what, options, Path.cwd(), engine=engine, tell=tell)
+            pull_for(parsed.what, options, current_folder(), engine=engine, tell=tell)

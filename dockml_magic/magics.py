@@ -6,7 +6,6 @@ import argparse
 import atexit
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -16,6 +15,7 @@ from dockml_magic.container import describe_kernel
 from dockml_magic.display import Table, tell
 from dockml_magic.environment import Environment, Environments, raise_remote_error
 from dockml_magic.errors import ConfigError, GpuUnavailableError
+from dockml_magic.folders import current_folder
 from dockml_magic.image_magics import ImageMagics
 from dockml_magic.images import explain
 from dockml_magic.magic_lines import MagicLines
@@ -115,7 +115,7 @@ class DockerMagics(MagicLines):
         """Return the names of environments, and where one can be started those of images."""
         running = self.environments.names()
         if magic in ("docker_env", "%docker_cell"):
-            images = known_names(find_project(Path.cwd()), local_references() or [])
+            images = known_names(find_project(current_folder()), local_references() or [])
             return [LOCAL, *running, *images]
         return [] if magic in ("docker_pick", "docker_ps") else running
 
@@ -279,7 +279,7 @@ class DockerMagics(MagicLines):
         begun: Callable[[Environment], None] = lambda _: None,
     ) -> Environment:
         with self.environments.starting(options.name or name):
-            environment = Environment(name, options, Path.cwd(), to)
+            environment = Environment(name, options, current_folder(), to)
             begun(environment)
             environment.start()
             environment.tell = tell
@@ -364,7 +364,7 @@ class DockerMagics(MagicLines):
 
 def _dry_run(name: str, options: RunOptions) -> Table:
     """Return what a start would do. Nothing is started, pulled or built."""
-    engine, folder, problem = engine_for(options), Path.cwd(), ""
+    engine, folder, problem = engine_for(options), current_folder(), ""
     try:
         choice, image = choose_here(name, options, folder, engine)
     except GpuUnavailableError as error:

@@ -11,13 +11,12 @@ import logging
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from dockml_magic import engine as engines
-from dockml_magic import labels
+from dockml_magic import folders, labels
 from dockml_magic._version import __version__
 from dockml_magic.catalogue import Image
 from dockml_magic.display import Table, show_pull
@@ -43,14 +42,9 @@ from dockml_magic.names import Choice, Fits, choose, suggest
 from dockml_magic.options import AUTO, GpuRequest, RunOptions, parse_gpus
 from dockml_magic.project import find_project
 from dockml_magic.pull import PullProgress, check_room
-from dockml_magic.spec import (
-    ContainerSpec,
-)
+from dockml_magic.spec import RUNTIME, ContainerSpec
 
 log = logging.getLogger(__name__)
-
-_NEVER_STARTED_AGE = 120.0
-"""Seconds after which a container that was created and not started is nobody's any more."""
 
 PYTHON_KERNELS = ("python", "python3")
 """Names for `--kernel` that ask for Python, from the bundle if need be."""
@@ -127,8 +121,26 @@ def _remove_never_started(engine: Engine) -> None:
     Every other container of ours ends itself; one that never ran cannot.
     """
     for found in our_containers(engine):
-        if found.status == "created" and time.time() - found.created_at > _NEVER_STARTED_AGE:
-            engine.remove(found.id)
+        runtime = folders.runtime_root() / found.labels[labels.SESSION]
+        if (
+            found.status == "created"
+            and _is_made_for(found, runtime, engine)
+            and not folders.is_claimed(runtime)
+        ):
+            with contextlib.suppress(EngineError):  # another process was quicker
+                engine.remove(found.id)
+            folders.remove(runtime)
+
+
+def _is_made_for(found: ContainerState, runtime: Path, engine: Engine) -> bool:
+    """Tell whether a container is the one that we made for a runtime folder.
+
+    Labels prove nothing: an image that was committed from a container of ours gives them to all of its
+    containers. None of those mounts a folder that only this user can make.
+    """
+    if not engine.facts.shares_files:
+        return found.name == f"dockml-{runtime.name}" and runtime.is_dir()
+    return found.mounts.get(str(RUNTIME)) == str(runtime)
 
 
 def choose_here(

@@ -246,6 +246,7 @@ class FakeEngine:
             labels=container.spec.labels,
             exit_code=container.exit_code,
             host_ports=container.host_ports,
+            mounts={str(m.target): str(m.host_path or m.volume) for m in container.spec.mounts},
         )
 
     def logs(self, container_id: str, tail: int) -> str:
