@@ -42,6 +42,7 @@ from dockml_magic.errors import (
     KernelDiedError,
     KernelError,
     KernelMissingError,
+    KernelPausedError,
     KernelStartTimeoutError,
 )
 from dockml_magic.host_settings import CA_FILE, HostSettings, read_host_settings
@@ -72,6 +73,9 @@ START_TIMEOUT = 60.0
 """Seconds from the container's start to a bound kernel. Pulls and bundles are not counted."""
 
 STOP_TIMEOUT = 3.0
+
+_NOTICE = 0.3
+"""Seconds in which most containers end that are told to."""
 
 _SILENCE = 1.0
 """Seconds without a word of the supervisor after which the engine is asked whether the container is paused."""
@@ -597,9 +601,9 @@ class KernelContainer:
                 hint=f"A new kernel needs a new container: %docker_env {name} --fresh",
             )
 
-    def pause_error(self, name: str) -> KernelError:
+    def pause_error(self, name: str) -> KernelPausedError:
         """Return what to say where something waits for a container that is paused."""
-        return KernelError(
+        return KernelPausedError(
             f"The container of '{name}' is paused, and what runs in it.",
             hint=f"Let it go on: docker unpause {self.container_id[:12]}   Or: %docker_stop {name}",
         )
@@ -695,11 +699,11 @@ class KernelContainer:
 
     def _waits_for_end(self, control: ControlChannel) -> bool:
         """Wait until it has ended; not for long where it cannot hear us, as it is paused."""
-        if control.wait(lambda s: s.phase == "gone", _SILENCE) is not None:
+        if control.wait(lambda s: s.phase == "gone", _NOTICE) is not None:
             return True
         if self.find_pause():
             return False
-        return control.wait(lambda s: s.phase == "gone", STOP_TIMEOUT - _SILENCE) is not None
+        return control.wait(lambda s: s.phase == "gone", STOP_TIMEOUT - _NOTICE) is not None
 
     def _is_removed(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout

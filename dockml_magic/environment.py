@@ -29,6 +29,7 @@ from dockml_magic.errors import (
     HostFileError,
     KernelDiedError,
     KernelError,
+    KernelPausedError,
     RemoteCellError,
     StartAbandonedError,
     UnknownEnvironmentError,
@@ -295,10 +296,10 @@ class Environment:
         """Its container is paused; known a second or two after that, and to be asked often."""
         return self.container is not None and self.container.is_paused()
 
-    def _pause(self) -> KernelError | None:
+    def _pause(self) -> KernelPausedError | None:
         return self.pause_error() if self.is_paused else None
 
-    def pause_error(self) -> KernelError:
+    def pause_error(self) -> KernelPausedError:
         """Return what to say to who waits for a container that is paused."""
         return self._container.pause_error(self.name)
 

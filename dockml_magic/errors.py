@@ -25,6 +25,7 @@ __all__ = [
     "KernelDiedError",
     "KernelError",
     "KernelMissingError",
+    "KernelPausedError",
     "KernelStartTimeoutError",
     "MissingTagError",
     "MountError",
@@ -266,6 +267,10 @@ class KernelMissingError(KernelError):
 
 class KernelBundleError(KernelError):
     """The set of packages that would give the image a kernel could not be built."""
+
+
+class KernelPausedError(KernelError):
+    """The container is paused, as `docker pause` does it, and nothing in it hears us."""
 
 
 class KernelStartTimeoutError(KernelError, TimeoutError):

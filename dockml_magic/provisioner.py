@@ -29,7 +29,7 @@ from dockml_magic.planning import KernelPlan, engine_for, make_plan
 
 PROVISIONER_NAME = "dockml-provisioner"
 
-_KILL_PATIENCE = 1.0
+_KILL_PATIENCE = 0.3
 """Seconds in which the end of a kernel that was killed is heard of."""
 
 _HOST_ONLY = frozenset(

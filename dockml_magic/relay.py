@@ -19,7 +19,12 @@ from typing import Any, Protocol
 import zmq
 from jupyter_client.session import Session
 
-from dockml_magic.errors import KernelDiedError, KernelError, KernelStartTimeoutError
+from dockml_magic.errors import (
+    KernelDiedError,
+    KernelError,
+    KernelPausedError,
+    KernelStartTimeoutError,
+)
 from dockml_magic.messages import MalformedMessageError, Message
 
 READY_TIMEOUT = 30.0
@@ -27,6 +32,9 @@ _PROBE_INTERVAL = 0.05
 _ASK_INTERVAL = 1.0
 _LOOK_INTERVAL = 0.1
 """Seconds between two looks whether the kernel still lives, while a cell runs."""
+
+ABANDONED_PATIENCE = 5.0
+"""Seconds for a cell that nobody waits for to end, before the next one is sent nevertheless."""
 
 _QUEUE = 200
 """Messages that a kernel may be ahead of us: what bounds this process's memory."""
@@ -70,6 +78,9 @@ class Relay:
         Called when a lock was held here: whoever else reads the sockets has to look anew.
     is_interrupted : bool
         The cell that runs was interrupted: then nobody waits until a container is not paused any more.
+    abandoned : set of str
+        Cells that the kernel was sent and nobody waits for. They are interrupted as they begin, and the next
+        one is sent when they have ended, as it would be aborted with them.
     kernel_info : dict
         The content of the kernel_info_reply.
     next_count : int
@@ -81,12 +92,13 @@ class Relay:
         connection_info: Mapping[str, Any],
         interrupt: Callable[[], None],
         death: Callable[[], KernelDiedError | None],
-        pause: Callable[[], KernelError | None] = lambda: None,
+        pause: Callable[[], KernelPausedError | None] = lambda: None,
     ) -> None:
         self.interrupt = interrupt
         self.death = death
         self.pause = pause
         self.is_interrupted = False
+        self.abandoned: set[str] = set()
         self.shell_lock = threading.RLock()
         self.iopub_lock = threading.RLock()
         self._control_lock = threading.RLock()
@@ -185,20 +197,31 @@ class Relay:
         """
         msg_id = header["msg_id"]
         self.is_interrupted = was_told = False
+        since = time.monotonic()
         with self._held(), self._interrupts_passed_on():
+            while self.abandoned and time.monotonic() < since + ABANDONED_PATIENCE:
+                events = dict(self._poller.poll(round(_LOOK_INTERVAL * 1000)))
+                if not events:
+                    was_told = self._look_after_kernel(tell, was_told=was_told)
+                if was_told:
+                    since = time.monotonic()
+                if self.iopub in events:
+                    self._pass_on(sink, msg_id, count)
+                for socket in (self.shell, self.stdin):
+                    if socket in events:
+                        self._receive(socket)
+            self.abandoned.clear()
             self.session.send(self.shell, _request(header, content))
             reply: dict[str, Any] | None = None
             idle = False
             while reply is None or not idle:
                 events = dict(self._poller.poll(round(_LOOK_INTERVAL * 1000)))
                 if not events:
-                    self._raise_if_dead()
-                    paused = self.pause()
-                    if paused is not None and self.is_interrupted:
-                        raise paused
-                    if paused is not None and not was_told:
-                        tell(str(paused))
-                    was_told = paused is not None
+                    try:
+                        was_told = self._look_after_kernel(tell, was_told=was_told)
+                    except KernelPausedError:
+                        self.abandoned.add(msg_id)
+                        raise
                 if self.iopub in events:
                     idle |= self._pass_on(sink, msg_id, count)
                 if self.stdin in events:
@@ -212,6 +235,18 @@ class Relay:
         if count is not None and "execution_count" in reply:
             reply["execution_count"] = count
         return reply
+
+    def _look_after_kernel(self, tell: Callable[[str], None], *, was_told: bool) -> bool:
+        """Raise where a cell cannot go on; return whether the user knows that its container is paused."""
+        self._raise_if_dead()
+        paused = self.pause()
+        if paused is None:
+            return False
+        if self.is_interrupted:
+            raise paused
+        if not was_told:
+            tell(str(paused))
+        return True
 
     def count_as(self, count: int) -> None:
         """Have an IPython count its next cell as `count`: an execute request before that cell's own.
@@ -330,6 +365,7 @@ class Relay:
                 message.verify(self.session)
             except MalformedMessageError as error:
                 raise nonsense(error) from error
+            self.mind_abandoned(message)
             if message.type == "status":
                 if message.content["execution_state"] == "idle":
                     idle |= message.parent_id == msg_id
@@ -337,6 +373,17 @@ class Relay:
                 if count is not None:
                     show_count(message, count)
                 sink.publish(message)
+
+    def mind_abandoned(self, message: Message) -> bool:
+        """Interrupt a cell that nobody waits for as it begins; return whether the last of them has ended."""
+        if message.parent_id not in self.abandoned:
+            return False
+        if message.type == "execute_input":
+            self.interrupt()
+        elif message.type == "status" and message.content.get("execution_state") == "idle":
+            self.abandoned.discard(message.parent_id)
+            return not self.abandoned
+        return False
 
     def _answer(self, sink: Sink) -> None:
         question = self._receive(self.stdin)
