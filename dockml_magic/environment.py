@@ -126,6 +126,7 @@ class Environment:
         self._manager.tell = tell
         self._is_adopted = False
         self._is_abandoned = False
+        self._stopping = threading.Lock()
         self._starting: Future[Any] | None = None
 
     @classmethod
@@ -430,11 +431,12 @@ class Environment:
         self._connect()
 
     def stop(self) -> None:
-        """End the kernel and remove its container. Calling it again is no error."""
-        self._disconnect()
-        if self._manager.provisioner is not None:
-            _run(self._manager.shutdown_kernel(now=True))
-        self._manager.cleanup_connection_file()
+        """End the kernel and remove its container. Calling it again, in another thread too, is no error."""
+        with self._stopping:
+            self._disconnect()
+            if self._manager.provisioner is not None:
+                _run(self._manager.shutdown_kernel(now=True))
+            self._manager.cleanup_connection_file()
 
     def __enter__(self) -> Environment:
         return self
