@@ -13,7 +13,6 @@ from pathlib import Path
 from dockml_magic.engine import DockerEngine, connect
 from tests.integration.waiting import wait_until
 
-
 _LEFT = ("pid", "sock", "sock.ttrpc")
 
 

@@ -145,7 +145,6 @@ def test_a_container_that_was_never_started_is_removed_by_the_next_process(
         containers.KernelContainer(engine, plan, print).start()
     monkeypatch.undo()
     monkeypatch.setattr(planning, "_engines", {})
-    monkeypatch.setattr(planning, "_NEVER_STARTED_AGE", -1.0)
     next_engine = planning.engine_for(RunOptions())
     assert isinstance(next_engine, DockerEngine)
     next_engine._client.close()

@@ -1,4 +1,4 @@
-"""Many starts at once, from threads and from processes; the same one twice; stops while starting, starts while stopping."""
+"""Many starts at once, from threads and processes; the same one twice; stops while starting, starts while stopping."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dockml_magic import folders
-from dockml_magic.errors import ConfigError
+from dockml_magic.errors import ConfigError, MountError
 
 SOCKET = "/0123456789ab/kernel-5"
 FALLBACK = Path(f"/tmp/dockml-{os.getuid()}")
@@ -74,6 +74,31 @@ def test_empty_folders_of_earlier_containers_are_removed(short_folder: Path) -> 
         os.utime(root / name, (long_ago, long_ago))
     folders.runtime_root()
     assert sorted(path.name for path in root.iterdir()) == ["used", "young"]
+
+
+def test_a_folder_that_a_start_works_on_is_left_whatever_the_clock_says() -> None:
+    folder = folders.runtime_root() / "starting"
+    folder.mkdir()
+    os.utime(folder, (0, 0))
+    claim = folders.claim(folder)
+    assert folders.is_claimed(folder)
+    assert folders.runtime_root().joinpath("starting").is_dir()
+    os.close(claim)
+    assert not folders.is_claimed(folder)
+    assert not folders.runtime_root().joinpath("starting").exists()
+    assert not folders.is_claimed(folder)
+
+
+def test_a_current_folder_that_was_removed_is_told(
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = short_folder / "notebook"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert folders.current_folder() == folder
+    folder.rmdir()
+    with pytest.raises(MountError, match=r"was removed.*\n.*%cd"):
+        folders.current_folder()
 
 
 def test_the_cache_is_xdgs_or_in_the_home(monkeypatch: pytest.MonkeyPatch) -> None:

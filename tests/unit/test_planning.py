@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
 import pytest
@@ -30,6 +30,7 @@ from dockml_magic.planning import (
     pull_image,
     table_of_containers,
 )
+from dockml_magic.spec import RUNTIME, ContainerSpec, Mount
 from tests.unit.fake_engine import FakeEngine
 
 IMAGE = "me/mine:1"
@@ -357,3 +358,50 @@ def test_an_engine_is_connected_once_per_endpoint(monkeypatch: pytest.MonkeyPatc
     assert engine_for(RunOptions(engine="unix:///other.sock")) is not first
     monkeypatch.setenv("DOCKER_HOST", "unix:///another.sock")
     assert engine_for(RunOptions()) is not first
+
+
+# --- what was left ------------------------------------------------------------------------------------
+
+
+def _created(engine: FakeEngine, *, mounted: Path | None, session: str = "0123456789ab") -> str:
+    """Create a container with our labels, that mounts a runtime folder or not."""
+    mounts = () if mounted is None else (Mount(target=RUNTIME, host_path=mounted),)
+    return engine.create(
+        ContainerSpec(
+            image="me/mine:1",
+            name=f"container-{len(engine.containers)}",
+            entrypoint=("python",),
+            user="0:0",
+            workdir=PurePosixPath("/"),
+            labels={labels.SESSION: session, labels.USER: str(os.getuid())},
+            env={},
+            mounts=mounts,
+        )
+    )
+
+
+def test_only_what_was_never_started_and_is_ours_and_nobodys_is_removed(engine: FakeEngine) -> None:
+    engine.add_image("me/mine:1")
+    runtime = folders.runtime_root() / "0123456789ab"
+    runtime.mkdir()
+    (runtime / "config.json").touch()
+    ours = _created(engine, mounted=runtime)
+    stranger = _created(engine, mounted=None)
+    claim = folders.claim(runtime)
+    planning._remove_never_started(engine)
+    assert {c.id for c in engine.containers} == {ours, stranger}  # a start works on it
+    os.close(claim)
+    planning._remove_never_started(engine)
+    assert [c.id for c in engine.containers] == [stranger]
+    assert not runtime.exists()
+
+
+def test_what_runs_is_never_removed_as_never_started(engine: FakeEngine) -> None:
+    engine.add_image("me/mine:1")
+    runtime = folders.runtime_root() / "0123456789ab"
+    runtime.mkdir()
+    container = _created(engine, mounted=runtime)
+    engine.start(container)
+    planning._remove_never_started(engine)
+    assert [c.id for c in engine.containers] == [container]
+    assert runtime.exists()
