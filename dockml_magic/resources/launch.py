@@ -348,6 +348,10 @@ class Supervisor(object):
                     os.set_inheritable(write_fd, True)
                 if self.cwd and os.path.isdir(self.cwd):
                     os.chdir(self.cwd)
+                try:
+                    os.getcwd()
+                except OSError:  # the workspace was removed outside; a Python does not start there
+                    os.chdir("/")
                 if mode == "spec":
                     self._become_spec(interpreter, env, write_fd)
                 command = [interpreter, os.path.abspath(__file__), "kernel", self.config_path]
