@@ -327,3 +327,16 @@ def test_a_runtime_folder_that_is_wiped(hit: Hit, engine: DockerEngine) -> None:
     assert hit.notebook.ok("kept").result == "1"
     hit.notebook.ok("%docker_stop x")
     assert hit.container not in containers_of(hit.notebook.folder)
+
+
+@pytest.mark.parametrize("ipykernel", IPYKERNELS)
+def test_the_end_of_a_notebook_removes_a_paused_container(
+    strangers: Strangers, workspace: Path, own_folders: Path, ipykernel: str
+) -> None:
+    with Notebook(workspace, python_with(ipykernel)) as notebook:
+        notebook.ok("%load_ext dockml_magic")
+        notebook.use(BARE)
+        (container,) = containers_of(workspace)
+        docker("pause", container)
+    wait_until(lambda: not containers_of(workspace), timeout=10.0, what="rm")
+    assert list((own_folders / "dockml").iterdir()) == []
