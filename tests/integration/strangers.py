@@ -5,11 +5,14 @@ They carry the labels of our containers, as those of an image do that was commit
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import docker.errors
 
 from dockml_magic import labels
 from dockml_magic.engine import DockerEngine
@@ -80,7 +83,8 @@ class Strangers:
     def remove(self) -> None:
         """Remove them."""
         for container in self.containers.values():
-            container.remove(force=True)
+            with contextlib.suppress(docker.errors.NotFound):  # somebody did touch it
+                container.remove(force=True)
         self._client.images.remove(self.name)
         self.network.remove()
         self.volume.remove()
