@@ -36,11 +36,14 @@ from dockml_magic.engine import (
     make_archive,
 )
 from dockml_magic.errors import (
+    DockmlError,
     EngineError,
+    HostFileError,
     KernelBundleError,
     KernelDiedError,
     KernelError,
     KernelMissingError,
+    KernelPausedError,
     KernelStartTimeoutError,
 )
 from dockml_magic.folders import RuntimeFolder
@@ -72,6 +75,12 @@ START_TIMEOUT = 60.0
 """Seconds from the container's start to a bound kernel. Pulls and bundles are not counted."""
 
 STOP_TIMEOUT = 3.0
+
+_NOTICE = 0.3
+"""Seconds in which most containers end that are told to."""
+
+_SILENCE = 1.0
+"""Seconds without a word of the supervisor after which the engine is asked whether the container is paused."""
 
 LOG_LINES = 20
 
@@ -122,6 +131,9 @@ class KernelContainer:
         """Whether `end` leaves the container, as `docker stop` does without --rm."""
         self.created: Callable[[KernelContainer], None] = lambda _: None
         """Called with this when the container was created and before it is started."""
+        self._claim: int | None = None
+        self._is_paused = False
+        self._asks_engine: threading.Thread | None = None
 
     # --- start --------------------------------------------------------------------------------
 
@@ -137,15 +149,29 @@ class KernelContainer:
         """
         try:
             self._start()
+        except DockmlError:
+            self.remove()
+            raise
+        except OSError as error:
+            self.remove()
+            what = f"'{self.plan.choice.name}' cannot be started"
+            raise HostFileError(what, error) from error
         except BaseException:
             self.remove()
             raise
+        finally:
+            self._give_up_claim()
 
     def abandon(self) -> None:
         """Make a `start` that runs in another thread give up soon, and clean up after itself."""
         self._abandoned = True
         if self._control is not None:
             self._control.close()
+
+    def _give_up_claim(self) -> None:
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
 
     def _raise_if_abandoned(self) -> None:
         if self._abandoned:
@@ -179,8 +205,7 @@ class KernelContainer:
             self._settings = read_host_settings()
         else:
             self._tell("this engine does not share our files: the workspace is not mounted")
-        self._runtime = RuntimeFolder(folders.runtime_root() / self.session)
-        self._runtime.make()
+        self._make_runtime(RuntimeFolder(folders.runtime_root() / self.session))
         self._write_files(memory)
         entries = (memory.entry,) if memory.entry else _ENTRIES
         for entry in entries:
@@ -224,16 +249,30 @@ class KernelContainer:
         try:
             if self._shares_files:
                 self._settings = read_host_settings()
-            self._runtime = _runtime_of(described)
-            self._runtime.remove()
-            self._runtime.make()
+            runtime = _runtime_of(described)
+            runtime.remove()
+            self._make_runtime(runtime)
             self._write_files(ImageMemory.read(self.plan.image.id))
             self.engine.start(self.container_id)
             self._connect("")
             self._wait_bound(generation=1)
+        except DockmlError:
+            self.stop()
+            raise
+        except OSError as error:
+            self.stop()
+            raise HostFileError(f"'{self.plan.choice.name}' cannot be started", error) from error
         except BaseException:
             self.stop()
             raise
+        finally:
+            self._give_up_claim()
+
+    def _make_runtime(self, runtime: RuntimeFolder) -> None:
+        runtime.make()
+        self._runtime = runtime
+        self._give_up_claim()
+        self._claim = folders.claim(runtime.path)
 
     def _remember(self, entry: str) -> None:
         report = self.state.report
@@ -608,6 +647,54 @@ class KernelContainer:
 
         threading.Thread(target=wait, name="dockml-interrupt", daemon=True).start()
 
+    def is_paused(self) -> bool:
+        """Tell whether the container is frozen, as `docker pause` does it; for who calls this often.
+
+        It never waits: the engine is asked in a thread, and only where the supervisor is silent.
+        """
+        control = self._control
+        if control is None or control.state.phase == "gone" or control.silence() < _SILENCE:
+            self._is_paused = False
+        elif self._asks_engine is None or not self._asks_engine.is_alive():
+            self._asks_engine = threading.Thread(
+                target=self._note_pause, args=(control,), name="dockml-look", daemon=True
+            )
+            self._asks_engine.start()
+        return self._is_paused
+
+    def _note_pause(self, control: ControlChannel) -> None:
+        is_paused = self.find_pause()
+        self._is_paused = is_paused and control.silence() >= _SILENCE
+
+    def find_pause(self) -> bool:
+        """Ask the engine whether the container is paused; an engine that is away does not know."""
+        try:
+            state = self.engine.inspect(self.container_id) if self.container_id else None
+        except EngineError:
+            return False
+        return state is not None and state.status == "paused"
+
+    def raise_if_no_restart(self, name: str) -> None:
+        """Raise while the kernel still runs what would let a restart fail."""
+        if self.find_pause():
+            raise self.pause_error(name)
+        if (
+            self._shares_files
+            and self._runtime
+            and not (self._runtime.shared / "launch.py").is_file()
+        ):
+            raise KernelError(
+                f"The runtime folder of '{name}' was removed: {self._runtime.path}. Its kernel goes on without.",
+                hint=f"A new kernel needs a new container: %docker_env {name} --fresh",
+            )
+
+    def pause_error(self, name: str) -> KernelPausedError:
+        """Return what to say where something waits for a container that is paused."""
+        return KernelPausedError(
+            f"The container of '{name}' is paused, and what runs in it.",
+            hint=f"Let it go on: docker unpause {self.container_id[:12]}   Or: %docker_stop {name}",
+        )
+
     def restart(self, env: Mapping[str, str], cwd: str | None) -> None:
         """Start the next kernel in the same container; the last one has ended."""
         control = self._control
@@ -628,7 +715,12 @@ class KernelContainer:
 
         `restart` is what to do for a new kernel, `again` what to do when the container is gone too.
         """
-        log = self.engine.logs(self.container_id, _CRASH_LINES) if self.container_id else ""
+        log, engine_error = "", ""
+        if self.container_id:
+            try:
+                log = self.engine.logs(self.container_id, _CRASH_LINES)
+            except EngineError as error:  # an engine that has gone takes its containers along
+                engine_error = f" {error.message}"
         tail = _last_lines(log)
         if state.out_of_memory:
             limit = self.plan.choice.options.memory
@@ -646,7 +738,7 @@ class KernelContainer:
                 hint=again,
             )
         if state.phase == "gone":
-            return KernelDiedError(f"{what}: its container is gone.", hint=again)
+            return KernelDiedError(f"{what}: its container is gone.{engine_error}", hint=again)
         left = "The lines below are the last it wrote." if tail else "It wrote nothing to its log."
         return KernelDiedError(
             f"{what} (exit code {state.exit_code}{_signal_name(state.exit_code)}).",
@@ -663,8 +755,9 @@ class KernelContainer:
 
     def forget(self) -> None:
         """Wait until it has ended, and remove its runtime folder. For the end of this process."""
-        if self._control is not None:
-            self._control.wait(lambda s: s.phase == "gone", STOP_TIMEOUT)
+        if self._control is not None and not self._waits_for_end(self._control):
+            with contextlib.suppress(EngineError):
+                self.engine.remove(self.container_id)
         if self._runtime is not None:
             self._runtime.remove()
 
@@ -733,7 +826,7 @@ class KernelContainer:
         """End the kernel and the container, which `start_again` can start. Being stopped is success."""
         self.ask_to_end()
         if self._control is not None:
-            self._control.wait(lambda s: s.phase == "gone", STOP_TIMEOUT)
+            self._waits_for_end(self._control)
             self._control.close()
             self._control = None
         if self.engine.wait(self.container_id, STOP_TIMEOUT) is None:
@@ -753,11 +846,11 @@ class KernelContainer:
         try:
             self.ask_to_end()
             if self._control is not None:
-                gone = self._control.wait(lambda s: s.phase == "gone", STOP_TIMEOUT)
+                is_gone = self._waits_for_end(self._control)
                 self._control.close()
                 self._control = None
                 # It ends by itself and the engine removes it; only a stuck one needs force.
-                by_itself = gone is not None and not self.plan.kept
+                by_itself = is_gone and not self.plan.kept
                 if by_itself and self._is_removed(STOP_TIMEOUT):
                     self.container_id = ""
             if self.container_id:
@@ -770,6 +863,14 @@ class KernelContainer:
         finally:
             if self._runtime is not None:
                 self._runtime.remove()
+
+    def _waits_for_end(self, control: ControlChannel) -> bool:
+        """Wait until it has ended; not for long where it cannot hear us, as it is paused."""
+        if control.wait(lambda s: s.phase == "gone", _NOTICE) is not None:
+            return True
+        if self.find_pause():
+            return False
+        return control.wait(lambda s: s.phase == "gone", STOP_TIMEOUT - _NOTICE) is not None
 
     def _is_removed(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout

@@ -171,6 +171,7 @@ class ControlChannel:
         self._socket = _connect(address, {"key": key})
         self._changed = threading.Condition()
         self._state = KernelState()
+        self._asked_at: float | None = None
         self.was_shared = False
         """More than one notebook was attached at a time."""
         self._reader = threading.Thread(target=self._read, name="dockml-control", daemon=True)
@@ -191,6 +192,19 @@ class ControlChannel:
                     return None
                 self._changed.wait(left)
             return self._state
+
+    def silence(self) -> float:
+        """Ask the supervisor to say something; return for how many seconds it has not.
+
+        Call it again and again. A supervisor does nothing but listen: one that is silent is frozen, as in a
+        container that is paused, or has no CPU.
+        """
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+            with contextlib.suppress(KernelError):
+                self._send({"op": "say"})
+        asked_at = self._asked_at
+        return 0.0 if asked_at is None else time.monotonic() - asked_at
 
     def signal(self, signum: int) -> None:
         """Signal the kernel's process group. Safe to call from a signal handler."""
@@ -242,6 +256,7 @@ class ControlChannel:
             try:
                 for line in lines:
                     self._publish(parse_state(line))
+                    self._asked_at = None
                 _check_length(buffer)
             except NonsenseError as error:
                 self.close()

@@ -30,8 +30,10 @@ from dockml_magic.control import OutputState, OutputStream
 from dockml_magic.errors import (
     ConfigError,
     DockmlError,
+    HostFileError,
     KernelDiedError,
     KernelError,
+    KernelPausedError,
     RemoteCellError,
     StartAbandonedError,
     UnknownEnvironmentError,
@@ -163,6 +165,7 @@ class Environment:
         self._generation = 0
         self._is_adopted = False
         self._is_abandoned = False
+        self._stopping = threading.Lock()
         self._starting: Future[Any] | None = None
 
     @classmethod
@@ -374,6 +377,12 @@ class Environment:
         except CancelledError:
             leave()
             raise StartAbandonedError(self.name) from None
+        except DockmlError:
+            self.stop()
+            raise
+        except OSError as error:  # Jupyter's connection file, on a disk that is full
+            self.stop()
+            raise HostFileError(f"'{self.name}' cannot be started", error) from error
         except BaseException:
             leave()
             raise
@@ -399,8 +408,12 @@ class Environment:
     def _connect(self) -> None:
         container = self._container
         self._relay = Relay(
-            container.connection_info, lambda: container.signal(signal.SIGINT), self._death
+            container.connection_info,
+            lambda: container.signal(signal.SIGINT),
+            self._death,
+            self._pause,
         )
+        self._relay.is_shared = lambda: container.state.kept or container.state.attached > 1
         self._relay.was_shared = lambda: container.was_shared
         self._generation = container.state.generation
         self._relay.make_ready()
@@ -511,6 +524,18 @@ class Environment:
             restart=f"Start a new one in its container: %docker_restart {self.name}",
         )
 
+    @property
+    def is_paused(self) -> bool:
+        """Its container is paused; known a second or two after that, and to be asked often."""
+        return self.container is not None and self.container.is_paused()
+
+    def _pause(self) -> KernelPausedError | None:
+        return self.pause_error() if self.is_paused else None
+
+    def pause_error(self) -> KernelPausedError:
+        """Return what to say to who waits for a container that is paused."""
+        return self._container.pause_error(self.name)
+
     def execute(
         self,
         header: Mapping[str, Any],
@@ -549,7 +574,7 @@ class Environment:
         stores = content.get("store_history", True) and not content.get("silent")
         if count is not None and stores:
             relay.count_as(count)
-        reply = relay.execute(header, content, sink, count=count)
+        reply = relay.execute(header, content, sink, count=count, tell=self.tell)
         if stores:
             counted = reply.get("execution_count") or 0
             if is_plausible(counted, relay.next_count):
@@ -620,6 +645,8 @@ class Environment:
 
     def interrupt(self) -> None:
         """Stop the running cell, as the stop button does; from another thread than the one in `run`."""
+        if self._relay is not None:
+            self._relay.is_interrupted = True
         self._container.signal(signal.SIGINT)
 
     def kill(self) -> None:
@@ -627,7 +654,14 @@ class Environment:
         self._container.signal(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Start a new kernel in the same container: variables go, what was installed stays."""
+        """Start a new kernel in the same container: variables go, what was installed stays.
+
+        Raises
+        ------
+        KernelError
+            If its container is paused, or lacks its runtime folder: it is left as it is.
+        """
+        self._container.raise_if_no_restart(self.name)
         self._disconnect()
         _run(self._manager.restart_kernel(now=True))
         self._connect()
@@ -682,19 +716,27 @@ class Environment:
         self._manager.leave()
 
     def stop(self) -> None:
-        """End the kernel and its container, as `docker stop` does. Calling it again is no error.
+        """End the kernel and its container, as `docker stop` does. Calling it again, also at once, is no error.
 
         The container is removed, unless the environment was started with --keep.
+
+        Raises
+        ------
+        KernelPausedError
+            If it was, and is paused: only what runs can be stopped.
         """
-        self._disconnect()
-        container = self.container
-        if container is not None and container.is_kept:
-            container.ask_to_end()  # first, so that another notebook sees no kernel that died
-        if self._manager.provisioner is not None:
-            _run(self._manager.shutdown_kernel(now=True))
-        self._manager.cleanup_connection_file()
-        if container is not None and not container.stays:
-            kept.forget(container.session)
+        with self._stopping:
+            container = self.container
+            if container is not None and container.stays and container.find_pause():
+                raise container.pause_error(self.name)
+            self._disconnect()
+            if container is not None and container.is_kept:
+                container.ask_to_end()  # first, so that another notebook sees no kernel that died
+            if self._manager.provisioner is not None:
+                _run(self._manager.shutdown_kernel(now=True))
+            self._manager.cleanup_connection_file()
+            if container is not None and not container.stays:
+                kept.forget(container.session)
 
     def remove(self) -> None:
         """End the kernel and remove its container, whether it was kept or not."""

@@ -7,6 +7,7 @@ an exception of Docker's; it raises one of these from it, so the cause is kept f
 
 from __future__ import annotations
 
+import errno
 import re
 import shlex
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ __all__ = [
     "EngineTooOldError",
     "EngineUnreachableError",
     "GpuUnavailableError",
+    "HostFileError",
     "ImageBuildError",
     "ImageInUseError",
     "ImageUnavailableError",
@@ -31,6 +33,7 @@ __all__ = [
     "KernelDiedError",
     "KernelError",
     "KernelMissingError",
+    "KernelPausedError",
     "KernelStartTimeoutError",
     "MissingTagError",
     "MountError",
@@ -360,6 +363,28 @@ class MountError(EngineError):
     """A folder cannot be mounted."""
 
 
+class HostFileError(DockmlError):
+    """A file that we need on this machine cannot be written or read, as on a disk that is full.
+
+    Parameters
+    ----------
+    what : str
+        What could not be done.
+    error : OSError
+        Why.
+    """
+
+    def __init__(self, what: str, error: OSError) -> None:
+        where = f": {error.filename}" if error.filename else ""
+        super().__init__(
+            f"{what}: {error.strerror or error}{where}.",
+            hint="Make room there, or set XDG_RUNTIME_DIR (what runs) or XDG_CACHE_HOME (what is kept) to "
+            "folders that have some. See: df -h"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else "Look after that path, then try again.",
+        )
+
+
 class PortTakenError(EngineError):
     """A host port is in use already."""
 
@@ -378,6 +403,10 @@ class KernelMissingError(KernelError):
 
 class KernelBundleError(KernelError):
     """The set of packages that would give the image a kernel could not be built."""
+
+
+class KernelPausedError(KernelError):
+    """The container is paused, as `docker pause` does it, and nothing in it hears us."""
 
 
 class KernelStartTimeoutError(KernelError, TimeoutError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import stat
@@ -10,13 +11,17 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from dockml_magic.errors import ConfigError
+from dockml_magic.errors import ConfigError, MountError
 
 _SOCKET_PATH_LIMIT = 107
 """Bytes of a Unix socket's path on Linux (sys/un.h)."""
 
 _LEFT_OVER_AGE = 60.0
-"""Seconds: younger ones may belong to a start that goes on."""
+"""Seconds: younger ones may be about to be claimed.
+
+By the time of day, which may jump: too far ahead, and a folder would have to be made and claimed around that
+moment to be lost; back, and a folder that nobody needs stays for longer.
+"""
 
 _LONGEST_TAIL = len("/0123456789ab/kernel-5")
 
@@ -213,10 +218,53 @@ def _remove_left_overs(root: Path) -> None:
         shared = RuntimeFolder(folder).shared
         with contextlib.suppress(OSError):  # not empty, or another process was quicker
             newest = max(path.stat().st_mtime for path in (shared, folder) if path.exists())
-            if folder.is_dir() and time.time() - newest > _LEFT_OVER_AGE:
+            is_old = folder.is_dir() and time.time() - newest > _LEFT_OVER_AGE
+            if is_old and not is_claimed(folder):
                 if shared.is_dir():
                     shared.rmdir()
                 _remove_tree(folder)
+
+
+def claim(folder: Path) -> int:
+    """Say that a start works on this runtime folder, until the descriptor is closed or this process ends."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    with contextlib.suppress(OSError):  # a file system without locks; `is_claimed` will say yes
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def is_claimed(folder: Path) -> bool:
+    """Tell whether a start works on a runtime folder; not where there is no such folder."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def current_folder() -> Path:
+    """Return the current folder, which is the notebook's.
+
+    Raises
+    ------
+    MountError
+        If it was removed.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise MountError(
+            "The notebook's folder was removed, or is another one by now.",
+            hint="Go to one that exists: %cd FOLDER   (in the notebook's own kernel: %docker_env local)",
+        ) from None
 
 
 def _writable(folder: str) -> bool:

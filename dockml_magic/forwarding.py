@@ -19,7 +19,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,6 +30,7 @@ from dockml_magic.environment import Environment
 from dockml_magic.errors import DockmlError, KernelError
 from dockml_magic.messages import MalformedMessageError, Message
 from dockml_magic.relay import (
+    ABANDONED_PATIENCE,
     NOT_PASSED_ON,
     UNUSABLE,
     Relay,
@@ -245,6 +246,9 @@ class Forwarder:
     _looks: asyncio.TimerHandle | None = None
     _interrupted_at: float = 0.0
     _was_told: bool = False
+    _was_told_of_pause: bool = False
+    _held: list[Request] = field(default_factory=list)
+    _held_since: float = 0.0
     _unsent: Output | None = None
     _heard_at: float = 0.0
 
@@ -309,19 +313,37 @@ class Forwarder:
         if not self.requests:
             self._interrupted_at, self._was_told = 0.0, False
         ahead = sum(r.counts and not r.replied for r in self.requests.values())
-        with self.relay.shell_lock:
-            if counts and not ahead:
-                self.relay.count_as(shown_count)
-            request = Request(message=message, counts=counts, count=shown_count + ahead)
-            if message.type.startswith("comm_") and not message.type.endswith("_request"):
-                request.replied = True  # these have no reply
-            self.requests[message.id] = request
-            self.relay.note_sent(message.id)
-            self.relay.shell.send_multipart(message.signed_by(self.relay.session), copy=False)
-            if _has_arrived(self.relay.shell):
-                self.front.loop.call_soon(self._read_replies)
+        request = Request(message=message, counts=counts, count=shown_count + ahead)
+        if message.type.startswith("comm_") and not message.type.endswith("_request"):
+            request.replied = True  # these have no reply
+        self.requests[message.id] = request
+        if self.relay.abandoned or self._held:
+            self._held_since = time.monotonic()
+            self._held.append(request)
+        else:
+            self._send(request, is_first=not ahead)
         if self._looks is None:
             self._looks = self.front.loop.call_later(_LOOK_INTERVAL, self._look)
+
+    def _send(self, request: Request, *, is_first: bool) -> None:
+        with self.relay.shell_lock:
+            if request.counts and is_first:
+                self.relay.count_as(request.count)
+            self.relay.note_sent(request.message.id)
+            self.relay.shell.send_multipart(
+                request.message.signed_by(self.relay.session), copy=False
+            )
+            if _has_arrived(self.relay.shell):
+                self.front.loop.call_soon(self._read_replies)
+
+    def _send_held(self) -> None:
+        """Send what waited for the end of cells that nobody waits for."""
+        self.relay.abandoned.clear()
+        held, self._held = self._held, []
+        is_first = True
+        for request in held:
+            self._send(request, is_first=is_first)
+            is_first &= not request.counts
 
     def _look(self) -> None:
         """See whether the kernel lives, as long as it has something to do."""
@@ -337,8 +359,14 @@ class Forwarder:
             self.front.run_in(self.front.iopub.thread, self._read_output)
             self.fail(error)
             return
-        if self._interrupted_at and not self._was_told:
-            self._tell_if_it_hangs()
+        if self.environment.is_paused:
+            self._mind_pause()
+        else:
+            self._was_told_of_pause = False
+            if self._held and time.monotonic() > self._held_since + ABANDONED_PATIENCE:
+                self._send_held()
+            if self._interrupted_at and not self._was_told:
+                self._tell_if_it_hangs()
         late = time.monotonic() - _REPLY_PATIENCE
         for request in list(self.requests.values()):
             if request.aborted_since is not None and request.aborted_since < time.monotonic() - 0.2:
@@ -367,9 +395,9 @@ class Forwarder:
 
     def interrupt(self) -> None:
         """Interrupt the kernel; in any thread. One that was told not to react is ended."""
-        if not self._was_told:
+        if not self._was_told or self._was_told_of_pause:
             self._interrupted_at = self._interrupted_at or time.monotonic()
-            self.environment.interrupt()
+            self.environment.interrupt()  # a container that is paused gets it when it goes on
             return
         self.environment.kill()
         name = self.environment.name
@@ -378,6 +406,25 @@ class Forwarder:
             hint=f"Start it again: %docker_restart {name}",
         )
         self.front.loop.call_soon_threadsafe(self.fail, error)
+
+    def _mind_pause(self) -> None:
+        """Say it once where a container is paused; wait no longer than the user wants to, and only for cells."""
+        error = self.environment.pause_error()
+        if self._interrupted_at:
+            unsent = {request.message.id for request in self._held}
+            self.relay.abandoned |= self.requests.keys() - unsent
+            self._held.clear()
+            self.fail(error)
+            return
+        cells = [r for r in self.requests.values() if r.message.type == "execute_request"]
+        if cells and not self._was_told_of_pause:
+            self.front.say("stream", {"name": "stderr", "text": f"{error}\n"}, cells[0].message)
+        self._was_told_of_pause = True
+        self._held_since = time.monotonic()
+        # A completion would keep the next cell, perhaps the one that stops the environment, from running.
+        others = [r for r in self.requests.values() if r not in cells]
+        self._held = [r for r in self._held if r not in others]
+        self.fail(error, others)
 
     def _tell_if_it_hangs(self) -> None:
         if time.monotonic() < self._interrupted_at + _INTERRUPT_PATIENCE:
@@ -390,14 +437,14 @@ class Forwarder:
         for request in list(self.requests.values())[:1]:
             self.front.say("stream", {"name": "stderr", "text": text}, request.message)
 
-    def fail(self, error: DockmlError) -> None:
-        """End what is under way with an error."""
+    def fail(self, error: DockmlError, requests: Sequence[Request] | None = None) -> None:
+        """End what is under way, or some of it, with an error."""
         told = {
             "ename": type(error).__name__,
             "evalue": error.message,
             "traceback": error._render_traceback_(),
         }
-        for request in list(self.requests.values()):
+        for request in list(self.requests.values()) if requests is None else requests:
             if not request.replied:
                 if request.message.type == "execute_request":
                     self.front.say("error", told, request.message)
@@ -549,6 +596,8 @@ class Forwarder:
         try:
             message = Message(frames)
             message.verify(self.relay.session)
+            if self.relay.mind_abandoned(message):
+                self.front.loop.call_soon_threadsafe(self._send_held)
             request = self.requests.get(message.parent_id)
             if request is None and message.type in NOT_PASSED_ON:
                 return

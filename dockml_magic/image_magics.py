@@ -9,6 +9,7 @@ from IPython.core.magic import line_magic, magics_class
 
 from dockml_magic.backup import backup_path, load_images, save_images
 from dockml_magic.display import Tables, tell
+from dockml_magic.folders import current_folder
 from dockml_magic.images import add_search_options, tables_of_images
 from dockml_magic.magic_lines import MagicLines
 from dockml_magic.names import known_names
@@ -50,7 +51,7 @@ class ImageMagics(MagicLines):
             return []
         if magic in ("docker_rmi", "docker_save"):
             return local_references() or []
-        return known_names(find_project(Path.cwd()), local_references() or [])
+        return known_names(find_project(current_folder()), local_references() or [])
 
     @line_magic
     def docker_images(self, line: str) -> Tables | None:
@@ -65,7 +66,7 @@ class ImageMagics(MagicLines):
         """
         if (parsed := self.parse("docker_images", line)) is None:
             return None
-        return tables_of_images(parsed, find_project(Path.cwd()), local_references())
+        return tables_of_images(parsed, find_project(current_folder()), local_references())
 
     @line_magic
     def docker_pull(self, line: str) -> None:
@@ -76,7 +77,7 @@ class ImageMagics(MagicLines):
         if (parsed := self.parse("docker_pull", line)) is not None:
             options = RunOptions(engine=parsed.engine)
             engine = engine_for(options)
-            pull_for(parsed.what, options, Path.cwd(), engine=engine, tell=tell)
+            pull_for(parsed.what, options, current_folder(), engine=engine, tell=tell)
 
     @line_magic
     def docker_build(self, line: str) -> None:
@@ -109,7 +110,9 @@ class ImageMagics(MagicLines):
         if (parsed := self.parse("docker_rmi", line)) is None:
             return
         engine = engine_for(RunOptions(engine=parsed.engine))
-        for reference in [find_local_image(name, engine, Path.cwd()) for name in parsed.images]:
+        for reference in [
+            find_local_image(name, engine, current_folder()) for name in parsed.images
+        ]:
             for gone in remove_image(reference, engine, force=parsed.force):
                 tell(gone)
 
@@ -124,8 +127,8 @@ class ImageMagics(MagicLines):
         if (parsed := self.parse("docker_save", line)) is None:
             return
         engine = engine_for(RunOptions(engine=parsed.engine))
-        references = [find_local_image(name, engine, Path.cwd()) for name in parsed.images]
-        path = backup_path(parsed.output, references, Path.cwd())
+        references = [find_local_image(name, engine, current_folder()) for name in parsed.images]
+        path = backup_path(parsed.output, references, current_folder())
         save_images(engine, references, path, tell, force=parsed.force)
 
     @line_magic

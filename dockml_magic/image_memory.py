@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from dockml_magic import folders
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class ImageMemory:
     @staticmethod
     def _path(image_id: str) -> Path:
         folder = folders.cache_root() / "images"
-        folder.mkdir(exist_ok=True)
+        with contextlib.suppress(OSError):  # a disk that is full: nothing is remembered then
+            folder.mkdir(exist_ok=True)
         return folder / f"{image_id.rpartition(':')[2]}.json"
 
     @classmethod
@@ -55,5 +60,10 @@ class ImageMemory:
         path = self._path(image_id)
         if self.read(image_id) != self:
             scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
-            scratch.write_text(json.dumps(self.__dict__))
-            scratch.replace(path)
+            try:
+                scratch.write_text(json.dumps(self.__dict__))
+                scratch.replace(path)
+            except OSError as error:
+                log.warning("what was found out about an image is not kept: %s", error)
+                with contextlib.suppress(OSError):
+                    scratch.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import fcntl
 import hashlib
 import importlib.resources
@@ -30,7 +31,7 @@ from typing import Any
 from dockml_magic import labels
 from dockml_magic._version import __version__
 from dockml_magic.engine import Engine
-from dockml_magic.errors import KernelBundleError, KernelMissingError
+from dockml_magic.errors import DockmlError, KernelBundleError, KernelMissingError
 from dockml_magic.spec import BUNDLES, ContainerSpec, Mount
 
 log = logging.getLogger(__name__)
@@ -94,9 +95,33 @@ def ensure_bundle(
             hint="Use an image with its own ipykernel, or a Python from 2.7 and 3.5 on glibc.",
         )
     target = folder / bundle_name(report)
+    if (target / "bundle.json").is_file():
+        return target
+    try:
+        _build(target, pins, python, report, engine, image, tell)
+    except DockmlError:
+        raise
+    except OSError as error:
+        raise KernelBundleError(
+            f"The kernel bundle for Python {python} could not be built: {error.strerror or error}.",
+            hint=f"It takes some 150 MB in {folder}: make room there, or set XDG_CACHE_HOME. See: df -h",
+        ) from error
+    return target
+
+
+def _build(
+    target: Path,
+    pins: Mapping[str, tuple[str, bool]],
+    python: str,
+    report: Mapping[str, Any],
+    engine: Engine,
+    image: str,
+    tell: Callable[[str], None],
+) -> None:
+    folder = target.parent
     with _locked(folder / f".{target.name}.lock"):
         if (target / "bundle.json").is_file():
-            return target
+            return
         tell(f"building the kernel bundle for Python {python}, once; this takes a moment")
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{target.name}-") as scratch:
             built = Path(scratch) / "bundle"
@@ -113,7 +138,6 @@ def ensure_bundle(
                 _keep_unchanged(built, before)
             shutil.rmtree(target, ignore_errors=True)
             built.rename(target)
-    return target
 
 
 def mark_used(report: Mapping[str, Any], folder: Path) -> None:
@@ -170,6 +194,8 @@ def _pip_download(arguments: list[str], into: Path) -> None:
     )
     if done.returncode:
         tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-4:])
+        if "No space left" in tail or "quota exceeded" in tail:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise KernelBundleError(
             f"The packages for a kernel could not be downloaded:\n{tail}",
             hint="This is needed once per Python version. Behind a company proxy, set pip's index-url "

@@ -6,7 +6,6 @@ import argparse
 import atexit
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -29,6 +28,7 @@ from dockml_magic.errors import (
     UnknownEnvironmentError,
     UntrustedProjectError,
 )
+from dockml_magic.folders import current_folder
 from dockml_magic.image_magics import ImageMagics
 from dockml_magic.images import explain
 from dockml_magic.life_magics import LifeMagics
@@ -161,9 +161,9 @@ class DockerMagics(MagicLines):
         """Return the names of environments, and where one can be started those of images."""
         running = self.environments.names()
         if magic in ("docker_start", "docker_stop", "docker_rm", "docker_env"):
-            running = [*running, *kept.names(Path.cwd())]
+            running = [*running, *kept.names(current_folder())]
         if magic in ("docker_env", "%docker_cell"):
-            images = known_names(find_project(Path.cwd()), local_references() or [])
+            images = known_names(find_project(current_folder()), local_references() or [])
             return [LOCAL, *running, *images]
         return [] if magic in ("docker_pick", "docker_ps") else running
 
@@ -200,7 +200,7 @@ class DockerMagics(MagicLines):
             tell(self._where_cells_run())
             return self._table_of_environments()
         if parsed.trust and parsed.what != LOCAL:
-            for asked in allow_project(parsed.what, options_from(parsed), Path.cwd()):
+            for asked in allow_project(parsed.what, options_from(parsed), current_folder()):
                 tell(f"Allowed: {asked}")
         if parsed.dry_run:
             return _dry_run(parsed.what, options_from(parsed))
@@ -359,7 +359,7 @@ class DockerMagics(MagicLines):
             opened = open_environment(
                 name,
                 options,
-                Path.cwd(),
+                current_folder(),
                 tell=to,
                 show=self.router.show,
                 begun=begun,
@@ -420,7 +420,7 @@ class DockerMagics(MagicLines):
 
     def _note_of_others(self) -> str:
         """Return the sentence about what is kept and not attached here, "" without any."""
-        others = [name for name in kept.names(Path.cwd()) if name not in self.environments]
+        others = [name for name in kept.names(current_folder()) if name not in self.environments]
         if not others:
             return ""
         names = ", ".join(sorted(others))
@@ -458,7 +458,7 @@ class DockerMagics(MagicLines):
         if (parsed := self.parse("docker_start", line)) is None:
             return
         for name in parsed.names:
-            found = kept.find(name, Path.cwd())
+            found = kept.find(name, current_folder())
             is_here = name in self.environments and self.environments.get(name).is_alive
             if is_here or (found is not None and kept.runs(found)):
                 tell(f"{name!r} runs already. Go on with: %docker_env {name}")
@@ -529,10 +529,10 @@ class DockerMagics(MagicLines):
         for name in self._names_or_active(magic, names, check=False):
             if name in self.environments:
                 found.append((name, self.environments.get(name)))
-            elif (other := kept.find(name, Path.cwd())) is not None:
+            elif (other := kept.find(name, current_folder())) is not None:
                 found.append((name, other))
             else:
-                known = [*self.environments.names(), *kept.names(Path.cwd())]
+                known = [*self.environments.names(), *kept.names(current_folder())]
                 raise UnknownEnvironmentError(name, dict.fromkeys(known))
         return found
 
@@ -568,7 +568,7 @@ class DockerMagics(MagicLines):
 
 def _dry_run(name: str, options: RunOptions) -> Table:
     """Return what a start would do. Nothing is started, pulled or built."""
-    engine, folder, problem = engine_for(options), Path.cwd(), ""
+    engine, folder, problem = engine_for(options), current_folder(), ""
     try:
         choice, image = choose_here(name, options, folder, engine)
     except GpuUnavailableError as error:

@@ -13,7 +13,6 @@ import html
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import ipywidgets as widgets
@@ -24,6 +23,7 @@ from dockml_magic.engine import ContainerStats
 from dockml_magic.environment import Environment, Environments
 from dockml_magic.errors import ConfigError, DockmlError, PullStopped
 from dockml_magic.fit import VERDICTS, Fit, judge
+from dockml_magic.folders import current_folder
 from dockml_magic.gpu import HostGpus, find_gpus
 from dockml_magic.options import RunOptions, parse_words
 from dockml_magic.planning import engine_for
@@ -167,7 +167,7 @@ class ImagePicker:
     def __init__(self, text: str = "", *, notebook: Notebook | None = None) -> None:
         self._notebook = notebook or _this_notebook()
         self._environments = self._notebook.environments
-        self._folder = Path.cwd()
+        self._folder = current_folder()
         self._gpus = find_gpus()
         self._selection = self._read_images()
         self._found: list[Row] = []

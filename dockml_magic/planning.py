@@ -13,14 +13,13 @@ import os
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dockml_magic import engine as engines
-from dockml_magic import labels, trust
+from dockml_magic import folders, labels, trust
 from dockml_magic._version import __version__
 from dockml_magic.catalogue import Image
 from dockml_magic.display import Table, show_pull
@@ -42,6 +41,7 @@ from dockml_magic.errors import (
     UnknownNameError,
 )
 from dockml_magic.fit import NVIDIA_SMI, image_facts, judge, parse_nvidia_smi, pick, requested
+from dockml_magic.folders import RuntimeFolder
 from dockml_magic.gpu import HostGpus, find_gpus
 from dockml_magic.host_settings import build_args, read_host_settings
 from dockml_magic.image_memory import ImageMemory
@@ -59,14 +59,12 @@ from dockml_magic.pull import (
     split_reference,
 )
 from dockml_magic.requirements import hide_private, read_extras
-from dockml_magic.spec import (
-    ContainerSpec,
-)
+from dockml_magic.spec import RUNTIME, ContainerSpec
 
 log = logging.getLogger(__name__)
 
-_NEVER_STARTED_AGE = 120.0
-"""Seconds after which a container that was created and not started is nobody's any more."""
+_SESSION = re.compile(r"[0-9a-f]{12}")
+"""How we call a runtime folder: any other label is not ours, and may lead anywhere."""
 
 _SHORTEST_ID = 4
 """Digits of a container's id that are taken for one."""
@@ -179,8 +177,25 @@ def _remove_never_started(engine: Engine) -> None:
     Every other container of ours ends itself; one that never ran cannot.
     """
     for found in our_containers(engine):
-        if found.status == "created" and time.time() - found.created_at > _NEVER_STARTED_AGE:
-            engine.remove(found.id)
+        session = found.labels[labels.SESSION]
+        if found.status != "created" or not _SESSION.fullmatch(session):
+            continue
+        runtime = RuntimeFolder(folders.runtime_root() / session)
+        if _is_made_for(found, runtime, engine) and not folders.is_claimed(runtime.path):
+            with contextlib.suppress(EngineError):  # another process was quicker
+                engine.remove(found.id)
+            runtime.remove()
+
+
+def _is_made_for(found: ContainerState, runtime: RuntimeFolder, engine: Engine) -> bool:
+    """Tell whether a container is the one that we made for a runtime folder.
+
+    Labels prove nothing: an image that was committed from a container of ours gives them to all of its
+    containers. None of those mounts a folder that only this user can make.
+    """
+    if not engine.facts.shares_files:
+        return found.name == f"dockml-{runtime.path.name}" and runtime.path.is_dir()
+    return found.mounts.get(str(RUNTIME)) == str(runtime.shared)
 
 
 def choose_here(

@@ -30,6 +30,9 @@ from dockml_magic.planning import KernelPlan, engine_for, make_plan
 
 PROVISIONER_NAME = "dockml-provisioner"
 
+_KILL_PATIENCE = 0.3
+"""Seconds in which the end of a kernel that was killed is heard of."""
+
 _HOST_ONLY = frozenset(
     [
         "PATH",
@@ -249,6 +252,15 @@ class DockerProvisioner(KernelProvisionerBase):
     async def kill(self, restart: bool = False) -> None:
         """End the kernel at once. Called when it did not end when asked."""
         await self.send_signal(signal.SIGKILL)
+        container = self.container
+        if (
+            container is not None
+            and not container.stays
+            and await asyncio.to_thread(container.wait, _KILL_PATIENCE) is None
+            and await asyncio.to_thread(container.find_pause)
+        ):
+            # Nothing in it hears a signal: only the engine can end it. A restart gets a new container.
+            await asyncio.to_thread(container.remove)
 
     async def terminate(self, restart: bool = False) -> None:
         """Ask the kernel's process to end. Called when it did not answer a shutdown request."""

@@ -22,7 +22,12 @@ from typing import Any, Protocol
 import zmq
 from jupyter_client.session import Session
 
-from dockml_magic.errors import KernelDiedError, KernelError, KernelStartTimeoutError
+from dockml_magic.errors import (
+    KernelDiedError,
+    KernelError,
+    KernelPausedError,
+    KernelStartTimeoutError,
+)
 from dockml_magic.messages import MalformedMessageError, Message
 
 log = logging.getLogger(__name__)
@@ -32,6 +37,9 @@ _PROBE_INTERVAL = 0.05
 _ASK_INTERVAL = 1.0
 _LOOK_INTERVAL = 0.1
 """Seconds between two looks whether the kernel still lives, while a cell runs."""
+
+ABANDONED_PATIENCE = 5.0
+"""Seconds for a cell that nobody waits for to end, before the next one is sent nevertheless."""
 
 _QUEUE = 200
 """Messages that a kernel may be ahead of us: with `LARGEST_PART`, what bounds this process's memory."""
@@ -79,6 +87,8 @@ class Relay:
         Sends SIGINT to the kernel.
     death : callable
         Returns an error when the kernel has died, None while it lives.
+    pause : callable
+        Returns an error while the container is paused, else None.
 
     Attributes
     ----------
@@ -89,10 +99,17 @@ class Relay:
         To be held while the first two, or the last, are used.
     let_go : callable
         Called when a lock was held here: whoever else reads the sockets has to look anew.
+    is_interrupted : bool
+        The cell that runs was interrupted: then nobody waits until a container is not paused any more.
+    abandoned : set of str
+        Cells that the kernel was sent and nobody waits for. They are interrupted as they begin, and the next
+        one is sent when they have ended, as it would be aborted with them.
     kernel_info : dict
         The content of the kernel_info_reply.
     next_count : int
         The execution count of the kernel's next cell.
+    is_shared : callable
+        Tells whether other notebooks may have their cells run there too.
     was_shared : callable
         Tells whether others have been attached, and may have set the kernel's count.
     has_comm : callable
@@ -104,6 +121,7 @@ class Relay:
         connection_info: Mapping[str, Any],
         interrupt: Callable[[], None],
         death: Callable[[], KernelDiedError | None],
+        pause: Callable[[], KernelPausedError | None] = lambda: None,
     ) -> None:
         self.interrupt = interrupt
         self._kernels_death = death
@@ -113,10 +131,14 @@ class Relay:
         self._monitors_lock = threading.Lock()
         self._lost_at = 0.0
         self._sent: dict[str, None] = {}
+        self.pause = pause
+        self.is_interrupted = False
+        self.abandoned: set[str] = set()
         self.shell_lock = threading.RLock()
         self.iopub_lock = threading.RLock()
         self._control_lock = threading.RLock()
         self.let_go: Callable[[], None] = lambda: None
+        self.is_shared: Callable[[], bool] = lambda: False
         self.was_shared: Callable[[], bool] = lambda: False
         self.has_comm: Callable[[str], bool] = lambda _: False
         self._context = zmq.Context(io_threads=1)
@@ -251,6 +273,7 @@ class Relay:
         sink: Sink,
         *,
         count: int | None = None,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> dict[str, Any]:
         """Run a cell and return the content of its execute_reply.
 
@@ -267,22 +290,44 @@ class Relay:
             Gets the output.
         count : int, optional
             The execution count the user sees, where it is not the kernel's own.
+        tell : callable
+            Gets a line for the user while the cell cannot go on.
 
         Raises
         ------
         KernelDiedError
             If the kernel dies under the cell.
+        KernelError
+            If it is interrupted while the container is paused.
         """
         msg_id = header["msg_id"]
         self.note_sent(msg_id)
+        self.is_interrupted = was_told = False
+        since = time.monotonic()
         with self._held(), self._interrupts_passed_on():
+            while self.abandoned and time.monotonic() < since + ABANDONED_PATIENCE:
+                events = dict(self._poller.poll(round(_LOOK_INTERVAL * 1000)))
+                if not events:
+                    was_told = self._look_after_kernel(tell, was_told=was_told)
+                if was_told:
+                    since = time.monotonic()
+                if self.iopub in events:
+                    self._pass_on(sink, msg_id, count)
+                for socket in (self.shell, self.stdin):
+                    if socket in events:
+                        self._receive(socket)
+            self.abandoned.clear()
             self.session.send(self.shell, _request(header, content))
             reply: dict[str, Any] | None = None
             idle = False
             while reply is None or not idle:
                 events = dict(self._poller.poll(round(_LOOK_INTERVAL * 1000)))
                 if not events:
-                    self._raise_if_dead()
+                    try:
+                        was_told = self._look_after_kernel(tell, was_told=was_told)
+                    except KernelPausedError:
+                        self.abandoned.add(msg_id)
+                        raise
                 if self.iopub in events:
                     idle |= self._pass_on(sink, msg_id, count)
                 if self.stdin in events:
@@ -296,6 +341,18 @@ class Relay:
         if count is not None and "execution_count" in reply:
             reply["execution_count"] = count
         return reply
+
+    def _look_after_kernel(self, tell: Callable[[str], None], *, was_told: bool) -> bool:
+        """Raise where a cell cannot go on; return whether the user knows that its container is paused."""
+        self._raise_if_dead()
+        paused = self.pause()
+        if paused is None:
+            return False
+        if self.is_interrupted:
+            raise paused
+        if not was_told:
+            tell(str(paused))
+        return True
 
     def count_as(self, count: int) -> None:
         """Have an IPython count its next cell as `count`: an execute request before that cell's own.
@@ -425,6 +482,7 @@ class Relay:
             try:
                 message = Message(frames)
                 message.verify(self.session)
+                self.mind_abandoned(message)
                 if not self.may_publish(message):
                     log.debug("a %s that is for no cell of this kernel", message.type)
                 elif message.type == "status":
@@ -436,6 +494,17 @@ class Relay:
                     sink.publish(message)
             except UNUSABLE as error:
                 raise nonsense(error) from error
+
+    def mind_abandoned(self, message: Message) -> bool:
+        """Interrupt a cell that nobody waits for as it begins; return whether the last of them has ended."""
+        if message.parent_id not in self.abandoned:
+            return False
+        if message.type == "execute_input":
+            self.interrupt()
+        elif message.type == "status" and message.content.get("execution_state") == "idle":
+            self.abandoned.discard(message.parent_id)
+            return not self.abandoned
+        return False
 
     def _answer(self, sink: Sink) -> None:
         question = self._receive(self.stdin)
@@ -475,6 +544,7 @@ class Relay:
             return
 
         def pass_on(signum: int, frame: FrameType | None) -> None:
+            self.is_interrupted = True
             self.interrupt()
 
         saved = signal.signal(signal.SIGINT, pass_on)

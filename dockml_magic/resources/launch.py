@@ -14,7 +14,8 @@ The first line of the host is ``{"key": ...}``; from then on we send the whole s
 ``phase`` is ``starting``, ``need_bundle`` (nothing in the image can be a kernel by itself), ``other_kernel`` (nothing
 but the one kernelspec that the report names), ``bound`` (all five sockets listen), ``exited`` or ``failed`` (no
 Python here can run a kernel, or the kernelspec asked for is not here). The host sends ``{"op": "start"}``,
-``{"op": "signal", "signum": 2}``, ``{"op": "keep", "keep": true}`` and ``{"op": "stop"}``.
+``{"op": "signal", "signum": 2}``, ``{"op": "keep", "keep": true}``, ``{"op": "stop"}``, and ``{"op": "say"}`` to
+hear the state once more, and with it that we are not frozen.
 
 The channel is also the lease: when the last connection is gone and none comes back within the
 grace time, the notebook is gone, however it went, and the container ends itself.
@@ -706,6 +707,10 @@ class Supervisor(object):
                     os.set_inheritable(write_fd, True)
                 if self.cwd and os.path.isdir(self.cwd):
                     os.chdir(self.cwd)
+                try:
+                    os.getcwd()
+                except OSError:  # the workspace was removed outside; a Python does not start there
+                    os.chdir("/")
                 if mode == "spec":
                     self._become_spec(interpreter, env, write_fd)
                 command = [interpreter, os.path.abspath(__file__), "kernel", self.config_path]
@@ -860,6 +865,8 @@ class Supervisor(object):
         """Signal the kernel and what it started."""
         if self.kernel_pid is None:
             return
+        if signum == signal.SIGINT:
+            self.signal_kernel(signal.SIGCONT)  # a stopped process would not hear it
         try:
             os.killpg(self.kernel_pid, signum)
         except OSError:
@@ -963,6 +970,8 @@ class Supervisor(object):
             self._attach(connection)
         elif op == "detach":
             self._detach(connection)
+        elif op == "say":
+            self._send(connection)
         elif op == "stop":
             self.stopping = True
 

@@ -139,13 +139,12 @@ def test_a_container_that_was_never_started_is_removed_by_the_next_process(
         created.append(container_id)
         raise _Killed
 
-    monkeypatch.setattr(engine, "start", killed)
-    monkeypatch.setattr(engine, "remove", lambda container_id: None)
-    with pytest.raises(_Killed):
-        containers.KernelContainer(engine, plan, print).start()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "start", killed)
+        patch.setattr(engine, "remove", lambda container_id: None)
+        with pytest.raises(_Killed):
+            containers.KernelContainer(engine, plan, print).start()
     monkeypatch.setattr(planning, "_engines", {})
-    monkeypatch.setattr(planning, "_NEVER_STARTED_AGE", -1.0)
     next_engine = planning.engine_for(RunOptions())
     assert isinstance(next_engine, DockerEngine)
     next_engine._client.close()

@@ -14,6 +14,7 @@ import pytest
 
 from dockml_magic.control import ControlChannel, KernelState, NonsenseError, parse_state
 from dockml_magic.errors import KernelError
+from tests.unit.waiting import wait_until
 
 REPORT = {
     "python": "3.11.2",
@@ -191,3 +192,44 @@ def test_what_is_no_socket_is_refused_at_once(short_folder: Path, make: Any) -> 
     make(short_folder / "control")
     with pytest.raises(ConnectionRefusedError):
         ControlChannel(short_folder / "control", "key")
+
+
+STATE = {"generation": 1, "phase": "bound", "report": {}, "exit": None}
+
+
+class Peer:
+    """Says what a test wants it to."""
+
+    def __init__(self, path: Path) -> None:
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(str(path))
+        self._server.listen(1)
+        self.channel = ControlChannel(path, "the key")
+        self.connection, _ = self._server.accept()
+        self.connection.recv(1000)
+
+    def say(self, state: object = STATE) -> None:
+        self.connection.sendall(json.dumps(state).encode() + b"\n")
+
+    def close(self) -> None:
+        self.channel.close()
+        self.connection.close()
+        self._server.close()
+
+
+@pytest.fixture
+def peer(short_folder: Path) -> Iterator[Peer]:
+    peer = Peer(short_folder / "control")
+    yield peer
+    peer.close()
+
+
+def test_silence_is_counted_from_the_question_and_ends_with_an_answer(peer: Peer) -> None:
+    assert peer.channel.silence() < 5.0
+    assert json.loads(peer.connection.recv(1000)) == {"op": "say"}
+    wait_until(lambda: peer.channel.silence() > 0.2)
+    peer.connection.setblocking(False)
+    with pytest.raises(BlockingIOError):  # one question is enough
+        peer.connection.recv(1000)
+    peer.say()
+    wait_until(lambda: peer.channel.silence() < 0.2)

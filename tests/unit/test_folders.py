@@ -13,7 +13,7 @@ from typing import NoReturn
 import pytest
 
 from dockml_magic import folders
-from dockml_magic.errors import ConfigError
+from dockml_magic.errors import ConfigError, MountError
 from dockml_magic.folders import RuntimeFolder
 
 SOCKET = "/0123456789ab/kernel-5"
@@ -253,6 +253,31 @@ def test_only_we_write_to_the_cache(mask: int) -> None:
     finally:
         os.umask(before)
     assert [folder.stat().st_mode & 0o022 for folder in made] == [0, 0]
+
+
+def test_a_folder_that_a_start_works_on_is_left_whatever_the_clock_says() -> None:
+    folder = folders.runtime_root() / "starting"
+    folder.mkdir()
+    os.utime(folder, (0, 0))
+    claim = folders.claim(folder)
+    assert folders.is_claimed(folder)
+    assert folders.runtime_root().joinpath("starting").is_dir()
+    os.close(claim)
+    assert not folders.is_claimed(folder)
+    assert not folders.runtime_root().joinpath("starting").exists()
+    assert not folders.is_claimed(folder)
+
+
+def test_a_current_folder_that_was_removed_is_told(
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = short_folder / "notebook"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert folders.current_folder() == folder
+    folder.rmdir()
+    with pytest.raises(MountError, match=r"was removed.*\n.*%cd"):
+        folders.current_folder()
 
 
 def test_the_cache_is_xdgs_or_in_the_home(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ from dockml_magic.planning import (
     with_extras,
 )
 from dockml_magic.requirements import Extras, read_extras
-from dockml_magic.spec import ContainerSpec
+from dockml_magic.spec import RUNTIME, ContainerSpec, Mount
 from tests.unit.fake_engine import FakeEngine
 
 IMAGE = "me/mine:1"
@@ -664,3 +664,50 @@ def test_a_strangers_container_that_uses_an_image_is_named(engine: FakeEngine) -
     with pytest.raises(ImageInUseError, match=r"by the container 'database' \(created\)") as caught:
         remove_image(IMAGE, engine)
     assert "docker rm database" in caught.value.hint
+
+
+# --- what was left ------------------------------------------------------------------------------------
+
+
+def _created(engine: FakeEngine, *, mounted: Path | None, session: str = "0123456789ab") -> str:
+    """Create a container with our labels, that mounts a runtime folder or not."""
+    mounts = () if mounted is None else (Mount(target=RUNTIME, host_path=mounted),)
+    return engine.create(
+        ContainerSpec(
+            image="me/mine:1",
+            name=f"container-{len(engine.containers)}",
+            entrypoint=("python",),
+            user="0:0",
+            workdir=PurePosixPath("/"),
+            labels={labels.SESSION: session, labels.USER: str(os.getuid())},
+            env={},
+            mounts=mounts,
+        )
+    )
+
+
+def test_only_what_was_never_started_and_is_ours_and_nobodys_is_removed(engine: FakeEngine) -> None:
+    engine.add_image("me/mine:1")
+    runtime = folders.runtime_root() / "0123456789ab"
+    (runtime / "shared").mkdir(parents=True)
+    (runtime / "shared" / "config.json").touch()
+    ours = _created(engine, mounted=runtime / "shared")
+    stranger = _created(engine, mounted=None)
+    claim = folders.claim(runtime)
+    planning._remove_never_started(engine)
+    assert {c.id for c in engine.containers} == {ours, stranger}  # a start works on it
+    os.close(claim)
+    planning._remove_never_started(engine)
+    assert [c.id for c in engine.containers] == [stranger]
+    assert not runtime.exists()
+
+
+def test_what_runs_is_never_removed_as_never_started(engine: FakeEngine) -> None:
+    engine.add_image("me/mine:1")
+    runtime = folders.runtime_root() / "0123456789ab"
+    (runtime / "shared").mkdir(parents=True)
+    container = _created(engine, mounted=runtime / "shared")
+    engine.start(container)
+    planning._remove_never_started(engine)
+    assert [c.id for c in engine.containers] == [container]
+    assert runtime.exists()

@@ -529,6 +529,34 @@ def test_nobody_ever_connects(machine: Machine) -> None:
     assert machine.wait() == 0
 
 
+JUMP = """
+import itertools, time
+launch.FIRST_CONTACT = 0.3
+jumps = itertools.count()
+time.time = lambda: {sign}86400.0 * next(jumps)
+"""
+
+
+@extremes
+def test_a_clock_that_is_set_back_keeps_no_container_alive(machine: Machine) -> None:
+    machine.start_with(JUMP.format(sign="-"))
+    assert machine.wait() == 0
+
+
+@extremes
+def test_a_clock_that_is_set_ahead_ends_no_lease(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    machine.config["grace"] = 10.0
+    machine.start_with(JUMP.format(sign="").replace("0.3", "20.0"))
+    first = machine.connect()
+    wait_for(first, "bound")
+    first.close()
+    second = machine.connect()  # within the grace time, which a day would have ended
+    wait_for(second, "bound")
+    second.stop()
+    assert machine.wait() == 0
+
+
 # --- the end --------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,140 @@
+"""An engine that goes away under a notebook, and comes back; on an engine of our own, which others do not use."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dockml_magic.engine import connect
+from tests.integration.conftest import Image, variables_of_its_own
+from tests.integration.notebook import Notebook, python_with
+from tests.integration.own_engine import OwnEngine, own_engine
+from tests.integration.registry import can_run_a_second_engine
+from tests.integration.waiting import wait_until
+
+BARE = "dockml/bare:3.11"
+PROJECT = "".join(f'[environments.{name}]\nimage = "{BARE}"\n' for name in ("x", "y", "z"))
+COUNT = "import time\nfor i in range({}):\n    print('counted', i, flush=True); time.sleep(0.1)\nkept = i"
+AWAY = "Docker engine is not running"
+
+pytestmark = pytest.mark.skipif(
+    not can_run_a_second_engine(), reason="needs root, dockerd and iproute2"
+)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["live-restore", "no live-restore"])
+def second(request: pytest.FixtureRequest, image: Image) -> Iterator[OwnEngine]:
+    folder = Path(tempfile.mkdtemp(prefix="dk-"))
+    with own_engine(folder, image(BARE), live_restore=request.param) as engine:
+        engine.lives_on = request.param
+        yield engine
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def notebook(second: OwnEngine, tmp_path: Path, lasting_cache: Path) -> Iterator[Notebook]:
+    folder = tmp_path / "notebook"
+    folder.mkdir()
+    (folder / "dockml.toml").write_text(PROJECT)
+    engine = connect(second.endpoint)
+    with variables_of_its_own(tmp_path / "second", engine, lasting_cache) as variables:
+        with Notebook(folder, python_with("ipykernel7"), variables) as notebook:
+            notebook.ok("%load_ext dockml_magic")
+            notebook.ok("local_variable = 'of the notebook'")
+            notebook.use("x")
+            yield notebook
+        wait_until(lambda: not second.docker("ps", "-aq"), what="no container to be left")
+        assert list(Path(variables["XDG_RUNTIME_DIR"], "dockml").iterdir()) == []
+
+
+def goes_on(notebook: Notebook) -> None:
+    """All that has to do with the engine works, and the notebook has its variables."""
+    since = time.monotonic()
+    notebook.ok("%docker_ps -a")
+    notebook.use("z")
+    assert notebook.ok("6 * 7").result == "42"
+    notebook.ok("%docker_stop z")
+    notebook.use("x", "--fresh")
+    assert notebook.ok("6 * 7").result == "42"
+    notebook.use("local")
+    assert notebook.ok("local_variable").result == "'of the notebook'"
+    print(f"everything works again: {time.monotonic() - since:.1f} s")
+
+
+def says_that_it_is_away(notebook: Notebook) -> None:
+    for line in ("%docker_ps -a", "%docker_env z", f"%docker_pull {BARE}"):
+        since = time.monotonic()
+        cell = notebook.run(line)
+        print(f"{line}: {time.monotonic() - since:.1f} s: {cell.traceback}")
+        assert cell.reply["ename"] == "EngineUnreachableError"
+        assert len(cell.traceback.splitlines()) == 2
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "kill -9"])
+def test_an_engine_that_goes_away_and_comes_back(
+    notebook: Notebook, second: OwnEngine, signum: signal.Signals
+) -> None:
+    minute = second.lives_on and signum == signal.SIGTERM
+    notebook.use("y")
+    notebook.use("x")
+    cell = notebook.send(COUNT.format(600 if minute else 30))
+    notebook.wait_printed(cell, "counted 3")
+    since = time.monotonic()
+    second.signal(signum)
+    if second.lives_on or signum == signal.SIGKILL:
+        assert notebook.finish(cell).reply["status"] == "ok"
+        assert notebook.ok("6 * 7, kept").result == f"(42, {599 if minute else 29})"
+        notebook.ok("%docker_restart x")
+        notebook.ok("kept = 1")
+        notebook.ok("%docker_stop y")  # ends itself, and needs no engine for it
+    else:
+        died = notebook.finish(cell)
+        print(f"mid-cell: {time.monotonic() - since:.1f} s: {died.traceback}")
+        assert died.reply["ename"] == "KernelDiedError"
+        assert "its container is gone" in died.traceback
+        assert "is not running any more" in notebook.run("1").traceback
+    says_that_it_is_away(notebook)
+    second.start()
+    if second.lives_on:
+        # Engines before 24.0.8 remove what runs with --rm as they come back (moby#46308).
+        version = tuple(map(int, re.findall(r"\d+", connect(second.endpoint).facts.version)[:3]))
+        if version >= (24, 0, 8):
+            assert notebook.use("x").printed() == "Cells run in 'x'.\n"
+            assert notebook.ok("kept").result == "1"
+        else:
+            wait_until(lambda: not second.docker("ps", "-aq"), what="the engine to have removed x")
+            assert "is not running any more" in notebook.run("kept").traceback
+    goes_on(notebook)
+
+
+def test_a_notebook_ends_while_the_engine_is_away(notebook: Notebook, second: OwnEngine) -> None:
+    second.signal(signal.SIGKILL)
+    since = time.monotonic()
+    notebook.manager.shutdown_kernel()
+    print(f"the notebook's end: {time.monotonic() - since:.1f} s")
+    second.start()
+    wait_until(lambda: not second.docker("ps", "-aq"), what="no container to be left")
+
+
+def test_the_stop_button_ends_the_wait_for_an_engine_that_hangs(
+    notebook: Notebook, second: OwnEngine
+) -> None:
+    second.signal(signal.SIGSTOP)
+    try:
+        assert notebook.ok("6 * 7").result == "42"
+        cell = notebook.send("print('asks', flush=True)\n%docker_ps -a")
+        notebook.wait_printed(cell, "asks")
+        time.sleep(1.0)
+        notebook.interrupt()
+        assert notebook.finish(cell).reply["ename"] == "KeyboardInterrupt"
+        assert notebook.ok("6 * 7").result == "42"
+    finally:
+        second.signal(signal.SIGCONT)
+    goes_on(notebook)

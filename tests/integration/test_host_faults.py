@@ -1,0 +1,144 @@
+"""Disks that are full and folders that go away: told in two lines, and nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dockml_magic import folders
+from dockml_magic import start as start_environment
+from dockml_magic.errors import HostFileError, KernelBundleError, MountError, RemoteCellError
+from tests.integration.conftest import Image
+from tests.integration.notebook import Notebook, containers_of, python_with
+
+BARE = "dockml/bare:3.11"
+
+SmallDisk = Callable[[Path, str], Path]
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can mount")
+
+
+@pytest.fixture
+def small_disk() -> Iterator[SmallDisk]:
+    """Give a function that mounts a file system of this size on a folder."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path, size: str) -> Path:
+        folder.mkdir(exist_ok=True)
+        options = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        subprocess.run(options, check=True)
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room on a disk."""
+    path = disk / "filler"
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    assert shutil.disk_usage(disk).free == 0
+    return path
+
+
+@needs_root
+def test_no_room_for_the_runtime_folder(
+    image: Image,
+    workspace: Path,
+    own_folders: Path,
+    small_disk: SmallDisk,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = small_disk(own_folders / "full", "64k")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(disk))
+    folders.runtime_root()
+    filler = fill(disk)
+    with pytest.raises(HostFileError, match=r"No space left.*\n.*XDG_RUNTIME_DIR") as caught:
+        start_environment(image(BARE))
+    assert len(str(caught.value).splitlines()) == 2
+    assert list(folders.runtime_root().iterdir()) == []
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)
+    with start_environment(image(BARE)) as environment:
+        assert environment.run("6 * 7").text == "42"
+
+
+@needs_root
+def test_no_room_for_a_kernel_bundle(
+    image: Image, workspace: Path, own_bundles: Path, small_disk: SmallDisk
+) -> None:
+    small_disk(own_bundles, "1m")
+    with pytest.raises(KernelBundleError, match=r"No space left.*\n.*XDG_CACHE_HOME") as caught:
+        start_environment(image(BARE))
+    assert len(str(caught.value).splitlines()) == 2
+    assert [path.name for path in own_bundles.iterdir() if path.suffix != ".lock"] == []
+
+
+@needs_root
+def test_no_room_for_what_is_remembered_of_an_image(
+    image: Image, workspace: Path, small_disk: SmallDisk
+) -> None:
+    fill(small_disk(folders.cache_root() / "images", "4k"))
+    with start_environment(image(BARE)) as environment:
+        assert environment.run("6 * 7").text == "42"
+
+
+@needs_root
+def test_a_full_disk_in_the_container_is_the_cells_own_error(
+    image: Image, workspace: Path, small_disk: SmallDisk
+) -> None:
+    small_disk(workspace, "1m")
+    os.chdir(workspace)  # the folder that is mounted there now
+    with start_environment(image(BARE), "--shm-size", "1m", folder=workspace) as environment:
+        for folder in (workspace, "/dev/shm"):
+            with pytest.raises(RemoteCellError, match="No space left on device"):
+                environment.run(f"open('{folder}/file', 'wb').write(b'x' * (2 << 20))")
+            assert environment.run(f"import os; os.remove('{folder}/file'); 6 * 7").text == "42"
+        environment.restart()
+        assert environment.run("6 * 7").text == "42"
+    os.chdir("/")
+
+
+def test_a_workspace_that_is_renamed_and_removed_while_it_is_mounted(
+    image: Image, workspace: Path
+) -> None:
+    name = image(BARE)
+    with Notebook(workspace, python_with("ipykernel7")) as notebook:
+        notebook.ok("%load_ext dockml_magic")
+        notebook.use(name)
+        notebook.ok("open('file', 'w').write('kept')")
+        moved = workspace.rename(workspace.with_name("moved"))
+        assert notebook.ok("open('file').read()").result == "'kept'"
+        notebook.ok("%docker_restart")
+        assert notebook.ok("open('file').read()").result == "'kept'"
+        shutil.rmtree(moved)
+        notebook.ok("variable = 1")
+        assert notebook.run(f"%docker_env {name} --name second").reply["ename"] == "MountError"
+        assert notebook.ok("variable").result == "1"
+        notebook.ok("%docker_restart")
+        assert notebook.ok("6 * 7").result == "42"
+        notebook.ok("%docker_stop")
+        assert containers_of(workspace) == []
+        workspace.mkdir()
+        notebook.ok(f"%cd {workspace}")
+        notebook.use(name)
+        assert notebook.ok("6 * 7").result == "42"
+
+
+def test_a_notebooks_folder_that_was_removed_is_told_in_two_lines(
+    image: Image, workspace: Path
+) -> None:
+    workspace.rmdir()
+    with pytest.raises(MountError) as caught:
+        start_environment(image(BARE), folder=workspace)
+    assert len(str(caught.value).splitlines()) == 2
+    workspace.mkdir()
