@@ -97,7 +97,8 @@ class ImageMagics(MagicLines):
             pull=parsed.pull,
             tell=tell,
         )
-        name = parsed.tag or (parsed.path if "/" in parsed.path else f"./{parsed.path}")
+        path = "./" if parsed.path == "." else parsed.path
+        name = parsed.tag or (path if "/" in path else f"./{path}")
         tell(f"built {reference}. Start it with: %docker_env {name}")
 
     @line_magic

@@ -362,3 +362,19 @@ def test_an_environment_whose_kernel_is_dead_can_be_committed(
         assert engine.read_file(container, Path("/tmp/left")) == b"behind"  # type: ignore[arg-type]
     finally:
         engine.remove(container)
+
+
+def test_an_image_is_built_started_and_removed(notebook: Notebook, reference: str) -> None:
+    folder = notebook.folder / "built"
+    folder.mkdir()
+    step = "RUN echo with-$A >/made"
+    (folder / "Dockerfile").write_text(f"FROM {BARE}\nARG A\n{step}\n")
+    cell = notebook.ok(f"%docker_build -t {reference} --build-arg A=zwei built")
+    assert step in cell.printed()
+    assert f"Start it with: %docker_env {reference}" in cell.printed()
+    notebook.use(reference, "--name", "of-build")
+    assert notebook.ok("print(open('/made').read())").printed() == "with-zwei\n\n"
+    notebook.ok("%docker_stop of-build")
+    assert f"Untagged: {reference}" in notebook.ok(f"%docker_rmi {reference}").printed()
+    cell = notebook.run(f"%docker_rmi {reference}")
+    assert cell.reply["ename"] == "ImageUnavailableError"

@@ -418,8 +418,10 @@ def dockml(
 
 def clear() -> None:
     """Forget the last command, as each has a process of its own."""
-    if JupyterApp.initialized():
-        type(JupyterApp.instance()).clear_instance()
+    applications = [JupyterApp]
+    for application in applications:
+        applications += application.__subclasses__()
+        application.clear_instance()
 
 
 Run_ = Callable[..., tuple[int, str, str]]
