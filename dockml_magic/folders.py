@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
+import socket
 import stat
 import time
 from collections.abc import Iterable
@@ -220,9 +222,25 @@ def _remove_left_overs(root: Path) -> None:
             newest = max(path.stat().st_mtime for path in (shared, folder) if path.exists())
             is_old = folder.is_dir() and time.time() - newest > _LEFT_OVER_AGE
             if is_old and not is_claimed(folder):
-                if shared.is_dir():
+                if shared.is_dir() and not _is_forsaken(shared / "control"):
                     shared.rmdir()
                 _remove_tree(folder)
+
+
+def _is_forsaken(control: Path) -> bool:
+    """Tell whether this was a supervisor's socket, and nobody listens on it any more.
+
+    As after `docker kill` of the container and then `kill -9` of its notebook.
+    """
+    try:
+        is_socket = stat.S_ISSOCK(control.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+    if not is_socket:
+        return False
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(0.0)  # one that is paused takes no connection, and refuses none
+        return connection.connect_ex(str(control)) == errno.ECONNREFUSED
 
 
 def claim(folder: Path) -> int:

@@ -33,5 +33,6 @@ KEEPS = f"{NAMESPACE}.keeps"
 
 KEPT = f"{NAMESPACE}.kept"
 """On a container: it was started to outlive its notebook, and stays when it is stopped."""
+
 COMMITS = f"{NAMESPACE}.commits"
 """On an image without a name: the reference that is being made of it."""

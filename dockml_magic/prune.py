@@ -55,9 +55,6 @@ _OUR_REFERENCE = re.compile(r"dockml/(build|with):[0-9a-f]{8,64}")
 _HELPERS = re.compile(r"dockml-(?:compile|gpus|with)-[\w.-]+")
 """Containers that run for a while, to compile a bundle, ask for GPUs or install packages: without a kernel."""
 
-_BASE = f"{labels.NAMESPACE}.base"
-"""On an image with extra packages: the image below."""
-
 _OF_A_KERNEL = (labels.VERSION, labels.NAME, labels.WORKSPACE, labels.USER, labels.SESSION)
 _NOT_RUNNING = ("created", "exited", "dead")
 
@@ -288,7 +285,7 @@ def _images(
     holdings: Holdings, remaining: Sequence[ContainerState], *, everything: bool
 ) -> Iterator[LeftOver]:
     used = {container.image_id for container in remaining} | {c.image for c in remaining}
-    used |= {image.labels[_BASE] for image in holdings.images if _BASE in image.labels}
+    used |= {image.labels[labels.BASE] for image in holdings.images if labels.BASE in image.labels}
     here = {reference for image in holdings.images for reference in image.references}
     for image in holdings.images:
         if (
@@ -322,8 +319,8 @@ def _why_not_wanted(
     kinds = {match[1] for r in image.references if (match := _OUR_REFERENCE.fullmatch(r))}
     if not all(map(_OUR_REFERENCE.fullmatch, image.references)) or len(kinds) != 1:
         return ""
-    if kinds == {"with"} and _BASE in image.labels:
-        base = image.labels[_BASE]
+    if kinds == {"with"} and labels.BASE in image.labels:
+        base = image.labels[labels.BASE]
         if not here & {base, f"{base}:latest"}:
             return f"has extra packages for an image that is gone: {base}"
         return f"no container has it; extra packages for {base}" if everything else ""

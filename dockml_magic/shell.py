@@ -256,7 +256,7 @@ def check_running(container: ContainerState) -> None:
     again = (
         f"Let it go on: docker unpause {container.id[:12]}"
         if container.status == "paused"
-        else f"Start it again with: %docker_env {name}"
+        else f"Start it again with: %docker_start {name}"
     )
     raise ContainerNotRunningError(
         f"The container of '{name}' does not run: it is {container.status}.", hint=again

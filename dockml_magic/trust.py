@@ -28,6 +28,7 @@ from dockml_magic.options import (
     parse_volume,
 )
 from dockml_magic.project import Project, is_dockerfile, user_images_file
+from dockml_magic.requirements import FILE
 
 _OWN_NETWORKS = ("none", "bridge", "default")
 
@@ -87,6 +88,10 @@ def _asked_by(options: RunOptions, own: Path) -> Iterator[str]:
             yield f"the volume '{volume.source}', {how}: what other containers have put there"
         elif not (path := volume.host_path(own)).is_relative_to(own):
             yield f"{path}, {how}{_has_engine_socket(path)}"
+    for entry in options.packages:
+        path = own / entry.removeprefix(FILE)
+        if entry.startswith(FILE) and not path.resolve().is_relative_to(own):
+            yield f"{path}, to read as a list of packages"
     for text in options.env:
         if "=" not in text:
             yield f"the value of your variable {text}"

@@ -255,6 +255,22 @@ def test_only_we_write_to_the_cache(mask: int) -> None:
     assert [folder.stat().st_mode & 0o022 for folder in made] == [0, 0]
 
 
+def test_the_folder_of_a_container_that_was_killed_is_removed_in_time() -> None:
+    living, killed = (RuntimeFolder(folders.runtime_root() / name) for name in ("1" * 12, "2" * 12))
+    servers = []
+    for folder in (living, killed):
+        folder.make()
+        folder.write("config.json", b"{}")
+        servers.append(listen(folder.shared / "control"))
+    servers[1].close()
+    for folder in (living, killed):
+        for path in (folder.shared, folder.path):
+            os.utime(path, (0, 0))
+    folders.runtime_root()
+    assert (living.path.exists(), killed.path.exists()) == (True, False)
+    servers[0].close()
+
+
 def test_a_folder_that_a_start_works_on_is_left_whatever_the_clock_says() -> None:
     folder = folders.runtime_root() / "starting"
     folder.mkdir()

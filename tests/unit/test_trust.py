@@ -34,6 +34,7 @@ def asked(folder: Path, name: str = "x") -> tuple[str, ...]:
     [
         "",
         'volumes = ["./models:/models"]',
+        'with = ["pandas==0.24"]\nrequirements = "more.txt"',
         'volumes = [".:/all:ro", "./a/../b:/b"]',
         'env = { A = "1", B = "$SECRET" }',
         'env = ["A=1", "B="]',
@@ -58,6 +59,7 @@ def test_an_ordinary_project_asks_for_nothing(workspace: Path, line: str) -> Non
     ("line", "phrase"),
     [
         ('volumes = ["/etc:/etc"]', "/etc, to read and write"),
+        ('requirements = "/etc/hosts"', "/etc/hosts, to read as a list of packages"),
         ('volumes = ["/etc:/etc:ro"]', "/etc, to read"),
         ('volumes = ["..:/up"]', "{parent}, to read and write"),
         ('volumes = ["./link:/up"]', "{parent}, to read and write"),
