@@ -715,20 +715,19 @@ class Environment:
                 container.detach()
         self._manager.leave()
 
+    def raise_if_not_stoppable(self) -> None:
+        """Raise `KernelPausedError` where the engine cannot stop the container, but only remove it."""
+        container = self.container
+        if container is not None and container.stays and container.find_pause():
+            raise container.pause_error(self.name)
+
     def stop(self) -> None:
         """End the kernel and its container, as `docker stop` does. Calling it again, also at once, is no error.
 
         The container is removed, unless the environment was started with --keep.
-
-        Raises
-        ------
-        KernelPausedError
-            If it was, and is paused: only what runs can be stopped.
         """
         with self._stopping:
             container = self.container
-            if container is not None and container.stays and container.find_pause():
-                raise container.pause_error(self.name)
             self._disconnect()
             if container is not None and container.is_kept:
                 container.ask_to_end()  # first, so that another notebook sees no kernel that died
@@ -951,6 +950,7 @@ class Environments:
 
     def stop(self, name: str) -> None:
         """Stop one and forget it; cells go back to the notebook's own kernel if it was active."""
+        self.get(name).raise_if_not_stoppable()
         environment = self._take_out(name)
         environment.stop()
 

@@ -469,10 +469,18 @@ class DockerMagics(MagicLines):
                     "with --keep stays when it is stopped.",
                     hint=f"Start a new one with: %docker_env {name}",
                 )
-            if name in self.environments:
-                self.environments.detach(name)
-            self._start_beside(name, RunOptions())
+            self._start_again(name)
             tell(f"Started {name!r}, with a new kernel. Go on with: %docker_env {name}")
+
+    def _start_again(self, name: str) -> None:
+        """Start one that is kept and has ended; cells run where they ran."""
+        was_active = False
+        if name in self.environments:
+            was_active = self.environments.get(name) is self.environments.active
+            self.environments.detach(name)
+        opened = self._start_beside(name, RunOptions())
+        if was_active:
+            self.environments.active = opened.environment
 
     @line_magic
     def docker_rm(self, line: str) -> None:
@@ -543,13 +551,17 @@ class DockerMagics(MagicLines):
             return
         for name in self._names_or_active("docker_restart", parsed.names):
             environment = self.environments.get(name)
-            had_container = environment.has_container
-            environment.restart()
-            tell(
-                f"Restarted {name!r}."
-                if had_container
-                else f"Started {name!r} in a new container: the old one was gone, with what was installed in it."
-            )
+            if environment.has_container:
+                environment.restart()
+                tell(f"Restarted {name!r}.")
+            elif environment.is_kept and kept.find(name, current_folder()) is not None:
+                self._start_again(name)
+                tell(f"Started {name!r}, with a new kernel: its container had ended.")
+            else:
+                environment.restart()
+                tell(
+                    f"Started {name!r} in a new container: the old one was gone, with what was installed in it."
+                )
 
     def _names_or_active(self, magic: str, names: list[str], *, check: bool = True) -> list[str]:
         """Return the environments that a line names, the active one where it names none."""

@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dockml_magic.folders import runtime_root
 from tests.integration.conftest import Image
-from tests.integration.notebook import Cell, Notebook, containers_of, python_with
+from tests.integration.notebook import Cell, Notebook, python_with
 from tests.integration.waiting import wait_until
 
 ACTIONS = int(os.environ.get("DOCKML_SOAK_ACTIONS", "500"))
@@ -38,10 +39,29 @@ SLEEP = "import time\nprint('sleeping', flush=True)\nwhile True:\n    time.sleep
 
 @dataclass
 class Known:
-    """What an environment must be by now: "alive", "dead" (its container lives), "gone", or "waiting" for a kernel."""
+    """What an environment must be by now.
+
+    Attributes
+    ----------
+    phase : str
+        "alive", "dead" (its container lives), "gone", or "waiting" for a kernel. Of one that no notebook is attached
+        to: "alive", or "stopped".
+    n : int
+        What it has counted to.
+    kept : str
+        "" where it ends with its notebook, "stays" where it was started with --keep, "later" after %docker_keep.
+    container, session : str
+        What it was seen to be.
+    is_left : bool
+        Its container is there, though "gone": it has ended, and stays.
+    """
 
     phase: str = "alive"
     n: int = 0
+    kept: str = ""
+    container: str = ""
+    session: str = ""
+    is_left: bool = False
 
 
 @dataclass
@@ -53,6 +73,7 @@ class World:
     dice: random.Random
     notebook: Notebook = field(init=False)
     known: dict[str, Known] = field(default_factory=dict)
+    away: dict[str, Known] = field(default_factory=dict)
     active: str | None = None
     slow: list[float] = field(default_factory=list)
 
@@ -63,15 +84,60 @@ class World:
 
     # --- what a user does -------------------------------------------------------------------------
 
-    def use(self, name: str) -> None:
-        self.notebook.ok(f"%docker_env {self.image} --name {name}")
+    def use(self, name: str, *options: str) -> None:
+        line = " ".join(["%docker_env", self.image, "--name", name, *options])
+        known = self.known.get(name)
+        if known is not None and known.phase == "alive" and options and not known.kept:
+            self.assert_told(self.notebook.run(line))
+            return
+        self.notebook.ok(line)
         self.active = name
-        if self.phase(name) != "alive":
-            self.known[name] = Known()
+        if known is not None and known.phase in ("alive", "waiting"):
+            known.phase = "alive"
+        elif known is not None and known.kept and (known.phase == "dead" or known.is_left):
+            self.known[name] = Known(kept=known.kept)
+        elif name in self.away:
+            self.come_back(name)
+        else:
+            self.known[name] = Known(kept="stays" if options else "")
+
+    def use_and_keep(self, name: str) -> None:
+        self.use(name, "--keep")
+
+    def come_back(self, name: str) -> None:
+        back = self.away.pop(name)
+        self.known[name] = Known(n=back.n if back.phase == "alive" else 0, kept=back.kept)
 
     def fresh(self, name: str) -> None:
         self.notebook.ok(f"%docker_env {self.image} --name {name} --fresh")
+        self.away.pop(name, None)
         self.known[name], self.active = Known(), name
+
+    def keep(self, name: str) -> None:
+        known = self.known[name]
+        if known.phase == "alive":
+            self.notebook.ok(f"%docker_keep {name}")
+            known.kept = known.kept or "later"
+
+    def start(self, name: str) -> None:
+        cell = self.notebook.run(f"%docker_start {name}")
+        known, away = self.known.get(name), self.away.get(name)
+        if known is not None and known.phase != "alive" and known.is_left:
+            self.known[name] = Known(kept=known.kept)
+        elif away is not None and away.phase == "stopped":
+            self.come_back(name)
+        elif (known is not None and known.phase == "gone") or (known is None and away is None):
+            self.assert_told(cell)
+        elif known is None or known.kept or known.phase == "alive":
+            assert "runs already" in cell.printed(), cell
+        else:
+            self.assert_told(cell)
+
+    def remove(self, name: str) -> None:
+        self.notebook.ok(f"%docker_rm -f {name}")
+        self.away.pop(name, None)
+        self.known.pop(name, None)
+        self.active = None if self.active == name else self.active
 
     def go_home(self) -> None:
         self.notebook.ok("%docker_env local")
@@ -102,12 +168,17 @@ class World:
 
     def stop(self, name: str) -> None:
         self.notebook.ok(f"%docker_stop {name}")
-        self.forget(name)
+        stopped = self.known.pop(name, None) or self.away.pop(name)
+        self.active = None if self.active == name else self.active
+        if stopped.kept == "stays" and (stopped.phase != "gone" or stopped.is_left):
+            self.away[name] = Known("stopped", kept="stays", container=stopped.container)
 
     def restart(self, name: str) -> None:
+        known = self.known[name]
         cell = self.notebook.ok(f"%docker_restart {name}")
-        assert ("in a new container" in cell.printed()) == (self.phase(name) == "gone"), cell
-        self.known[name] = Known()
+        is_new = known.phase == "gone" and not known.is_left
+        assert ("in a new container" in cell.printed()) == is_new, cell
+        self.known[name] = Known(kept="" if is_new and known.kept == "later" else known.kept)
 
     def interrupt(self, name: str) -> None:
         if self.phase(name) != "alive":
@@ -141,17 +212,22 @@ class World:
 
     def container_is_killed(self, name: str) -> None:
         if self.phase(name) != "gone":
-            self.docker(*self.dice.choice([("kill",), ("rm", "-f")]), self.container(name))
-            self.end(name, "gone")
+            self.kill(name)
 
     def container_is_killed_under_a_cell(self, name: str) -> None:
         if self.phase(name) == "alive":
-            container = self.container(name)
             cell = self.notebook.send(f"%%docker_cell {name}\n{SLEEP}")
             self.notebook.wait_printed(cell, "sleeping")
-            self.docker(*self.dice.choice([("kill",), ("rm", "-f")]), container)
+            self.kill(name, cell)
+
+    def kill(self, name: str, cell: str = "") -> None:
+        known = self.known[name]
+        words = self.dice.choice([("kill",), ("rm", "-f")])
+        self.docker(*words, known.container)
+        if cell:
             self.assert_told(self.notebook.finish(cell))
-            self.end(name, "gone")
+        known.is_left = known.kept == "stays" and words == ("kill",)
+        self.end(name, "gone")
 
     def kernel_is_killed(self, name: str) -> None:
         if self.phase(name) == "alive":
@@ -161,28 +237,39 @@ class World:
 
     def container_is_paused(self, name: str) -> None:
         if self.phase(name) == "alive":
-            self.docker("pause", self.container(name))
-            if self.dice.random() < 0.3:
+            self.docker("pause", self.known[name].container)
+            if self.dice.random() < 0.3 and self.known[name].kept != "stays":
                 self.stop(name)
                 return
             self.notebook.ok("%docker_ps")
-            self.docker("unpause", self.container(name))
+            self.docker("unpause", self.known[name].container)
             self.count(name)
 
     def notebook_is_restarted(self) -> None:
+        self.part()
         self.notebook.restart()
         self.notebook.ok("%load_ext dockml_magic")
-        self.active = None
         self.known = {name: Known("waiting") for name, k in self.known.items() if k.phase != "gone"}
 
     def notebook_is_killed(self) -> None:
+        self.part()
         for name in [name for name, known in self.known.items() if known.phase == "gone"]:
             self.stop(name)
         self.notebook.kill()
         self.notebook.__exit__(None, None, None)
-        self.known, self.active = {}, None
-        wait_until(lambda: not containers_of(self.folder), what="the notebook's containers to end")
+        self.known = {}
+        left = {known.container for known in self.away.values()}
+        wait_until(lambda: set(self.containers()) == left, what="the notebook's containers to end")
         self.open()
+
+    def part(self) -> None:
+        """See what is kept go away from its notebook, which is about to end."""
+        self.active = None
+        for name in [name for name, known in self.known.items() if known.kept]:
+            if self.known[name].phase != "alive":
+                self.remove(name)
+            else:
+                self.away[name] = self.known.pop(name)
 
     # --- what must hold ---------------------------------------------------------------------------
 
@@ -192,13 +279,14 @@ class World:
         self.slow.append(time.perf_counter() - began)
         assert set(believed) == set(self.known)
         for name, known in self.known.items():
-            assert believed[name][1] == (known.phase == "alive"), name
-        living = {name for name, known in self.known.items() if known.phase != "gone"}
-        ids = {believed[name][0] for name in living}
-        wait_until(lambda: set(self.containers()) == ids, 10.0, "the containers that we believe in")
-        sessions = {believed[name][2] for name in living}
-        known = {session for _, _, session in believed.values()}
-        wait_until(lambda: sessions <= set(self.folders()) <= known, 10.0, f"no folder but {known}")
+            known.container, is_alive, known.session = believed[name]
+            assert is_alive == (known.phase == "alive"), name
+        every = [*self.known.values(), *self.away.values()]
+        there = {known.container for known in every if known.phase != "gone" or known.is_left}
+        wait_until(lambda: set(self.containers()) == there, 10.0, "the containers we believe in")
+        live = {known.session for known in every if known.phase not in ("gone", "stopped")}
+        may_be = {known.session for known in every}
+        wait_until(lambda: live <= set(self.folders()) <= may_be, 10.0, f"no folder but {may_be}")
 
     def containers(self) -> list[str]:
         label = f"label=io.github.dockml-magic.workspace={self.folder}"
@@ -215,22 +303,14 @@ class World:
     def phase(self, name: str) -> str:
         return self.known[name].phase if name in self.known else ""
 
-    def forget(self, name: str) -> None:
-        del self.known[name]
-        if self.active == name:
-            self.active = None
-
     def end(self, name: str, phase: str) -> None:
         self.known[name].phase = phase
         wait_until(lambda: not self.belief()[name][1], what=f"the end of {name} to be noticed")
 
-    def belief(self) -> dict[str, list[str]]:
+    def belief(self) -> dict[str, list[Any]]:
         found = ast.literal_eval(self.notebook.ok(BELIEF).printed())
         assert isinstance(found, dict)
         return found
-
-    def container(self, name: str) -> str:
-        return self.belief()[name][0]
 
     def cell(self, name: str, code: str) -> Cell:
         return self.notebook.run(f"%%docker_cell {name}\n{code}")
@@ -253,17 +333,21 @@ class World:
             (18, self.use, (some,)),
             (12, self.count_here, ()),
             (3, self.go_home, ()),
+            (6, self.use_and_keep, (some,)),
             (2, self.fresh, (some,)),
+            (3, self.start, (some,)),
             (3, self.mistake, ()),
             (3, self.list_all, ()),
-            (2, self.notebook_is_restarted, ()),
-            (1, self.notebook_is_killed, ()),
+            (3, self.notebook_is_restarted, ()),
+            (2, self.notebook_is_killed, ()),
         ]
         if self.known:
             name = self.dice.choice(sorted(self.known))
             found += [
                 (20, self.count, (name,)),
                 (5, self.stop, (name,)),
+                (3, self.keep, (name,)),
+                (2, self.remove, (name,)),
                 (5, self.restart, (name,)),
                 (5, self.interrupt, (name,)),
                 (3, self.fail, (name,)),
@@ -272,6 +356,9 @@ class World:
                 (4, self.kernel_is_killed, (name,)),
                 (3, self.container_is_paused, (name,)),
             ]
+        if self.away:
+            name = self.dice.choice(sorted(self.away))
+            found += [(4, self.use, (name,)), (2, self.stop, (name,)), (2, self.remove, (name,))]
         return found
 
     def act(self) -> None:
@@ -298,3 +385,5 @@ def test_the_world_is_what_we_believe_after_each_of_500_actions(
         assert sum(seconds > PROMPT for seconds in world.slow) <= ACTIONS // 100
     finally:
         world.notebook.__exit__(None, None, None)
+        for container in world.containers():  # what is kept
+            world.docker("rm", "-f", container)
