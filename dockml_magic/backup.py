@@ -209,10 +209,17 @@ def save_images(
                 temporary.unlink()
     size = path.stat().st_size
     tell(
-        f"saved {', '.join(contents.names) or ', '.join(references)} in {path} "
+        f"saved {', '.join(contents.names) or ', '.join(references)} in {_from_here(path)} "
         f"({format_size(size)}), and checked it"
     )
     return contents
+
+
+def _from_here(path: Path) -> Path:
+    """Return a path as one would type it here."""
+    with contextlib.suppress(OSError, ValueError):  # elsewhere, or the current folder is gone
+        return path.relative_to(Path.cwd())
+    return path
 
 
 def _is_name(reference: str) -> bool:

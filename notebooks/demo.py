@@ -31,6 +31,7 @@ IMAGES = {
         "dockml/pytorch:1.1.0",
     ],
     "02_find_an_image": ["dockml/tensorflow:1.10.0", "dockml/pytorch:1.1.0"],
+    "03_environments": ["dockml/pip:3.11"],
 }
 _ENV = re.compile(r"^%docker_env\s+(\S+)", re.MULTILINE)
 _CELL = re.compile(r"^%%docker_cell\s+(\S+)")

@@ -12,9 +12,12 @@ from notebooks import demo
 from tests.images import build
 
 _VARIES = [
+    (re.compile(r"  +"), "  "),
     (re.compile(r"building the kernel bundle for Python [\d.]+, once; this takes a moment\n"), ""),
     (re.compile(r"ready in [\d.]+ s"), "ready in N s"),
-    (re.compile(r"\b[0-9a-f]{12}\b"), "ID"),
+    (re.compile(r"\b[0-9a-f]{64}\b|\b[0-9a-f]{12}\b"), "ID"),
+    (re.compile(r"[\d.]+ (%|[kMG]?B)(?= |$|[,.)])"), r"N \1"),
+    (re.compile(r"N %  (\d+)  ID"), "N %  N  ID"),
     (re.compile(r"(loss|step +\d+ +loss) [\d.]+( -> [\d.]+)?"), r"\1 N"),
     (re.compile(r"Python 3\.\d+\.\d+ in the notebook"), "Python 3 in the notebook"),
     (re.compile(r"own kernel \| [\d.]+"), "own kernel | N"),
