@@ -164,6 +164,7 @@ def look(kept: Kept) -> ContainerState | None:
     state = engine.inspect(kept.container_id)
     if state is None or state.labels.get(labels.SESSION) != kept.session:
         forget(kept.session)
+        _remove_runtime(kept)
         return None
     return state
 
@@ -253,6 +254,10 @@ def remove(kept: Kept, *, force: bool) -> None:
     if state is not None:
         _remove_container(engine, kept.container_id)
     forget(kept.session)
+    _remove_runtime(kept)
+
+
+def _remove_runtime(kept: Kept) -> None:
     folders.RuntimeFolder(Path(kept.info["container"]["runtime"])).remove()
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from dockml_magic.folders import runtime_root
+from dockml_magic.folders import RuntimeFolder, runtime_root
 from tests.integration.conftest import Image
 from tests.integration.notebook import Cell, Notebook, python_with
 from tests.integration.waiting import wait_until
@@ -293,10 +293,9 @@ class World:
         return self.docker("ps", "-aq", "--no-trunc", "--filter", label).split()
 
     def folders(self) -> list[str]:
-        """Return the runtime folders that have something in them; empty ones are removed in time."""
-        return [
-            path.name for path in runtime_root().iterdir() if path.is_dir() and any(path.iterdir())
-        ]
+        """Return the runtime folders in which a container has something; others are removed in time."""
+        shared = [(path.name, RuntimeFolder(path).shared) for path in runtime_root().iterdir()]
+        return [name for name, folder in shared if folder.is_dir() and any(folder.iterdir())]
 
     # --- small parts ------------------------------------------------------------------------------
 
