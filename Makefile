@@ -28,7 +28,7 @@ test: $(VENV)/.ready $(OLD)/.ready engine browser registry  ## All suites: check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m tests.images.build --all
-	$(BIN)/python -m pytest --run-docker
+	$(BIN)/python -m pytest --run-docker -n 2 --dist loadfile
 
 bench: $(VENV)/.ready engine  ## Measure, beside the floor: make bench [ROWS=start,pass]
 	$(BIN)/python -m tests.images.build bare:3.11 ipykernel:7 tensorflow:1.10.0

@@ -6,6 +6,7 @@ The one way a kernel starts. The provisioner and the argv launcher are thin fron
 from __future__ import annotations
 
 import contextlib
+import errno
 import getpass
 import importlib.resources
 import json
@@ -379,6 +380,8 @@ class KernelContainer:
             for name, content in self._files.items():
                 self._runtime.write(name, content)
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise HostFileError("The runtime folder cannot be written to", error) from error
             raise KernelError(
                 f"The runtime folder '{self._runtime.shared}' cannot be written to: {error.strerror}.",
                 hint="Is the disk full, or was the folder removed? Start the environment again.",

@@ -24,6 +24,8 @@ from tests.images.build import build
 from tests.integration.registry import MirroredEngine, can_run_a_second_engine
 
 IMAGE = "dockml/bare:3.11"
+
+pytestmark = pytest.mark.usefixtures("own_bundles")  # those of the other tests would be removed, too
 WAITS = ["python3", "-c", "import time; time.sleep(600)"]
 ME = str(os.getuid())
 PULLED = "tensorflow/tensorflow:1.10.0"
@@ -296,9 +298,9 @@ def test_the_command_does_as_the_function_does(
     other: DockerEngine, tmp_path: Path, own_folders: Path
 ) -> None:
     lost = folders.runtime_root() / "eeeeeeeeeeee"
-    lost.mkdir()
-    (lost / "launch.py").touch()
-    for path in (lost / "launch.py", lost):
+    (lost / "shared").mkdir(parents=True)
+    (lost / "shared" / "launch.py").touch()
+    for path in (lost / "shared" / "launch.py", lost / "shared", lost):
         os.utime(path, (0, 0))
 
     def dockml(*words: str) -> subprocess.CompletedProcess[str]:
