@@ -25,7 +25,9 @@ from tests.integration.registry import MirroredEngine, can_run_a_second_engine
 
 IMAGE = "dockml/bare:3.11"
 
-pytestmark = pytest.mark.usefixtures("own_bundles")  # those of the other tests would be removed, too
+pytestmark = pytest.mark.usefixtures(
+    "own_bundles"
+)  # those of the other tests would be removed, too
 WAITS = ["python3", "-c", "import time; time.sleep(600)"]
 ME = str(os.getuid())
 PULLED = "tensorflow/tensorflow:1.10.0"
