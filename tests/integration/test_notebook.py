@@ -382,7 +382,10 @@ def test_interrupt_stops_the_remote_cell_and_keeps_its_variables(
     msg_id = sleeping(notebook)
     notebook.interrupt()
     assert notebook.finish(msg_id).reply["ename"] == "KeyboardInterrupt"
-    assert notebook.ok("x").result == "42"
+    after = notebook.run("x")
+    while after.reply["status"] == "aborted":  # an ipykernel before 6 does that for some moments
+        after = notebook.run("x")
+    assert after.result == "42"
 
 
 def test_an_interrupt_between_cells_disturbs_nothing(notebook: Notebook) -> None:
