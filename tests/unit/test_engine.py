@@ -272,11 +272,11 @@ def test_anything_else_is_told_with_the_endpoint() -> None:
     assert error.message == "The Docker engine does not answer at tcp://host:2375: no route."
 
 
-def test_an_engine_that_hangs_is_told_from_one_that_is_not_there() -> None:
-    error = _unreachable(SOCKET, OSError("UnixHTTPConnectionPool(...): Read timed out."))
-    assert (
-        error.message == f"The Docker engine at {SOCKET} takes requests and does not answer them."
-    )
+def test_an_engine_that_hangs_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "docker.sock").touch()
+    there = f"unix://{tmp_path}/docker.sock"
+    error = _unreachable(there, OSError("UnixHTTPConnectionPool(...): Read timed out."))
+    assert error.message == f"The Docker engine at {there} takes requests and does not answer them."
     assert "journalctl -u docker" in error.hint
 
 

@@ -176,7 +176,9 @@ def test_bytes_that_are_cut_in_a_letter_are_joined(
     assert written == ["!", "ä"]
 
 
-@pytest.mark.parametrize(("status", "hint"), [("exited", "%docker_env tf"), ("paused", "unpause")])
+@pytest.mark.parametrize(
+    ("status", "hint"), [("exited", "%docker_start tf"), ("paused", "unpause")]
+)
 def test_in_what_does_not_run_nothing_is_started(
     engine: FakeEngine, container: ContainerState, status: str, hint: str
 ) -> None:

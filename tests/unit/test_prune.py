@@ -520,7 +520,8 @@ def test_a_run_folder_in_which_somebody_listens_is_answered(engine: FakeEngine) 
         make_old(folder / "shared" / "control", folder / "shared", folder)
         assert find_holdings(engine).run_folders[0].is_answered
         assert going(find_holdings(engine)) == []
-    assert going(find_holdings(engine)) == [str(folder)]
+    assert going(find_holdings(engine)) == []
+    assert not folder.exists()  # whoever asks for the root of such folders has them removed
 
 
 def test_a_dockerfile_is_compared_with_what_was_built_from_it(

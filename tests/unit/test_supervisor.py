@@ -220,7 +220,8 @@ class Machine:
         wait_until(lambda: Path(self.config["control"]).exists())
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(TIMEOUT)
-        connection.connect(self.config["control"])
+        # It is there a moment before anybody listens.
+        wait_until(lambda: connection.connect_ex(self.config["control"]) == 0)
         connection.sendall(b"".join(line + b"\n" for line in lines))
         return connection
 
