@@ -40,11 +40,11 @@ from dockml_magic.errors import (
     harmless,
 )
 from dockml_magic.handover import end_handover, find_handed_over, hand_over
-from dockml_magic.messages import MalformedMessageError, Message
+from dockml_magic.messages import Message
 from dockml_magic.options import RunOptions, parse_words
 from dockml_magic.planning import KernelPlan, engine_for, make_plan
 from dockml_magic.provisioner import PROVISIONER_NAME, DockerProvisioner, TellingManager
-from dockml_magic.relay import Relay, Sink, is_plausible
+from dockml_magic.relay import UNUSABLE, Relay, Sink, is_plausible
 
 T = TypeVar("T")
 
@@ -62,9 +62,6 @@ _INTERRUPT_PATIENCE = 10.0
 
 _MOST_MISSED = 64 << 20
 """Bytes of missed output that are taken in before they are shown."""
-
-_UNUSABLE = (MalformedMessageError, LookupError, TypeError, ValueError, AttributeError)
-"""What looking into a message raises that is not what it should be."""
 
 Show = Callable[["Environment", Sequence[Message]], None]
 """Shows what an environment's kernel has published while nobody was attached."""
@@ -262,7 +259,7 @@ class Environment:
             more: list[Message] = []
             with contextlib.suppress(KernelError):
                 while isinstance(read := stream.read(0.0), list):
-                    with contextlib.suppress(*_UNUSABLE):
+                    with contextlib.suppress(*UNUSABLE):
                         more.append(Message.of_parts(read))
             if more:
                 show(self, more)
@@ -279,7 +276,7 @@ class Environment:
                     )
                 self._raise_if_abandoned()
                 if isinstance(read, list):
-                    with contextlib.suppress(*_UNUSABLE):
+                    with contextlib.suppress(*UNUSABLE):
                         message = Message.of_parts(read)
                         if missed is None:
                             show(self, [message])
@@ -377,14 +374,11 @@ class Environment:
         except CancelledError:
             leave()
             raise StartAbandonedError(self.name) from None
-        except DockmlError:
-            self.stop()
-            raise
-        except OSError as error:  # Jupyter's connection file, on a disk that is full
-            self.stop()
-            raise HostFileError(f"'{self.name}' cannot be started", error) from error
-        except BaseException:
+        except BaseException as error:
             leave()
+            if isinstance(error, OSError) and not isinstance(error, DockmlError):
+                # Jupyter's connection file, on a disk that is full.
+                raise HostFileError(f"'{self.name}' cannot be started", error) from error
             raise
         self._manager.stopped = None
         return self
