@@ -16,7 +16,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -58,6 +58,7 @@ from dockml_magic.spec import (
     CONTROL_PORT,
     HOME,
     KERNEL_PORTS,
+    PYTHONS,
     RUNTIME,
     ContainerSpec,
     HostFacts,
@@ -95,9 +96,6 @@ _KERNEL_STARTS = "dockml: another kernel starts\n"
 """What the supervisor writes to the log between two kernels."""
 
 _CRASH = "Fatal Python error: "
-
-_ENTRIES = ("python", "python3", "/opt/conda/bin/python", "/usr/local/bin/python3", "python2")
-"""Programs that can be the supervisor's interpreter, in the order they are tried."""
 
 _INTERRUPT_TIMEOUT = 5.0
 """Seconds to wait for the reply to an interrupt that is a message."""
@@ -148,17 +146,19 @@ class KernelContainer:
         KernelError
             If no kernel comes up. In every case no container is left.
         """
-        try:
+        with self._undone_by(self.remove):
             self._start()
-        except DockmlError:
-            self.remove()
-            raise
-        except OSError as error:
-            self.remove()
-            what = f"'{self.plan.choice.name}' cannot be started"
-            raise HostFileError(what, error) from error
-        except BaseException:
-            self.remove()
+
+    @contextlib.contextmanager
+    def _undone_by(self, undo: Callable[[], None]) -> Iterator[None]:
+        """Call `undo` where what is in this block fails; tell of files that cannot be written in our words."""
+        try:
+            yield
+        except BaseException as error:
+            undo()
+            if isinstance(error, OSError) and not isinstance(error, DockmlError):
+                what = f"'{self.plan.choice.name}' cannot be started"
+                raise HostFileError(what, error) from error
             raise
         finally:
             self._give_up_claim()
@@ -208,7 +208,7 @@ class KernelContainer:
             self._tell("this engine does not share our files: the workspace is not mounted")
         self._make_runtime(RuntimeFolder(folders.runtime_root() / self.session))
         self._write_files(memory)
-        entries = (memory.entry,) if memory.entry else _ENTRIES
+        entries = (memory.entry,) if memory.entry else PYTHONS
         for entry in entries:
             self.container_id = self.engine.create(self._spec(entry))
             self.created(self)
@@ -247,7 +247,7 @@ class KernelContainer:
         """
         self.session = described["session"]
         self.container_id = described["container_id"]
-        try:
+        with self._undone_by(self.stop):
             if self._shares_files:
                 self._settings = read_host_settings()
             runtime = _runtime_of(described)
@@ -257,17 +257,6 @@ class KernelContainer:
             self.engine.start(self.container_id)
             self._connect("")
             self._wait_bound(generation=1)
-        except DockmlError:
-            self.stop()
-            raise
-        except OSError as error:
-            self.stop()
-            raise HostFileError(f"'{self.plan.choice.name}' cannot be started", error) from error
-        except BaseException:
-            self.stop()
-            raise
-        finally:
-            self._give_up_claim()
 
     def _make_runtime(self, runtime: RuntimeFolder) -> None:
         runtime.make()

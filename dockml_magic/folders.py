@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import socket
 import stat
@@ -24,6 +25,9 @@ _LEFT_OVER_AGE = 60.0
 By the time of day, which may jump: too far ahead, and a folder would have to be made and claimed around that
 moment to be lost; back, and a folder that nobody needs stays for longer.
 """
+
+SESSION = re.compile(r"[0-9a-f]{12}")
+"""How we call a runtime folder: any other label of a container is not ours, and may lead anywhere."""
 
 _LONGEST_TAIL = len("/0123456789ab/kernel-5")
 

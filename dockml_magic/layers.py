@@ -32,12 +32,9 @@ from dockml_magic.errors import ConfigError, ImageBuildError, KernelMissingError
 from dockml_magic.host_settings import CA_FILE, read_host_settings
 from dockml_magic.image_memory import ImageMemory
 from dockml_magic.requirements import Extras, hide_private, why_pip_failed
-from dockml_magic.spec import RUNTIME, ContainerSpec, Mount
+from dockml_magic.spec import PYTHONS, RUNTIME, ContainerSpec, Mount
 
 log = logging.getLogger(__name__)
-
-PYTHONS = ("python", "python3", "/opt/conda/bin/python", "/usr/local/bin/python3", "python2")
-"""Programs that can be the interpreter of our script, in the order they are tried."""
 
 _SCRIPTS = ("launch.py", "install.py", "packages.py")
 _PAUSE = 0.3

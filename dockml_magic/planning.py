@@ -63,9 +63,6 @@ from dockml_magic.spec import RUNTIME, ContainerSpec
 
 log = logging.getLogger(__name__)
 
-_SESSION = re.compile(r"[0-9a-f]{12}")
-"""How we call a runtime folder: any other label is not ours, and may lead anywhere."""
-
 _SHORTEST_ID = 4
 """Digits of a container's id that are taken for one."""
 
@@ -178,7 +175,7 @@ def _remove_never_started(engine: Engine) -> None:
     """
     for found in our_containers(engine):
         session = found.labels[labels.SESSION]
-        if found.status != "created" or not _SESSION.fullmatch(session):
+        if found.status != "created" or not folders.SESSION.fullmatch(session):
             continue
         runtime = RuntimeFolder(folders.runtime_root() / session)
         if _is_made_for(found, runtime, engine) and not folders.is_claimed(runtime.path):

@@ -50,7 +50,6 @@ BUNDLE_LASTS = 30 * 24 * 3600.0
 
 Kind = Literal["container", "image", "layers", "bundle", "image memory", "run folder", "handover"]
 
-_SESSION = re.compile(r"[0-9a-f]{12}")
 _OUR_REFERENCE = re.compile(r"dockml/(build|with):[0-9a-f]{8,64}")
 _HELPERS = re.compile(r"dockml-(?:compile|gpus|with)-[\w.-]+")
 """Containers that run for a while, to compile a bundle, ask for GPUs or install packages: without a kernel."""
@@ -228,7 +227,7 @@ def is_ours(
     session = found[labels.SESSION]
     return (
         all(label in found for label in _OF_A_KERNEL)
-        and bool(_SESSION.fullmatch(session))
+        and bool(folders.SESSION.fullmatch(session))
         and image_labels.get(labels.SESSION) != session
         and (not shares_files or Path(runtime_folder(container)).name == session)
     )
@@ -509,7 +508,7 @@ def _find_memories(root: Path) -> Iterator[KeptFile]:
 
 def _find_run_folders(root: Path) -> Iterator[KeptFile]:
     for path in sorted(root.iterdir()):
-        if not _SESSION.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+        if not folders.SESSION.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
             continue
         with contextlib.suppress(OSError):
             shared = folders.RuntimeFolder(path).shared

@@ -36,6 +36,9 @@ RUNTIME = PurePosixPath("/run/dockml")
 BUNDLES = PurePosixPath("/opt/dockml/bundles")
 """Where the kernel bundles are in every container."""
 
+PYTHONS = ("python", "python3", "/opt/conda/bin/python", "/usr/local/bin/python3", "python2")
+"""Programs that can be the interpreter of our scripts in a container, in the order they are tried."""
+
 HOME = PurePosixPath("/home/dockml")
 """The home of a user whom the image does not know."""
 

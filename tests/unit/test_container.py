@@ -50,7 +50,7 @@ def test_an_image_without_python_says_what_was_tried(engine: FakeEngine, plan: P
         f"The image '{IMAGE}' has no Python (tried: python, python3, /opt/conda/bin/python, "
         "/usr/local/bin/python3, python2)."
     )
-    assert [spec.entrypoint[0] for spec in engine.specs] == list(containers._ENTRIES)
+    assert [spec.entrypoint[0] for spec in engine.specs] == list(containers.PYTHONS)
 
 
 def test_a_container_that_ends_at_once_shows_its_log(engine: FakeEngine, plan: Plan) -> None:
