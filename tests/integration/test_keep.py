@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 
 from dockml_magic import kept
+from dockml_magic.engine import ContainerState
+from dockml_magic.environment import start
+from dockml_magic.errors import KernelError
+from dockml_magic.relay import Relay
 from tests.integration.conftest import Image
 from tests.integration.notebook import IPYKERNELS, Notebook, containers_of, python_with
 from tests.integration.waiting import wait_until
@@ -420,3 +424,19 @@ def test_one_over_tcp_is_kept_and_started_again(open_notebook: OpenNotebook) -> 
     notebook.ok("%docker_stop kept1")
     notebook.use("kept1")  # on other ports
     assert notebook.ok(IS_MARKED).result == "(False, True)"
+
+
+def test_one_whose_start_fails_leaves_nothing(
+    workspace: Path,
+    image: Image,
+    ours: Callable[[], list[ContainerState]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_: Relay) -> None:
+        raise KernelError("It does not answer.")
+
+    monkeypatch.setattr(Relay, "make_ready", fail)
+    with pytest.raises(KernelError, match="does not answer"):
+        start(image("dockml/bare:3.11"), "--keep", "--name", "failing", folder=workspace)
+    assert ours() == []
+    assert kept.all_kept() == []
