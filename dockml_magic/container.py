@@ -92,6 +92,10 @@ _LONGEST_LINE = 2000
 _CRASH_LINES = 200
 """Lines of a log among which Python's own report of a crash begins."""
 
+_LOG_PATIENCE = 0.5
+_LOG_INTERVAL = 0.05
+"""Seconds to wait for a log that is still being written, and from one look to the next."""
+
 _KERNEL_STARTS = "dockml: another kernel starts\n"
 """What the supervisor writes to the log between two kernels."""
 
@@ -667,11 +671,12 @@ class KernelContainer:
         return state is not None and state.status == "paused"
 
     def raise_if_no_restart(self, name: str) -> None:
-        """Raise while the kernel still runs what would let a restart fail."""
+        """Raise while the kernel still runs what would let a restart fail; one that is gone gets a new container."""
         if self.find_pause():
             raise self.pause_error(name)
         if (
-            self._shares_files
+            self.state.phase != "gone"
+            and self._shares_files
             and self._runtime
             and not (self._runtime.shared / "launch.py").is_file()
         ):
@@ -710,7 +715,7 @@ class KernelContainer:
         log, engine_error = "", ""
         if self.container_id:
             try:
-                log = self.engine.logs(self.container_id, _CRASH_LINES)
+                log = self._whole_log()
             except EngineError as error:  # an engine that has gone takes its containers along
                 engine_error = f" {error.message}"
         tail = _last_lines(log)
@@ -738,6 +743,20 @@ class KernelContainer:
             exit_code=state.exit_code,
             log_tail=tail,
         )
+
+    def _whole_log(self) -> str:
+        """Return the end of the container's log once it stays as it is.
+
+        The supervisor tells of an end at once; the engine copies what was written to the log in its own time.
+        """
+        deadline = time.monotonic() + _LOG_PATIENCE
+        log = self.engine.logs(self.container_id, _CRASH_LINES)
+        while self.state.phase != "gone" and time.monotonic() < deadline:
+            time.sleep(_LOG_INTERVAL)
+            before, log = log, self.engine.logs(self.container_id, _CRASH_LINES)
+            if log and log == before:
+                break
+        return log
 
     def ask_to_end(self) -> None:
         """Tell the container to end itself; the engine removes it then."""

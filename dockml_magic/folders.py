@@ -223,7 +223,9 @@ def _remove_left_overs(root: Path) -> None:
     for folder in root.iterdir():
         shared = RuntimeFolder(folder).shared
         with contextlib.suppress(OSError):  # not empty, or another process was quicker
-            newest = max(path.stat().st_mtime for path in (shared, folder) if path.exists())
+            newest = folder.stat().st_mtime
+            if shared.is_dir():
+                newest = max(newest, shared.stat().st_mtime)
             is_old = folder.is_dir() and time.time() - newest > _LEFT_OVER_AGE
             if is_old and not is_claimed(folder):
                 if shared.is_dir() and not _is_forsaken(shared / "control"):

@@ -324,6 +324,19 @@ def test_what_the_engine_or_the_machine_stopped_is_started_again(
     assert containers_of(notebook.folder) == []
 
 
+def test_one_whose_container_was_removed_is_restarted_in_a_new_one(
+    open_notebook: OpenNotebook,
+) -> None:
+    notebook = open_notebook()
+    notebook.ok(KEPT.format(BARE))
+    (container,) = containers_of(notebook.folder)
+    docker("rm", "-f", container)
+    wait_until(lambda: notebook.run("1").traceback)
+    assert "in a new container" in notebook.ok("%docker_restart kept1").printed()
+    assert notebook.ok("6 * 7").result == "42"
+    assert container not in containers_of(notebook.folder)
+
+
 def test_what_a_notebook_leaves_that_is_killed_in_the_middle_of_a_start_is_started_anew(
     open_notebook: OpenNotebook, own_folders: Path
 ) -> None:

@@ -25,7 +25,8 @@ from tests.integration.notebook import Cell, Notebook, python_with
 from tests.integration.waiting import wait_until
 
 ACTIONS = int(os.environ.get("DOCKML_SOAK_ACTIONS", "500"))
-NAMES = ("ann", "bob", "cid")
+NAMES = tuple(f"{name}-{os.getpid()}" for name in ("ann", "bob", "cid"))
+"""Of this process alone: they are names of containers, too, and another soak may run beside."""
 PROMPT = 1.0
 """Seconds within which the notebook's own kernel has to answer."""
 

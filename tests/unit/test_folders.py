@@ -302,3 +302,12 @@ def test_the_cache_is_xdgs_or_in_the_home(monkeypatch: pytest.MonkeyPatch) -> No
     assert folders.cache_root() == Path.home() / ".cache" / "dockml"
     assert folders.bundles_root() == folders.cache_root() / "bundles"
     assert folders.bundles_root().is_dir()
+
+
+def test_a_folder_that_another_process_removes_at_this_moment_is_passed_over(
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folders.runtime_root()
+    gone = root / "0123456789ab"
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter([gone] if path == root else []))
+    assert folders.runtime_root() == root
