@@ -46,7 +46,7 @@ from dockml_magic.planning import (
     with_extras,
 )
 from dockml_magic.project import find_project
-from dockml_magic.routing import Router
+from dockml_magic.routing import Place, Router
 
 _LOADED = "_dockml_magics"
 
@@ -319,32 +319,38 @@ class DockerMagics(MagicLines):
         %%docker_cell NAME [options]   start NAME if it does not run yet, and run the cell there
         %%docker_cell local            run the cell in the notebook's own kernel
         """
-        where = self._cell_target(line)
-        if isinstance(where, Environment):
-            raise_remote_error(self.router.run_cell(where, cell))
-        elif where == LOCAL:
+        if (place := self._cell_target(line)) is None:
+            return
+        if place.environment is None:
             self.router.run_locally(cell)
+        else:
+            raise_remote_error(self.router.run_cell(place.environment, cell))
+        place.fetch()
 
-    def _cell_target(self, line: str) -> Environment | str:
-        """Return where a `%%docker_cell` runs: an environment, "local", or "" where it asked for help."""
+    def _cell_target(self, line: str) -> Place | None:
+        """Return where a `%%docker_cell` runs, with the values there that it takes; None where it asked for help."""
         if (parsed := self.parse("%docker_cell", line)) is None:
-            return ""
+            return None
         options = options_from(parsed)
         name = options.name or parsed.what
-        if parsed.what == LOCAL:
-            return LOCAL
-        if parsed.what is None:
+        if name is None:
             if self.environments.active is None:
                 raise ConfigError(
                     "%%docker_cell needs a NAME.", hint="Example: %%docker_cell tf1.10"
                 )
-            return self.environments.active
-        if name in self.environments:
-            environment = self.environments.get(name)
-            if environment.waits_for_kernel:
-                self._resume(environment)
-            return environment
-        return self._start_beside(parsed.what, options).environment
+            name = self.environments.active.name
+        if parsed.what == LOCAL:
+            return Place(environment=None)
+        return Place(environment=self._running(name, parsed.what, options))
+
+    def _running(self, name: str, what: str, options: RunOptions) -> Environment:
+        """Return the environment called `name`, started where it does not run."""
+        if name not in self.environments:
+            return self._start_beside(what, options).environment
+        environment = self.environments.get(name)
+        if environment.waits_for_kernel:
+            self._resume(environment)
+        return environment
 
     def _start_beside(
         self,

@@ -1,8 +1,8 @@
 """What `%docker_cp`, `-i` and `-o` say: which values go from where to where. Nothing is looked up here.
 
 A list of values is NAME,NAME,… An ENV: before a name says whose it is, and holds for the names after it up to the
-next one. Without any they are the notebook's own kernel's, whose ENV is "local". ENV is all before the last colon of an item, as images' names have
-colons, too.
+next one. Without any they are the notebook's own kernel's, whose ENV is "local". ENV is all that stands before the last
+colon of an item, as names of images have colons, too.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from types import FrameType
 from typing import Any
@@ -48,7 +49,6 @@ from dockml_magic.forwarding import (
     ShellChannel,
 )
 from dockml_magic.messages import Message
-from dockml_magic.names import LOCAL
 from dockml_magic.pieces import CELL_MAGIC, PREFIX, Piece, has_own_line, split_cell
 from dockml_magic.relay import Relay, Sink
 
@@ -163,6 +163,22 @@ class TerminalSink:
         return input(prompt)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a piece of a cell runs.
+
+    Attributes
+    ----------
+    environment : Environment or None
+        None is the notebook's own kernel.
+    fetch : callable
+        Called when the piece has run there and raised nothing: it may bring values back.
+    """
+
+    environment: Environment | None
+    fetch: Callable[[], None] = lambda: None
+
+
 class Router:
     """Sends each cell of one notebook where it belongs.
 
@@ -173,15 +189,15 @@ class Router:
     environments : Environments
         What runs, and which one is active.
     cell_target : callable
-        Takes the line of a `%%docker_cell` and returns the environment it names (started where it
-        did not run yet), "local", or "" where the line only asked for help.
+        Takes the line of a `%%docker_cell` and returns where the cell runs, in an environment that was started where it
+        did not run yet; None where the line only asked for help.
     """
 
     def __init__(
         self,
         shell: InteractiveShell,
         environments: Environments,
-        cell_target: Callable[[str], Environment | str],
+        cell_target: Callable[[str], Place | None],
     ) -> None:
         self.shell = shell
         self.environments = environments
@@ -321,12 +337,12 @@ class Router:
                     "stop_on_error": True,
                 }
                 try:
-                    environment, content["code"] = self._target(piece)
+                    place, content["code"] = self._target(piece)
                 except (DockmlError, KeyboardInterrupt) as error:
                     reply = self._error_reply(error)
                     break
-                if environment is not None:
-                    reply = self._execute_remotely(environment, content, count)
+                if place.environment is not None:
+                    reply = self._execute_remotely(place.environment, content, count)
                 elif content["code"]:
                     with self._splitting(), self._counting_as(count):
                         reply = await original(
@@ -338,6 +354,11 @@ class Router:
                             **more,
                         )
                 if reply["status"] != "ok":
+                    break
+                try:
+                    place.fetch()
+                except (DockmlError, KeyboardInterrupt) as error:
+                    reply = self._error_reply(error)
                     break
             if stores:
                 self.shell.execution_count = count + 1
@@ -382,18 +403,16 @@ class Router:
             return any(piece.is_ours for piece in pieces)
         return bool(pieces) and pieces[0].code.lstrip().startswith(CELL_MAGIC)
 
-    def _target(self, piece: Piece) -> tuple[Environment | None, str]:
-        """Return where a piece runs (None: here), and what of it; "" where it only asked for help."""
+    def _target(self, piece: Piece) -> tuple[Place, str]:
+        """Return where a piece runs, and what of it; "" where it only asked for help."""
         if not piece.is_ours:
-            return self.environments.active, piece.code
+            return Place(environment=self.environments.active), piece.code
         line, _, body = piece.code.lstrip().partition("\n")
         words = line.split(maxsplit=1)
         if words[0] != CELL_MAGIC:
-            return None, piece.code
-        where = self._cell_target(words[1] if len(words) > 1 else "")
-        if isinstance(where, Environment):
-            return where, body
-        return None, body if where == LOCAL else ""
+            return Place(environment=None), piece.code
+        place = self._cell_target(words[1] if len(words) > 1 else "")
+        return (place, body) if place is not None else (Place(environment=None), "")
 
     @contextmanager
     def _splitting(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """A small newsroom for the notebooks: articles made from templates, the same ones for the same seed.
 
-Each article has one sentence with the news, details of it, and sentences that could stand in any article, in
-any order. What is held out is new to a model that was trained on the rest: its people, places and organisations have other names, and its
+Each article has one sentence with the news, details of it, and sentences that could stand in any article, in any
+order. What is held out is new to a model that was trained on the rest: its people, places and organisations have other names, and its
 news is told in sentences that no other article has.
 """
 
@@ -180,7 +180,9 @@ class _Writer:
         sentences = [self._one(_lines(NEWS[topic])), *details, *rest]
         self._random.shuffle(order := list(range(len(sentences))))
         names = {key: self._name(key, topic) for key in ("org", "org2", "loc", "per")}
-        tokens, tags = zip(*(self._sentence(sentences[i], names, topic) for i in order), strict=True)
+        tokens, tags = zip(
+            *(self._sentence(sentences[i], names, topic) for i in order), strict=True
+        )
         return {"topic": topic, "sentences": [*tokens], "tags": [*tags], "news": order.index(0)}
 
     def _some(self, templates: str) -> list[str]:
@@ -195,8 +197,12 @@ class _Writer:
         pattern = self._random.choice(ORGANISATIONS[topic])
         return pattern.format(last=self._one(LAST), place=self._one(PLACES))
 
-    def _sentence(self, template: str, names: dict[str, str], topic: str) -> tuple[list[str], list[str]]:
-        plain = re.sub(r"\(([^)]*)\)", lambda found: self._random.choice(found[1].split("|")), template)
+    def _sentence(
+        self, template: str, names: dict[str, str], topic: str
+    ) -> tuple[list[str], list[str]]:
+        plain = re.sub(
+            r"\(([^)]*)\)", lambda found: self._random.choice(found[1].split("|")), template
+        )
         tokens, tags = [], []
         for word in plain.split():
             if not word.startswith("{"):

@@ -105,11 +105,11 @@ def test_a_mistake_in_a_copy_is_told(source: str, target: str, told: str) -> Non
 
 
 def test_a_mistake_in_what_goes_in_or_out_is_told_with_how_to_write_it() -> None:
-    with pytest.raises(ConfigError, match="-i text=tf1.10:summary"):
+    with pytest.raises(ConfigError, match=r"-i text=tf1.10:summary"):
         parse_in(["tf1.10:text=summary"], "torch1.1")
-    with pytest.raises(ConfigError, match="-o tf1.4:text=summary"):
+    with pytest.raises(ConfigError, match=r"-o tf1.4:text=summary"):
         parse_out(["text=tf1.4:summary"], "torch1.1")
-    with pytest.raises(ConfigError, match="Two values would be called 'x' in 'torch1.1'"):
+    with pytest.raises(ConfigError, match=r"Two values would be called 'x' in 'torch1.1'"):
         parse_in(["x=a", "x=tf1.10:b"], "torch1.1")
     with pytest.raises(ConfigError, match="the same one"):
         parse_in(["torch1.1:x"], "torch1.1")
