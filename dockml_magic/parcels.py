@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dockml_magic.errors import ConfigError
@@ -27,19 +27,22 @@ class Parcel:
     ----------
     source, target : str
         Names of environments, or `LOCAL`.
-    names : tuple of (str, str)
-        Each value's name at the source, and the one that it gets at the target.
+    names : mapping of str to str
+        For each value's name at the source, the one that it gets at the target.
     """
 
     source: str
     target: str
-    names: tuple[tuple[str, str], ...]
+    names: Mapping[str, str]
 
     @property
     def in_words(self) -> str:
-        """Return what goes where, in few words: "summary as text, vocab: tf1.10 → torch1.1"."""
-        names = ", ".join(old if old == new else f"{old} as {new}" for old, new in self.names)
-        return f"{names}: {_side(self.source)} → {_side(self.target)}"
+        """Return what goes where, as one would type it: "tf1.10:summary, ids → torch1.1:text, ids"."""
+        olds, news = ", ".join(self.names), ", ".join(self.names.values())
+        source = "" if self.source == LOCAL else f"{self.source}:"
+        if olds == news:
+            return f"{source}{olds} → {'the notebook' if self.target == LOCAL else self.target}"
+        return f"{source}{olds} → {'' if self.target == LOCAL else f'{self.target}:'}{news}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +141,7 @@ def _items(text: str) -> Iterator[_Item]:
 
 def _parcels(values: Iterable[tuple[str, str, str, str]]) -> list[Parcel]:
     """Return them together where they go the same way, in the order in which they were named."""
-    ways: dict[tuple[str, str], dict[tuple[str, str], None]] = {}
+    ways: dict[tuple[str, str], dict[str, str]] = {}
     taken: dict[tuple[str, str], tuple[str, str]] = {}
     for source, old, target, new in values:
         if source == target:
@@ -153,9 +156,13 @@ def _parcels(values: Iterable[tuple[str, str, str, str]]) -> list[Parcel]:
                 f"Two values would be called '{new}' in {_side(target)}.",
                 hint="Give one of them another name.",
             )
-        ways.setdefault((source, target), {})[old, new] = None
+        if ways.setdefault((source, target), {}).setdefault(old, new) != new:
+            raise ConfigError(
+                f"'{old}' would get two names in {_side(target)}.",
+                hint=f"Hand it over once, and run there: {new} = {ways[source, target][old]}",
+            )
     return [
-        Parcel(source=source, target=target, names=tuple(names))
+        Parcel(source=source, target=target, names=names)
         for (source, target), names in ways.items()
     ]
 

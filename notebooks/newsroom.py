@@ -1,8 +1,8 @@
 """A small newsroom for the notebooks: articles made from templates, the same ones for the same seed.
 
 Each article has one sentence with the news, details of it, and sentences that could stand in any article, in any
-order. What is held out is new to a model that was trained on the rest: its people, places and organisations have other names, and its
-news is told in sentences that no other article has.
+order. What is held out is new to a model that was trained on the rest: all its sentences are from templates of
+their own, and its people, places and organisations have names of their own.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ ANYWHERE = """
     there were (questions|doubts) until the very end
     the {org} invited the press for (Friday|Wednesday)"""
 
-_ONE_IN = 3
+_ONE_IN = 4
 """One in so many names and templates is in held-out articles only."""
 
 
