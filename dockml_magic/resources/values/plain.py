@@ -207,7 +207,7 @@ def _sort_key(value):
 def _write_dict(kind):
     def write(packer, value, number):
         keys = list(dict.keys(value))
-        if sys.version_info < (3, 7) and kind in ("dict", "counter"):
+        if sys.version_info < (3, 6) and kind in ("dict", "counter"):
             keys = _in_order(keys)  # it has none of its own
         return [
             kind,
