@@ -493,13 +493,14 @@ class Router:
     def _do_complete(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def do_complete(code: str, cursor_pos: int) -> Any:
             """Complete our own lines, among the magics of the active environment."""
-            own = original(code, cursor_pos)
-            environment = self.environments.active
-            if _is_ours(
-                code, cursor_pos
-            ):  # where nothing is typed yet, Python's own words come too
+            if _is_ours(code, cursor_pos):
+                with self._read_as_no_python():
+                    own = original(code, cursor_pos)
+                # Where nothing is typed yet, Python's own words come too.
                 names = [match for match in own["matches"] if not keyword.iskeyword(match)]
                 return {**own, "matches": names, "metadata": {}}
+            own = original(code, cursor_pos)
+            environment = self.environments.active
             if environment is None or not environment.is_alive:
                 return own
             content = {"code": code, "cursor_pos": cursor_pos}
@@ -510,6 +511,16 @@ class Router:
                 return own
 
         return do_complete
+
+    @contextmanager
+    def _read_as_no_python(self) -> Iterator[None]:
+        """Have nothing completed with what Python's analysis, jedi, takes one of our lines for."""
+        completer = self.shell.Completer
+        before, completer.use_jedi = completer.use_jedi, False
+        try:
+            yield
+        finally:
+            completer.use_jedi = before
 
     def _do_debug_request(self, original: Callable[..., Any]) -> Callable[..., Any]:
         async def do_debug_request(request: Mapping[str, Any]) -> Any:

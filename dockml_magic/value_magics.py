@@ -208,8 +208,8 @@ class ValueMagics(MagicLines):
         here : str
             Whose values they are where no ENV is named.
         """
-        item = word.rpartition(",")[2]
-        env = re.sub(r"^[^\W\d]\w*=(?!=)", "", item).rpartition(":")[0]
+        with_env = [item for item in word.split(",") if ":" in item]
+        env = re.sub(r"^[^\W\d]\w*=(?!=)", "", with_env[-1]).rpartition(":")[0] if with_env else ""
         names = self._names_in(env or here, symbol)
         return names if env else [*names, *self.names_for("docker_cp")]
 
