@@ -171,7 +171,7 @@ class DockerMagics(MagicLines):
         magic, *words = event.text_until_cursor.split(" ")
         if magic == "%%docker_cell" and len(words) > 1 and words[-2] in ("-i", "-o"):
             here = words[0] if words[-2] == "-o" else LOCAL
-            return self._values.complete_values(words[-1], event.symbol, here)
+            return self._values.complete_values(words[-1], here)
         return super().complete(shell, event)
 
     def names_for(self, magic: str) -> Iterable[str]:

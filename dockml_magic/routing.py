@@ -16,7 +16,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
-import keyword
 import logging
 import secrets
 import signal
@@ -56,6 +55,13 @@ log = logging.getLogger(__name__)
 
 _COMPLETE_TIMEOUT = 5.0
 _DEBUG_TIMEOUT = 20.0
+
+_PYTHONS_MATCHERS = (
+    "IPCompleter.python_matcher",
+    "IPCompleter.python_matches",
+    "IPCompleter.python_func_kw_matcher",
+)
+"""What completes Python, as IPython calls it, and as older ones do."""
 
 WIDGET_CONTROL = "jupyter.widget.control"
 """The target of a comm by which a front end asks for widgets' states; see ipywidgets' messages.md."""
@@ -496,9 +502,7 @@ class Router:
             if _is_ours(code, cursor_pos):
                 with self._read_as_no_python():
                     own = original(code, cursor_pos)
-                # Where nothing is typed yet, Python's own words come too.
-                names = [match for match in own["matches"] if not keyword.iskeyword(match)]
-                return {**own, "matches": names, "metadata": {}}
+                return {**own, "metadata": {}}
             own = original(code, cursor_pos)
             environment = self.environments.active
             if environment is None or not environment.is_alive:
@@ -514,13 +518,15 @@ class Router:
 
     @contextmanager
     def _read_as_no_python(self) -> Iterator[None]:
-        """Have nothing completed with what Python's analysis, jedi, takes one of our lines for."""
+        """Have nothing completed with what one of our lines would be as Python."""
         completer = self.shell.Completer
-        before, completer.use_jedi = completer.use_jedi, False
+        before = completer.use_jedi, completer.disable_matchers
+        completer.use_jedi = False
+        completer.disable_matchers = [*completer.disable_matchers, *_PYTHONS_MATCHERS]
         try:
             yield
         finally:
-            completer.use_jedi = before
+            completer.use_jedi, completer.disable_matchers = before
 
     def _do_debug_request(self, original: Callable[..., Any]) -> Callable[..., Any]:
         async def do_debug_request(request: Mapping[str, Any]) -> Any:

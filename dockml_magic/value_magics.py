@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import builtins
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -22,7 +24,10 @@ from dockml_magic.parcels import Parcel, parse_copy
 from dockml_magic.pull import format_size
 from dockml_magic.resources.values.agent import READ_ONLY
 
-_COMPLETE_TIMEOUT = 1.0
+_PATIENCE = 1.0
+"""Seconds for a kernel to say which names it has."""
+
+_NAMES = "__import__('json').dumps([n for n in list(globals()) if n[:1] != '_'][:5000])"
 _MOST_TYPES = 4
 _NOT_VALUES = {*dir(builtins), "exit", "quit", "get_ipython", "In", "Out"}
 
@@ -137,9 +142,7 @@ class ValueMagics(MagicLines):
 
     def _missing(self, error: NameMissingError) -> NameMissingError:
         """Return the same error with what may have been meant: who has it, or what is called almost so."""
-        names = {
-            f"{name}:": self._names_in(name, "") for name in (LOCAL, *self._environments.names())
-        }
+        names = {f"{name}:": self._names_in(name) for name in (LOCAL, *self._environments.names())}
         asked = ",".join(error.names)
         others = [f"{env}{asked}" for env, there in names.items() if set(error.names) <= {*there}]
         own = next(
@@ -194,31 +197,29 @@ class ValueMagics(MagicLines):
         """Return options, the ENVs, and the names of the values that the kernel before the colon has."""
         if event.symbol.startswith("-"):
             return super().complete(shell, event)
-        return self.complete_values(event.text_until_cursor.split(" ")[-1], event.symbol)
+        return self.complete_values(event.text_until_cursor.split(" ")[-1])
 
-    def complete_values(self, word: str, symbol: str, here: str = LOCAL) -> list[str]:
-        """Return what may stand at the end of a list of values.
+    def complete_values(self, word: str, here: str = LOCAL) -> list[str]:
+        """Return what may stand at the end of a list of values, behind its last colon, comma or "=".
 
         Parameters
         ----------
         word : str
             The list so far.
-        symbol : str
-            How what is to be completed begins: IPython cuts words at colons, commas and "=".
         here : str
             Whose values they are where no ENV is named.
         """
         with_env = [item for item in word.split(",") if ":" in item]
         env = re.sub(r"^[^\W\d]\w*=(?!=)", "", with_env[-1]).rpartition(":")[0] if with_env else ""
-        names = self._names_in(env or here, symbol)
+        names = self._names_in(env or here)
         return names if env else [*names, *self.names_for("docker_cp")]
 
-    def _names_in(self, name: str, symbol: str) -> list[str]:
+    def _names_in(self, name: str) -> list[str]:
         if name == LOCAL:
             return sorted(_plain_names(self.shell.user_ns))
         if name not in self._environments or not self._environments.get(name).is_alive:
             return []
-        return _names_in(self._environments.get(name), symbol)
+        return _names_in(self._environments.get(name))
 
 
 def _plain_names(namespace: Mapping[str, object]) -> list[str]:
@@ -226,13 +227,24 @@ def _plain_names(namespace: Mapping[str, object]) -> list[str]:
     return [name for name in namespace if not name.startswith("_") and name not in _NOT_VALUES]
 
 
-def _names_in(environment: Environment, symbol: str) -> list[str]:
-    """Return the names that begin with `symbol` in an environment, as its own completion knows them."""
-    content = {"code": symbol, "cursor_pos": len(symbol)}
-    reply = environment.request("complete_request", content, _COMPLETE_TIMEOUT)
-    matches = (reply or {}).get("matches")
-    if not isinstance(matches, list):
+def _names_in(environment: Environment) -> list[str]:
+    """Return the names in an environment; none where its kernel is busy, or no Python."""
+    request = {
+        "code": "",
+        "silent": True,
+        "store_history": False,
+        "user_expressions": {"names": _NAMES},
+        "allow_stdin": False,
+        "stop_on_error": False,
+    }
+    reply = environment.request("execute_request", request, _PATIENCE)
+    try:
+        text = reply["user_expressions"]["names"]["data"]["text/plain"] if reply else "'[]'"
+        names = json.loads(ast.literal_eval(text))
+    except (LookupError, TypeError, ValueError, SyntaxError, RecursionError, MemoryError):
+        return []
+    if not isinstance(names, list):
         return []
     return sorted(
-        _plain_names(dict.fromkeys(m for m in matches if isinstance(m, str) and m.isidentifier()))
+        _plain_names(dict.fromkeys(n for n in names if isinstance(n, str) and n.isidentifier()))
     )

@@ -34,15 +34,24 @@ class Elsewhere:
 
     def __init__(self, name: str, **values: Any) -> None:
         self.name = name
-        self.values: dict[str, Any] = values
+        self.values: dict[str, Any] = {"In": [], "get_ipython": None, "_private": 1, **values}
         self.is_alive = True
         self.side = OwnKernel(self.values)
         self.side.title = f"'{name}'"
 
     def request(self, kind: str, content: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-        assert kind == "complete_request"
-        known = [*self.values, "print", "%%time", "%matplotlib", "get_ipython"]
-        return {"matches": [name for name in known if name.startswith(content["code"])]}
+        assert (kind, content["code"], content["silent"]) == ("execute_request", "", True)
+        found = {
+            name: {"status": "ok", "data": {"text/plain": repr(eval(expression, self.values))}}
+            for name, expression in content["user_expressions"].items()
+        }
+        return {"status": "ok", "user_expressions": found}
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """What it was given."""
+        hidden = ("In", "get_ipython", "_private", "__builtins__")
+        return {name: value for name, value in self.values.items() if name not in hidden}
 
     def close_side(self) -> None: ...
 
@@ -98,7 +107,7 @@ def test_a_value_goes_from_one_environment_to_another(
     magic: Magic, tf: Elsewhere, torch: Elsewhere, capsys: pytest.CaptureFixture[str]
 ) -> None:
     magic("tf1.10:summary torch1.1:text")
-    assert torch.values == {"text": ["one", "two"]}
+    assert torch.own == {"text": ["one", "two"]}
     said = capsys.readouterr().out
     assert said.startswith("tf1.10:summary → torch1.1:text  (list, ")
     assert said.endswith(" B)\n")
@@ -111,12 +120,12 @@ def test_several_go_to_the_notebook_and_from_it(
     assert shell.user_ns["summary"] == ["one", "two"]
     assert shell.user_ns["vocab"] == {"one": 1}
     magic("text,ids torch1.1:x,y")
-    assert torch.values == {"x": "a text", "y": [1, 2]}
+    assert torch.own == {"x": "a text", "y": [1, 2]}
 
 
 def test_from_several_at_once(magic: Magic, tf: Elsewhere, torch: Elsewhere) -> None:
     magic("text,tf1.10:vocab torch1.1:")
-    assert torch.values == {"text": "a text", "vocab": {"one": 1}}
+    assert torch.own == {"text": "a text", "vocab": {"one": 1}}
 
 
 def test_what_is_not_as_it_was_is_told_below(
@@ -156,7 +165,7 @@ def test_all_that_is_missing_is_named_with_what_may_be_meant(
     with pytest.raises(NameMissingError, match=r"'summry', 'nothing' in 'tf1\.10'") as caught:
         magic("tf1.10:summry,vocab,nothing torch1.1:")
     assert caught.value.hint == "Did you mean summary? Nothing was handed over."
-    assert torch.values == {}
+    assert torch.own == {}
 
 
 def test_who_has_what_the_notebook_lacks_is_told(
@@ -175,11 +184,11 @@ def test_nothing_gets_there_where_something_cannot(
     shell.user_ns["lost"] = tf.values["lost"] = [{"deep": object()}]
     with pytest.raises(ValueRefusedError, match=r"lost\[0\]\['deep'\] is of type object"):
         magic(line)
-    assert torch.values == {"text": "as it was"}
+    assert torch.own == {"text": "as it was"}
 
 
 def test_both_environments_have_to_run(magic: Magic, tf: Elsewhere) -> None:
-    with pytest.raises(UnknownEnvironmentError, match="%docker_env torch1.1"):
+    with pytest.raises(UnknownEnvironmentError, match=r"%docker_env torch1\.1"):
         magic("tf1.10:summary torch1.1:")
     with pytest.raises(UnknownEnvironmentError, match="No environment called 'x'"):
         magic("x:summary tf1.10:")
@@ -197,20 +206,20 @@ def test_a_word_that_is_an_environment_too_is_asked_about(
         magic("tf1.10:summary analysis")
     magic("tf1.10:summary local:analysis")
     assert shell.user_ns["analysis"] == ["one", "two"]
-    assert analysis.values == {}
+    assert analysis.own == {}
 
 
 def test_a_cell_takes_values_and_gives_them(
     shell: InteractiveShell, tf: Elsewhere, torch: Elsewhere, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ConfigError, match="-i words=tf1.10:summary"):
+    with pytest.raises(ConfigError, match=r"-i words=tf1\.10:summary"):
         shell.run_cell_magic("docker_cell", "local -i tf1.10:words=summary", "1")
     shell.run_cell_magic(
         "docker_cell",
         "local -i words=tf1.10:summary,vocab -o torch1.1:x=both,vocab",
         "both = [words, vocab]",
     )
-    assert torch.values == {"x": [["one", "two"], {"one": 1}], "vocab": {"one": 1}}
+    assert torch.own == {"x": [["one", "two"], {"one": 1}], "vocab": {"one": 1}}
     assert [said.partition("  (")[0] for said in capsys.readouterr().out.splitlines()] == [
         "tf1.10:summary, vocab → words, vocab",
         "both, vocab → torch1.1:x, vocab",
@@ -220,13 +229,13 @@ def test_a_cell_takes_values_and_gives_them(
 def test_a_cell_that_raises_gives_nothing(shell: InteractiveShell, torch: Elsewhere) -> None:
     with pytest.raises(ZeroDivisionError):
         shell.run_cell_magic("docker_cell", "local -q -o torch1.1:x", "x = 1\n1 / 0")
-    assert torch.values == {}
+    assert torch.own == {}
 
 
 def test_what_a_cell_did_not_make_is_missing(shell: InteractiveShell, torch: Elsewhere) -> None:
     with pytest.raises(NameMissingError, match="'y' in the notebook's own kernel"):
         shell.run_cell_magic("docker_cell", "local -o torch1.1:x,y", "x = 1")
-    assert torch.values == {}
+    assert torch.own == {}
 
 
 @pytest.mark.parametrize(
@@ -278,10 +287,9 @@ def test_names_and_environments_are_completed(
     line: str,
     among: list[str],
     not_among: list[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(shell.Completer, "use_jedi", False)  # as the router does for our lines
-    with provisionalcompleter():
+    router = shell._dockml_magics.router  # type: ignore[attr-defined]
+    with router._read_as_no_python(), provisionalcompleter():
         matches = [match.text for match in shell.Completer.completions(line, len(line))]
     assert set(among) <= set(matches)
     assert not set(not_among) & set(matches)
