@@ -757,6 +757,7 @@ def _read_range_index(reader, node):
     pandas = find_pandas()
     if pandas is None:
         return _Range(start, stop, step)
+    _must(isinstance(node[2], list) and len(node[2]) == 1, "a range is none")
     return pandas.RangeIndex(start, stop, step, name=reader.value(node[2][0]))
 
 
@@ -828,13 +829,10 @@ def _read_frame(reader, node):
     pandas = find_pandas()
     if pandas is None:
         reader.note("DataFrame: dict of its columns (no pandas here)")
-        columns = (
-            list(range(*columns.parts))
-            if isinstance(columns, _Range)
-            and columns.parts[2]
-            and len(vectors) == len(range(*columns.parts))
-            else columns
-        )
+        if isinstance(columns, _Range):
+            start, _, step = columns.parts
+            columns = [start + k * step for k in range(len(vectors))]
+        _must(len(columns) == len(vectors), "a DataFrame is none")
         found = dict(zip(_listed(columns), vectors))
         if len(found) != len(vectors):
             reader.note("a DataFrame has columns of the same name: the last is here")

@@ -7,7 +7,7 @@ import importlib
 import sys
 
 from . import arrays, plain
-from .wire import INTS, TEXT, Builder, Refused, _must
+from .wire import TEXT, Builder, Refused, _must
 
 # Bytes of a pixel; 0: eight are one byte.
 _MODES = {

@@ -7,7 +7,7 @@ import importlib
 import sys
 
 from . import arrays, plain
-from .wire import PY2, TEXT, Builder, Refused, _must
+from .wire import TEXT, Builder, Refused, _must
 
 # Types that NumPy has not travel as numbers of their width.
 _AS_NUMBERS = {"bfloat16": "int16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
@@ -117,7 +117,7 @@ def _write_variable(packer, value, number):
         raise _refused(
             packer,
             number,
-            "the TensorFlow variable %s, whose value is in a session, and none is the default,"
+            "the TensorFlow variable %s, whose value is in a session, and none is the default"
             % told,
             "Hand over what sess.run(...) gives for it, or do this inside `with sess.as_default():`.",
         )
@@ -127,7 +127,7 @@ def _write_variable(packer, value, number):
         raise _refused(
             packer,
             number,
-            "the TensorFlow variable %s, whose value the default session cannot give (%s),"
+            "the TensorFlow variable %s, whose value the default session cannot give (%s)"
             % (told, type(error).__name__),
             "Initialize it first, or hand over what sess.run(...) of its own session gives.",
         )
@@ -145,7 +145,7 @@ def _write_tensor(packer, value, number):
         raise _refused(
             packer,
             number,
-            "the TensorFlow tensor %s, which is a step of a graph and has no value,"
+            "the TensorFlow tensor %s, which is a step of a graph and has no value"
             % plain.name_text(value.name),
             "Hand over what sess.run(...) gives for it.",
         )

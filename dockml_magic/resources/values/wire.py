@@ -338,19 +338,9 @@ def unpack(payload, copy=False):
     reader = Reader(payload, copy)
     try:
         return reader.read()
-    except (
-        RuntimeError,
-        MemoryError,
-        OverflowError,
-        struct.error,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        ValueError,
-    ) as error:
-        if isinstance(error, Damaged):
-            raise
+    except (Damaged, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001  (libraries have exceptions of their own)
         raise Damaged("what it says cannot be: %s" % plain.short(error))
 
 
