@@ -43,8 +43,8 @@ big = bytearray(b'ab' * 500000)
 """
 SEEN = """
 v = {value}
-seen = [v[u'text'] == u'gr\\u00fc\\u00dfe \\U0001f600', v[u'all'][1] == 2 ** 70, v[u'all'][2:6] == [None, True, 1.5, (1, 2)],
-        bytes(v[u'all'][6][1]) == b'\\xff', v[u'self'][0] is v[u'all'], {big} == bytearray(b'ab' * 500000)]
+seen = [v[u'text'] == u'gr\\u00fc\\u00dfe \\U0001f600', v[u'all'][1] == 2 ** 70,
+        v[u'all'][2:6] == [None, True, 1.5, (1, 2)], bytes(v[u'all'][6][1]) == b'\\xff', v[u'self'][0] is v[u'all'], {big} == bytearray(b'ab' * 500000)]
 all(seen), seen
 """
 
@@ -68,9 +68,7 @@ def environments(
         for name, value in variables.items():
             patch.setenv(name, value)
         yield {
-            name: running.enter_context(
-                dockml_magic.start(image(f"dockml/{name}"), folder=folder)
-            )
+            name: running.enter_context(dockml_magic.start(image(f"dockml/{name}"), folder=folder))
             for name in IMAGES
         }
 
@@ -109,9 +107,7 @@ def test_values_go_from_one_version_to_another(
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_values_go_from_a_script_and_back(
-    environments: dict[str, Environment], name: str
-) -> None:
+def test_values_go_from_a_script_and_back(environments: dict[str, Environment], name: str) -> None:
     environment = environments[name]
     here: dict[str, Any] = {}
     exec(MAKE, here)
@@ -229,13 +225,20 @@ def test_a_kernel_that_dies_meanwhile_is_told_of(environments: dict[str, Environ
     assert next(own["g"]) == 1
     with pytest.raises(RuntimeError, match=r"died \(exit code 3\)"):
         next(own["g"])
-    with pytest.raises(KernelDiedError):
-        environment.restart()
-        environment.run("import os, threading; threading.Timer(0.5, os._exit, [4]).start()")
-        environment.run("def slow():\n    import time; time.sleep(60); yield 1\ng = slow()")
-        hand_over(environment.side, OwnKernel(own), {"g": "g"})
-        environment.side.take_next(1, 1, frozenset({"own"}))
     environment.restart()
+    environment.run("import os, threading; x = 1; threading.Timer(1, os._exit, [4]).start()")
+    busy = threading.Thread(target=_run_to_its_death, args=[environment])
+    busy.start()
+    time.sleep(0.3)
+    with pytest.raises(KernelDiedError, match="exit code 4"):
+        environment.get("x")
+    busy.join()
+    environment.restart()
+
+
+def _run_to_its_death(environment: Environment) -> None:
+    with contextlib.suppress(KernelDiedError):
+        environment.run("import time; time.sleep(60)")
 
 
 # --- limits and other ways --------------------------------------------------------------------
