@@ -55,6 +55,22 @@ class _Item:
     name: str
 
 
+def join_lists(words: Sequence[str], options: Sequence[str] = ()) -> list[str]:
+    """Return a line's words with each list that was typed with spaces behind its commas as one word.
+
+    Lists are what stands behind one of `options`, or all words where there are none.
+    """
+    joined: list[str] = []
+    is_list = False
+    for word in words:
+        if is_list and joined[-1].endswith(","):
+            joined[-1] += word
+        else:
+            is_list = not options or bool(joined and joined[-1] in options)
+            joined.append(word)
+    return joined
+
+
 def parse_copy(source: str, target: str) -> list[Parcel]:
     """Return what `%docker_cp SOURCE TARGET` says.
 
@@ -124,7 +140,7 @@ def _items(text: str) -> Iterator[_Item]:
         if not item:
             raise ConfigError(
                 f"'{text}': a name is missing.",
-                hint="Write names with commas and no spaces between them, as in tf1.10:text,ids",
+                hint="Write names with commas between them, as in tf1.10:text,ids",
             )
         env: str | None
         env, colon, rest = item.rpartition(":")

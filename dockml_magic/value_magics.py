@@ -20,7 +20,8 @@ from dockml_magic.errors import ConfigError, KernelError, NameMissingError
 from dockml_magic.exchange import HandOver, OwnKernel, Side, hand_several_over
 from dockml_magic.magic_lines import MagicLines
 from dockml_magic.names import LOCAL
-from dockml_magic.parcels import Parcel, parse_copy
+from dockml_magic.options import split_line
+from dockml_magic.parcels import Parcel, join_lists, parse_copy
 from dockml_magic.pull import format_size
 from dockml_magic.resources.values.agent import READ_ONLY
 
@@ -91,7 +92,7 @@ class ValueMagics(MagicLines):
         Both environments have to run. All of the values go over, or none. Nothing that arrives is ever run: what has
         no meaning without its code is refused. In a cell: %%docker_cell ENV -i NAME,... -o NAME,...
         """
-        if (parsed := self.parse("docker_cp", line)) is None:
+        if (parsed := self.parse_words("docker_cp", join_lists(split_line(line)))) is None:
             return
         parcels = parse_copy(parsed.source, parsed.target)
         if ":" not in parsed.target:
@@ -100,7 +101,7 @@ class ValueMagics(MagicLines):
         self.carry(parcels, copy=parsed.copy, quiet=parsed.quiet)
 
     def _raise_if_environment(self, word: str) -> None:
-        if word in self._environments:
+        if word in self._environments or word == LOCAL:
             raise ConfigError(
                 f"'{word}' is an environment, and could be a name in the notebook's own kernel.",
                 hint=f"Write '{word}:' to hand the values to it, or '{LOCAL}:{word}'.",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dockml_magic.errors import ConfigError
-from dockml_magic.parcels import LOCAL, Parcel, parse_copy, parse_in, parse_out
+from dockml_magic.parcels import LOCAL, Parcel, join_lists, parse_copy, parse_in, parse_out
 
 
 def parcel(source: str, target: str, *names: tuple[str, str]) -> Parcel:
@@ -76,6 +76,22 @@ def test_what_goes_in(words: list[str], meant: list[Parcel]) -> None:
 )
 def test_what_comes_out(words: list[str], meant: list[Parcel]) -> None:
     assert parse_out(words, "torch1.1") == meant
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "words"),
+    [
+        ("tf1.10:a, b, c torch1.1: --copy", (), ["tf1.10:a,b,c", "torch1.1:", "--copy"]),
+        ("tf1.10 -i a, b -o c, d -e X=1, -w /", ("-i", "-o"),
+         ["tf1.10", "-i", "a,b", "-o", "c,d", "-e", "X=1,", "-w", "/"]),
+        ("-i", ("-i",), ["-i"]),
+        ("", (), []),
+    ],
+)  # fmt: skip
+def test_a_list_may_have_spaces_behind_its_commas(
+    line: str, options: tuple[str, ...], words: list[str]
+) -> None:
+    assert join_lists(line.split(), options) == words
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_several_go_to_the_notebook_and_from_it(
     magic("tf1.10:summary,vocab local:")
     assert shell.user_ns["summary"] == ["one", "two"]
     assert shell.user_ns["vocab"] == {"one": 1}
-    magic("text,ids torch1.1:x,y")
+    magic("text, ids torch1.1:x, y")
     assert torch.own == {"x": "a text", "y": [1, 2]}
 
 
@@ -204,6 +204,8 @@ def test_a_word_that_is_an_environment_too_is_asked_about(
     analysis = added(shell, Elsewhere("analysis"))
     with pytest.raises(ConfigError, match=r"'analysis:'.*'local:analysis'"):
         magic("tf1.10:summary analysis")
+    with pytest.raises(ConfigError, match="'local:'"):
+        magic("tf1.10:summary local")
     magic("tf1.10:summary local:analysis")
     assert shell.user_ns["analysis"] == ["one", "two"]
     assert analysis.own == {}
@@ -216,7 +218,7 @@ def test_a_cell_takes_values_and_gives_them(
         shell.run_cell_magic("docker_cell", "local -i tf1.10:words=summary", "1")
     shell.run_cell_magic(
         "docker_cell",
-        "local -i words=tf1.10:summary,vocab -o torch1.1:x=both,vocab",
+        "local -i words=tf1.10:summary, vocab -o torch1.1:x=both, vocab",
         "both = [words, vocab]",
     )
     assert torch.own == {"x": [["one", "two"], {"one": 1}], "vocab": {"one": 1}}
