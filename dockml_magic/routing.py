@@ -683,13 +683,13 @@ class Router:
         """Complete with what the active environment knows; called by IPython's completer."""
         lines = context.full_text.split("\n")[: context.cursor_line]
         cursor = sum(len(line) + 1 for line in lines) + context.cursor_position
+        if _is_ours(context.full_text, cursor):
+            # Among others, which would be completed as Python, IPython asks for these anyway: here, only for them.
+            names = self.shell.Completer.dispatch_custom_completer(context.token) or []
+            return {"completions": [SimpleCompletion(text=n) for n in names], "suppress": True}
         environment = self.environments.active
         reply = None
-        if (
-            environment is not None
-            and environment.is_alive
-            and not _is_ours(context.full_text, cursor)
-        ):
+        if environment is not None and environment.is_alive:
             content = {"code": context.full_text, "cursor_pos": cursor}
             reply = environment.request("complete_request", content, _COMPLETE_TIMEOUT)
         if reply is None:

@@ -290,8 +290,7 @@ def test_names_and_environments_are_completed(
     among: list[str],
     not_among: list[str],
 ) -> None:
-    router = shell._dockml_magics.router  # type: ignore[attr-defined]
-    with router._read_as_no_python(), provisionalcompleter():
+    with provisionalcompleter():
         matches = [match.text for match in shell.Completer.completions(line, len(line))]
     assert set(among) <= set(matches)
     assert not set(not_among) & set(matches)
