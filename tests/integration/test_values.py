@@ -27,9 +27,21 @@ GOLDEN = Path(golden.__file__).parent
 )
 def test_a_container_writes_and_reads_the_golden_payloads(image):
     ran = subprocess.run(
-        ["docker", "run", "--rm", "--network=none", "--entrypoint=python"]
-        + ["-v", f"{PACKAGE}:/mnt/dockml_values:ro", "-v", f"{GOLDEN}:/mnt/golden:ro"]
-        + [image, "-B", "/mnt/golden/golden.py", "/mnt/dockml_values"],
+        [
+            "docker",
+            "run",
+            "--rm",
+            "--network=none",
+            "--entrypoint=python",
+            "-v",
+            f"{PACKAGE}:/mnt/dockml_values:ro",
+            "-v",
+            f"{GOLDEN}:/mnt/golden:ro",
+            image,
+            "-B",
+            "/mnt/golden/golden.py",
+            "/mnt/dockml_values",
+        ],
         capture_output=True,
         text=True,
         timeout=100,

@@ -31,7 +31,7 @@ def make_plain():
         ("ints", [0, -1, 2**63 - 1, -(2**63), 2**63, 2**64, -(2**200), 10**5000]),
         ("floats", [0.1, -0.0, 1e16, 1e300, 5e-324, float("inf"), float("-inf"), float("nan")]),
         ("complex", complex(1.5, float("-inf"))),
-        ("text", ["", "é", "😀", "\x00\n\"\\", "\u2028", "x" * 3000, "é" * 3000]),
+        ("text", ["", "é", "😀", '\x00\n"\\', "\u2028", "x" * 3000, "é" * 3000]),
         ("surrogate", "a\ud800b"),
         ("bytes", [bytearray(b""), bytearray(b"\x00\xff"), bytearray(range(256)) * 3]),
         ("many ints", list(range(-20, 20))),
@@ -61,18 +61,34 @@ def make_bytes():
 
 def make_py2():
     # What these are written from is Python 2's str.
-    return [("str", [b"", b"abc", "é".encode("utf-8"), b"\xff\xfe", b"y" * 3000]), ("many", [b"a", b"b"] * 20)]
+    return [
+        ("str", [b"", b"abc", "é".encode("utf-8"), b"\xff\xfe", b"y" * 3000]),
+        ("many", [b"a", b"b"] * 20),
+    ]
 
 
 def make_arrays():
     import numpy
 
-    structured = numpy.zeros(2, numpy.dtype([(str("a"), str("<i2")), (str("b"), str(">f8"), (2,)), (str("c"), str("<U2"))], align=True))
+    structured = numpy.zeros(
+        2,
+        numpy.dtype(
+            [(str("a"), str("<i2")), (str("b"), str(">f8"), (2,)), (str("c"), str("<U2"))],
+            align=True,
+        ),
+    )
     structured["a"] = [1, 2]
     structured["b"] = 0.5
     structured["c"] = ["é", "xy"]
     return [
-        ("ints", [numpy.arange(3, dtype=str("%si%d") % (order, size)) for size in (1, 2, 4, 8) for order in (str("<"), str(">"))]),
+        (
+            "ints",
+            [
+                numpy.arange(3, dtype=str("%si%d") % (order, size))
+                for size in (1, 2, 4, 8)
+                for order in (str("<"), str(">"))
+            ],
+        ),
         ("floats", numpy.array([[0.5, -0.0], [numpy.inf, 1e300]])),
         ("fortran", numpy.asfortranarray(numpy.arange(6, dtype=str("<u4")).reshape(2, 3))),
         ("strided", numpy.arange(20, dtype=str("<i8"))[::3]),
@@ -86,7 +102,15 @@ def make_arrays():
         ("objects", numpy.array([None, "x", 1.5], object)),
         ("structured", structured),
         ("masked", numpy.ma.array([1, 2], mask=[0, 1], dtype=str("<i8"))),
-        ("scalars", [numpy.float32(1.5), numpy.bool_(True), numpy.datetime64("2020-01-01", str("D")), numpy.int64(-1)]),
+        (
+            "scalars",
+            [
+                numpy.float32(1.5),
+                numpy.bool_(True),
+                numpy.datetime64("2020-01-01", str("D")),
+                numpy.int64(-1),
+            ],
+        ),
         ("half", numpy.array([0.5, 65504, 6e-8], str("<f2"))),
         ("complex", numpy.array([1 + 2j], str("<c16"))),
     ]
@@ -139,7 +163,9 @@ def check(values, write=False):
         if is_written_here():
             if values.pack(make()).to_bytes() != golden:
                 wrong.append("%s.bin is written otherwise" % name)
-            again = [(key, found.values[key if key in found.values else str(key)]) for key, _ in make()]
+            again = [
+                (key, found.values[key if key in found.values else str(key)]) for key, _ in make()
+            ]
             if values.pack(again).to_bytes() != golden:
                 wrong.append("%s.bin is another when it was read" % name)
             continue
@@ -147,7 +173,9 @@ def check(values, write=False):
         for key in expected:
             value = found.values[key if key in found.values else str(key)]
             if name == "py2":  # text where it is some
-                value = [part.encode("utf-8") if not isinstance(part, bytes) else part for part in value]
+                value = [
+                    part.encode("utf-8") if not isinstance(part, bytes) else part for part in value
+                ]
             if value != expected[key]:
                 wrong.append("%s.bin: %s is read as %r" % (name, key, value))
     return wrong
@@ -161,7 +189,10 @@ def main():
     wrong = check(values, write="--write" in sys.argv)
     for line in wrong:
         print(line)
-    print("Python %s: %s" % (sys.version.split()[0], "not as it should be" if wrong else "as it should be"))
+    print(
+        "Python %s: %s"
+        % (sys.version.split()[0], "not as it should be" if wrong else "as it should be")
+    )
     return 1 if wrong else 0
 
 
