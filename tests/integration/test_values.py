@@ -309,6 +309,15 @@ def test_two_notebooks_that_share_an_environment_both_hand_over(
         one.detach()
 
 
+def test_many_in_a_row_do_not_fill_the_kernels_queue_and_no_output_is_lost(
+    bare: Environment,
+) -> None:
+    bare.run("import threading; x = 1; threading.Timer(0.3, print, ['late']).start()")
+    for _ in range(700):  # two messages each, which nobody reads in a script
+        assert bare.get("x") == 1
+    assert "late" in bare.run("pass").stdout
+
+
 def test_what_waits_for_a_busy_kernel_gets_its_turn(bare: Environment) -> None:
     busy = threading.Thread(target=bare.run, args=["import time; time.sleep(1); late = 5"])
     busy.start()
