@@ -13,6 +13,7 @@ import re
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -74,6 +75,10 @@ UNUSABLE = (MalformedMessageError, LookupError, TypeError, ValueError, Attribute
 
 NOT_PASSED_ON = frozenset({"status", "execute_input", "iopub_welcome", "shutdown_reply"})
 """What a notebook says itself, for the cells that it runs a part of."""
+
+
+def _nobody() -> None:
+    """Stand for who else reads the sockets, where nobody does: in a script."""
 
 
 class Sink(Protocol):
@@ -147,7 +152,8 @@ class Relay:
         self.shell_lock = threading.RLock()
         self.iopub_lock = threading.RLock()
         self._control_lock = threading.RLock()
-        self.let_go: Callable[[], None] = lambda: None
+        self.let_go: Callable[[], None] = _nobody
+        self._unread: deque[list[zmq.Frame]] = deque()
         self.is_shared: Callable[[], bool] = lambda: False
         self.was_shared: Callable[[], bool] = lambda: False
         self.has_comm: Callable[[str], bool] = lambda _: False
@@ -551,6 +557,7 @@ class Relay:
                 if stop is not None and time.monotonic() > deadline:
                     raise stop
                 if not socket.poll(round(_LOOK_INTERVAL * 1000)):
+                    self._make_room(session)
                     self._raise_if_dead()
                     paused = self.pause()
                     if paused is not None and stop is not None:
@@ -569,10 +576,30 @@ class Relay:
                 self.interrupt()
                 continue
             if received["parent_header"].get("msg_id") == sent["header"]["msg_id"]:
+                self._make_room(session)
                 if stop is not None:
                     raise stop
                 answer: dict[str, Any] = received["content"]
                 return answer
+
+    def _make_room(self, session: Session) -> None:
+        """Take in what was published for what is evaluated, where nobody else reads.
+
+        The kernel waits behind a full queue. What is not for that waits for the next cell, as it would have.
+        """
+        if self.let_go is not _nobody or not self.iopub_lock.acquire(blocking=False):
+            return
+        try:
+            while len(self._unread) < _QUEUE:
+                frames = self.iopub.recv_multipart(zmq.NOBLOCK, copy=False)
+                with contextlib.suppress(*UNUSABLE):
+                    if Message(frames).parent.get("session") == session.session:
+                        continue
+                self._unread.append(frames)
+        except zmq.Again:
+            pass
+        finally:
+            self.iopub_lock.release()
 
     def _asking(self) -> tuple[zmq.Socket[bytes], Session]:
         if self._asks is None or self._asks_session is None:
@@ -630,7 +657,11 @@ class Relay:
         idle = False
         while True:
             try:
-                frames = self.iopub.recv_multipart(zmq.NOBLOCK, copy=False)
+                frames = (
+                    self._unread.popleft()
+                    if self._unread
+                    else self.iopub.recv_multipart(zmq.NOBLOCK, copy=False)
+                )
             except zmq.Again:
                 return idle
             try:

@@ -44,7 +44,8 @@ big = bytearray(b'ab' * 500000)
 SEEN = """
 v = {value}
 seen = [v[u'text'] == u'gr\\u00fc\\u00dfe \\U0001f600', v[u'all'][1] == 2 ** 70,
-        v[u'all'][2:6] == [None, True, 1.5, (1, 2)], bytes(v[u'all'][6][1]) == b'\\xff', v[u'self'][0] is v[u'all'], {big} == bytearray(b'ab' * 500000)]
+        v[u'all'][2:6] == [None, True, 1.5, (1, 2)], bytes(v[u'all'][6][1]) == b'\\xff',
+        v[u'self'][0] is v[u'all'], {big} == bytearray(b'ab' * 500000)]
 all(seen), seen
 """
 
@@ -308,6 +309,15 @@ def test_two_notebooks_that_share_an_environment_both_hand_over(
         one.detach()
 
 
+def test_many_in_a_row_do_not_fill_the_kernels_queue_and_no_output_is_lost(
+    bare: Environment,
+) -> None:
+    bare.run("import threading; x = 1; threading.Timer(0.3, print, ['late']).start()")
+    for _ in range(700):  # two messages each, which nobody reads in a script
+        assert bare.get("x") == 1
+    assert "late" in bare.run("pass").stdout
+
+
 def test_what_waits_for_a_busy_kernel_gets_its_turn(bare: Environment) -> None:
     busy = threading.Thread(target=bare.run, args=["import time; time.sleep(1); late = 5"])
     busy.start()
@@ -329,19 +339,21 @@ def notebook(
 ) -> Iterator[Notebook]:
     """A notebook with two environments, a and b; its cells run in its own kernel."""
     folder, own = tmp_path_factory.mktemp("notebook"), tmp_path_factory.mktemp("own")
-    with variables_of_its_own(own / "own", engine, lasting_cache) as variables:
-        with Notebook(folder, python_with(request.param), variables) as notebook:
-            notebook.ok("%load_ext dockml_magic")
-            for name in ("aa", "bb"):
-                notebook.use(image(f"dockml/{BARE}"), "--name", name)
-            notebook.use("local")
-            notebook.ok(
-                "envs = get_ipython().magics_manager.registry['DockerMagics'].environments\n"
-                "from dockml_magic.exchange import OwnKernel, hand_over\n"
-                "own = OwnKernel(globals())\n"
-                "a, b = envs.get('aa'), envs.get('bb')"
-            )
-            yield notebook
+    with (
+        variables_of_its_own(own / "own", engine, lasting_cache) as variables,
+        Notebook(folder, python_with(request.param), variables) as notebook,
+    ):
+        notebook.ok("%load_ext dockml_magic")
+        for name in ("aa", "bb"):
+            notebook.use(image(f"dockml/{BARE}"), "--name", name)
+        notebook.use("local")
+        notebook.ok(
+            "envs = get_ipython().magics_manager.registry['DockerMagics'].environments\n"
+            "from dockml_magic.exchange import OwnKernel, hand_over\n"
+            "own = OwnKernel(globals())\n"
+            "a, b = envs.get('aa'), envs.get('bb')"
+        )
+        yield notebook
 
 
 @pytest.fixture

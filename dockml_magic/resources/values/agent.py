@@ -11,6 +11,7 @@ Standard library only, Python 2.7 and 3.5 to the newest.
 from __future__ import absolute_import, division, print_function
 
 import base64
+import contextlib
 import errno
 import json
 import mmap
@@ -18,8 +19,11 @@ import os
 import socket
 import struct
 import sys
+import threading
+import time
 
 from . import Damaged, Refused, pack, unpack
+from .wire import File
 
 _PYTHON_2 = sys.version_info[0] == 2
 
@@ -145,7 +149,7 @@ def _send(packed, door, request):
         try:
             if told.get("fresh"):
                 check_room(packed.total)
-            write(packed, descriptor)
+            write(packed, descriptor, told.get("fresh"))
         finally:
             os.close(descriptor)
         said["size"] = packed.total
@@ -268,18 +272,64 @@ def _buffers():
 # --- memory -----------------------------------------------------------------------------------
 
 
-def write(packed, descriptor):
-    """Write a packed value to shared memory."""
-    memory = mmap.mmap(
-        descriptor,
-        packed.total,
-        flags=mmap.MAP_SHARED | _POPULATE,
-        prot=mmap.PROT_READ | mmap.PROT_WRITE,
-    )
-    try:
+def write(packed, descriptor, is_fresh):
+    """Write a packed value to shared memory, by the quicker way: its pages are not there yet, or they are."""
+    if is_fresh and hasattr(os, "pwrite"):
+        with contextlib.closing(File(descriptor, packed.total)) as file:
+            packed.write_into(file)
+        return
+    with _mapping_lock:
+        memory = _find_mapping(descriptor)
         _write_into(packed, memory)
+        if len(memory) < _LARGE:
+            memory.close()
+        else:
+            _keep_mapping(descriptor, memory)
+
+
+_LARGE = 64 << 20
+"""Bytes from which on a mapping is kept for a while: to map and unmap memory takes as long as to write to it."""
+
+_KEPT_TIME = 8.0
+"""Seconds for which it is kept."""
+
+_mapping_lock = threading.Lock()
+_mapping = {}
+"""The one that is kept: its memory, what it is a mapping of, and since when."""
+
+
+def _find_mapping(descriptor):
+    status = os.fstat(descriptor)
+    found = _mapping.pop("memory", None)
+    if found is not None:
+        if _mapping["of"] == (status.st_dev, status.st_ino):
+            return found
+        found.close()
+    # Without the lock that comes with the descriptor, which says that somebody uses it.
+    unlocked = os.open("/proc/self/fd/%d" % descriptor, os.O_RDWR)
+    try:
+        return mmap.mmap(
+            unlocked,
+            status.st_size,
+            flags=mmap.MAP_SHARED | _POPULATE,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+        )
     finally:
-        memory.close()
+        os.close(unlocked)
+
+
+def _keep_mapping(descriptor, memory):
+    status = os.fstat(descriptor)
+    _mapping.update(memory=memory, of=(status.st_dev, status.st_ino), since=time.time())
+    timer = threading.Timer(_KEPT_TIME, _drop_mapping)
+    timer.daemon = True
+    timer.start()
+
+
+def _drop_mapping():
+    with _mapping_lock:
+        if "memory" in _mapping and time.time() - _mapping["since"] > _KEPT_TIME - 0.5:
+            _mapping.pop("memory").close()
 
 
 def _write_into(packed, memory):
@@ -596,7 +646,7 @@ class _FarSource(object):
                 return None, {"problem": "the notebook that hands it over is gone"}
             if "busy" not in told:
                 break
-            _sleep()
+            time.sleep(0.05)
         if descriptor is not None:
             return read(descriptor, told["size"]), told
         if "payload" in told:
@@ -606,12 +656,6 @@ class _FarSource(object):
     def drop(self):
         with _Door(self._path, self._token) as door:
             door.ask(token=self._token, drop=True)
-
-
-def _sleep():
-    import time
-
-    time.sleep(0.05)
 
 
 # --- words ------------------------------------------------------------------------------------
