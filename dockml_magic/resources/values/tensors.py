@@ -183,27 +183,24 @@ def _read(reader, node):
         _must(
             found.dtype.itemsize == numpy.dtype(str(_AS_NUMBERS[name])).itemsize, "a tensor is none"
         )
-    made = (_make_torch if library == "torch" else _make_tensorflow)(
-        reader, numpy, found, name, kind, asks
-    )
+    make = _make_torch if library == "torch" else _make_tensorflow
+    made = make(reader, numpy, found, name, kind, asks)
     if made is not None:
         return made
     if name == "bfloat16":
+        whole = numpy.ascontiguousarray(found).reshape(found.shape)
+        found = (whole.view(numpy.uint16).astype(numpy.uint32) << 16).view(numpy.float32)
+        made = make(reader, numpy, found, "float32", kind, asks)
+        if made is not None:
+            reader.note("tensor of bfloat16: float32")
+            return made
         reader.note("tensor of bfloat16: array of float32")
-        whole = (
-            numpy.ascontiguousarray(found)
-            .reshape(found.shape)
-            .view(numpy.uint16)
-            .astype(numpy.uint32)
-            << 16
-        )
-        return whole.view(numpy.float32)
-    if name in _AS_NUMBERS:
+    elif name in _AS_NUMBERS:
         reader.note("tensor of %s: array of its bytes" % name)
+    elif library == "torch" and asks:
+        reader.note("tensor that requires a gradient: array")
     else:
-        reader.note(
-            "tensor%s: array" % (" that requires a gradient" if library == "torch" and asks else "")
-        )
+        reader.note("tensor: array")
     return found
 
 
