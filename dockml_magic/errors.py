@@ -7,9 +7,11 @@ an exception of Docker's; it raises one of these from it, so the cause is kept f
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 import shlex
+import signal
 from collections.abc import Iterable, Sequence
 
 __all__ = [
@@ -342,8 +344,10 @@ class CommandFailedError(DockmlError):
         known = {
             126: "It may not be run there.",
             127: "There is no such program in the container.",
-            137: "It was killed: for memory, perhaps.",
+            137: "It was killed (SIGKILL): for memory, perhaps.",
         }
+        with contextlib.suppress(ValueError):
+            known.setdefault(exit_code, f"{signal.Signals(exit_code - 128).name} ended it.")
         super().__init__(
             f"'{command}' in '{name}' ended with exit code {exit_code}.",
             hint=known.get(exit_code, ""),

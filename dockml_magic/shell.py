@@ -37,6 +37,9 @@ _EXIT_PATIENCE = 5.0
 
 _CHUNK = 65536
 
+_KILLED = 137
+"""How a command ends by SIGKILL, its own or that of all that runs in its container."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
@@ -264,20 +267,24 @@ def check_running(container: ContainerState) -> None:
 
 
 def _exit_code(engine: Engine, container: ContainerState, running: Exec) -> int:
-    deadline = time.monotonic() + _EXIT_PATIENCE
+    deadline, magic = time.monotonic() + _EXIT_PATIENCE, "docker_env"
     while time.monotonic() < deadline:
         try:
             code = running.exit_code()
         except EngineError:  # it forgets commands with their container
             code = None
-        if code is not None:
+        if code is not None and code != _KILLED:
             return code
-        now = engine.inspect(container.id)
+        now = engine.inspect(container.id)  # which may be what was killed
+        if code is not None and now is not None and now.status in ("running", "paused"):
+            return code
         if now is None or now.status not in ("running", "paused"):
+            if now is not None and labels.KEPT in now.labels:  # it stays when it is stopped
+                magic = "docker_start"
             break
         time.sleep(0.02)
     name = container.labels.get(labels.NAME, container.name)
     raise ContainerNotRunningError(
         f"The container of '{name}' ended before the command in it did.",
-        hint=f"Start it again with: %docker_env {name}",
+        hint=f"Start it again with: %{magic} {name}",
     )

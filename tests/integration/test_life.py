@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import pexpect
@@ -84,7 +84,8 @@ def test_a_commands_output_comes_as_it_is_written_on_both_streams(notebook: Note
     [
         ("no-such-program -x", 127, "no such program"),
         ("/etc/passwd", 126, "may not be run"),
-        ("sh -c 'kill -9 $$'", 137, "killed"),
+        ("sh -c 'kill -9 $$'", 137, "killed (SIGKILL)"),
+        ("sh -c 'kill -SEGV $$'", 139, "SIGSEGV ended it"),
     ],
 )
 def test_how_a_command_ended_is_told(notebook: Notebook, command: str, code: int, why: str) -> None:
@@ -113,6 +114,64 @@ def test_the_stop_button_ends_the_command_inside(notebook: Notebook) -> None:
     assert "launch.py" not in cell.traceback
     wait_until(lambda: not sleeping(notebook))
     assert notebook.ok("%%docker_cell tf-life\n'the kernel goes on'").result
+
+
+@pytest.mark.parametrize(
+    ("command", "victim"),
+    [("echo up; exec sleep 614", "pid"), ("echo up; sleep 614; true", "ppid")],
+)
+def test_a_command_that_is_killed_from_outside_is_told_and_leaves_nothing(
+    notebook: Notebook, command: str, victim: str
+) -> None:
+    """It, or the launcher above it in the container, which can end nothing any more then."""
+    before = processes(notebook)
+    running = notebook.send(f"%docker_exec tf-life sh -c '{command}'")
+    notebook.wait_printed(running, "up")
+    kill_the_started(notebook, before, victim)
+    cell = notebook.finish(running)
+    assert cell.reply["ename"] == "CommandFailedError"
+    assert [line.strip() for line in cell.traceback.splitlines()] == [
+        f"CommandFailedError: 'sh -c {command}' in 'tf-life' ended with exit code 137.",
+        "It was killed (SIGKILL): for memory, perhaps.",
+    ]
+    wait_until(lambda: processes(notebook).keys() == before.keys(), what="nothing to be left")
+    terminal = subprocess.Popen(
+        [*DOCKML, "exec", "tf-life", "sh", "-c", command],
+        cwd=notebook.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert terminal.stdout is not None
+    assert terminal.stdout.readline() == "up\n"
+    kill_the_started(notebook, before, victim)
+    assert terminal.communicate(timeout=PATIENCE) == ("", "")
+    assert terminal.returncode == 137
+    wait_until(lambda: processes(notebook).keys() == before.keys(), what="nothing to be left")
+    assert notebook.ok("%%docker_cell tf-life\n'the kernel goes on'").result
+
+
+def processes(notebook: Notebook) -> dict[int, tuple[int, str]]:
+    """Return what runs in the container: its number on the host, its parent's, and its words."""
+    command = ["docker", "top", container_of(notebook), "-o", "pid,ppid,args"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    return {int(pid): (int(parent), words) for pid, parent, words in rows}
+
+
+def kill_the_started(notebook: Notebook, before: Container[int], victim: str) -> None:
+    """Kill the `sleep` or `sh` that a launcher has started, or that launcher."""
+    launchers = {
+        pid: words
+        for pid, (_, words) in processes(notebook).items()
+        if pid not in before and "launch.py exec" in words
+    }
+    ((pid, parent),) = (
+        (pid, parent)
+        for pid, (parent, _) in processes(notebook).items()
+        if parent in launchers and pid not in launchers
+    )
+    subprocess.run(["kill", "-9", str({"pid": pid, "ppid": parent}[victim])], check=True)
 
 
 def sleeping(notebook: Notebook) -> str:

@@ -188,12 +188,32 @@ def test_in_what_does_not_run_nothing_is_started(
     assert engine.commands == []
 
 
+@pytest.mark.parametrize("code", [None, 137])
+@pytest.mark.parametrize("magic", ["docker_env", "docker_start"])
 def test_a_container_that_ends_under_a_command_is_told(
+    engine: FakeEngine,
+    container: ContainerState,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int | None,
+    magic: str,
+) -> None:
+    running = SimpleNamespace(read=lambda: None, exit_code=lambda: code, close=lambda: None)
+    monkeypatch.setattr(engine, "exec", lambda *a, **k: running)
+    kept = {labels.KEPT: "true"} if magic == "docker_start" else {}
+    ended = replace(container, status="exited", labels={**container.labels, **kept})
+    monkeypatch.setattr(engine, "inspect", lambda _: ended)
+    with pytest.raises(ContainerNotRunningError, match="'tf' ended before the command") as caught:
+        run_command(engine, container, Command(words=("x",)), print)
+    assert caught.value.hint == f"Start it again with: %{magic} tf"
+
+
+def test_a_command_that_was_killed_beside_its_container_has_an_exit_code(
     engine: FakeEngine, container: ContainerState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running = SimpleNamespace(read=lambda: None, exit_code=lambda: None, close=lambda: None)
+    running = SimpleNamespace(read=lambda: None, exit_code=lambda: 137, close=lambda: None)
     monkeypatch.setattr(engine, "exec", lambda *a, **k: running)
-    engine.end(container.id, 137)
+    assert run_command(engine, container, Command(words=("x",)), print) == 137
+    monkeypatch.setattr(engine, "inspect", lambda _: None)
     with pytest.raises(ContainerNotRunningError, match="'tf' ended before the command"):
         run_command(engine, container, Command(words=("x",)), print)
 
