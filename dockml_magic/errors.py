@@ -356,7 +356,7 @@ class CommandFailedError(DockmlError):
 
 
 class ContainerNotRunningError(EngineError):
-    """The container has ended, or is paused."""
+    """The container has ended, is paused, or lacks what runs commands in it."""
 
 
 class GpuUnavailableError(EngineError):

@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,27 @@ def is_same(typed: RunOptions, asked: RunOptions, name: str) -> bool:
     """
     typed, asked = (_without_keep(options) for options in (typed, asked))
     return typed in (RunOptions(), RunOptions(name=name), asked)
+
+
+def meant(
+    typed: str, options: RunOptions, *, known: str, what: str, asked: RunOptions
+) -> tuple[str, RunOptions]:
+    """Return what to start for a typed NAME and options where there is, or was, an environment of that name.
+
+    Parameters
+    ----------
+    typed, options : str, RunOptions
+        As typed.
+    known : str
+        The environment's name.
+    what, asked : str, RunOptions
+        What was typed when it was started: its NAME, which --name may have left no trace of, and its options.
+    """
+    if typed != known:
+        return typed, options
+    if options in (RunOptions(), RunOptions(name=known)):
+        return what, asked
+    return (typed, options) if what == known else (what, replace(options, name=known))
 
 
 def _without_keep(options: RunOptions) -> RunOptions:
@@ -216,12 +237,13 @@ def stop(kept: Kept) -> None:
     """Stop its container as `docker stop` does, whoever is attached; one started with --keep stays."""
     engine = engine_for(RunOptions(engine=kept.asked.engine))
     container = kept.info["container"]
+    was_asked = False
     with contextlib.suppress(OSError, KernelError):
         channel = ControlChannel(address_from(container["control"]), container["key"])
         channel.stop()
-        channel.wait(lambda state: state.phase == "gone", _STOP_TIMEOUT)
+        was_asked = channel.wait(lambda state: state.phase == "gone", _STOP_TIMEOUT) is not None
         channel.close()
-    if not _has_ended(engine, kept.container_id):
+    if not was_asked or not _has_ended(engine, kept.container_id):
         engine.stop(kept.container_id)
     if not kept.stays:
         _remove_container(engine, kept.container_id)

@@ -271,6 +271,7 @@ class DockerMagics(MagicLines):
                 self.environments.active = environment
                 tell(f"{self._where_cells_run()} Its kernel is new.")
                 return
+            name, options = environment.meant(name, options)
             if fresh:
                 self.environments.remove(known)
             elif environment.is_kept:

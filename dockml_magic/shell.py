@@ -15,6 +15,7 @@ import time
 import tty
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -241,6 +242,7 @@ def _start(
     engine: Engine, container: ContainerState, command: Command, *, is_terminal: bool
 ) -> Exec:
     check_running(container)
+    _check_launcher(engine, container)
     return engine.exec(
         container.id,
         command.argv(container, lease=not is_terminal),
@@ -248,6 +250,18 @@ def _start(
         workdir=command.workdir,
         env=command.env,
         tty=is_terminal,
+    )
+
+
+def _check_launcher(engine: Engine, container: ContainerState) -> None:
+    """Raise `ContainerNotRunningError` where somebody has removed the folder with our launcher under a container."""
+    shared = container.mounts.get(str(RUNTIME))
+    if shared is None or not engine.facts.shares_files or (Path(shared) / "launch.py").is_file():
+        return
+    name = container.labels.get(labels.NAME, container.name)
+    raise ContainerNotRunningError(
+        f"The runtime folder of '{name}' was removed: {Path(shared).parent}. Its kernel goes on without.",
+        hint=f"A command beside the kernel: docker exec {container.id[:12]} COMMAND",
     )
 
 

@@ -451,3 +451,24 @@ def test_what_concerns_our_own_widget_is_ours_whoever_moves_it(relay: Relay) -> 
     assert relay.may_publish(message("comm_msg", {"comm_id": "ours"}))
     assert not relay.may_publish(message("comm_msg", {"comm_id": "theirs"}))
     assert not relay.may_publish(message("comm_open", {"comm_id": "ours"}))
+
+
+IMAGE_NAME = RunOptions(name="tf", keep=True, memory=1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("typed", "options", "what", "meant"),
+    [
+        ("tf", RunOptions(), "image:1", ("image:1", IMAGE_NAME)),
+        ("tf", RunOptions(name="tf"), "image:1", ("image:1", IMAGE_NAME)),
+        ("tf", RunOptions(), "tf", ("tf", IMAGE_NAME)),
+        ("tf", RunOptions(memory=5), "image:1", ("image:1", RunOptions(memory=5, name="tf"))),
+        ("tf", RunOptions(memory=5), "tf", ("tf", RunOptions(memory=5))),
+        ("image:1", RunOptions(name="tf"), "image:1", ("image:1", RunOptions(name="tf"))),
+        ("other:2", RunOptions(name="tf"), "image:1", ("other:2", RunOptions(name="tf"))),
+    ],
+)
+def test_what_is_started_where_a_name_was_typed_that_was_given_by_name(
+    typed: str, options: RunOptions, what: str, meant: tuple[str, RunOptions]
+) -> None:
+    assert kept.meant(typed, options, known="tf", what=what, asked=IMAGE_NAME) == meant
