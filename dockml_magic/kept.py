@@ -142,6 +142,11 @@ def forget(session: str) -> None:
     _file_for(session).unlink(missing_ok=True)
 
 
+def file_of(kept: Kept) -> Path:
+    """Return where it is noted."""
+    return _file_for(kept.session)
+
+
 def all_kept() -> list[Kept]:
     """Return what is noted of this machine, oldest first; whether it is still there is not asked."""
     found = []

@@ -26,6 +26,7 @@ from dockml_magic import folders, labels, planning
 from dockml_magic.engine import ContainerState, DockerEngine, connect
 from tests.images.build import build
 from tests.integration.kernels import Kernel
+from tests.integration.strangers import Strangers, untouched_strangers
 from tests.integration.waiting import wait_until
 
 _FOLDERS = (
@@ -55,6 +56,13 @@ def engine() -> DockerEngine:
 def image(engine: DockerEngine) -> Image:
     """Give a function that builds a test image, unless it is there, and returns its reference."""
     return lambda name: build([name])[name]
+
+
+@pytest.fixture(scope="module")
+def strangers(engine: DockerEngine, image: Image) -> Iterator[Strangers]:
+    """Have somebody else's containers and more beside those of this module, and nobody touch them."""
+    with untouched_strangers(engine, image("dockml/bare:3.11")) as strangers:
+        yield strangers
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from tests.integration.conftest import Image, variables_of_its_own
 from tests.integration.notebook import Notebook, python_with
 from tests.integration.own_engine import OwnEngine, own_engine
 from tests.integration.registry import can_run_a_second_engine
+from tests.integration.strangers import untouched_strangers
 from tests.integration.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
@@ -34,7 +35,9 @@ def second(request: pytest.FixtureRequest, image: Image) -> Iterator[OwnEngine]:
     folder = Path(tempfile.mkdtemp(prefix="dk-"))
     with own_engine(folder, image(BARE), live_restore=request.param) as engine:
         engine.lives_on = request.param
-        yield engine
+        its = connect(engine.endpoint)
+        with untouched_strangers(its, BARE, outlive_engine=request.param):
+            yield engine
     shutil.rmtree(folder)
 
 
@@ -50,8 +53,14 @@ def notebook(second: OwnEngine, tmp_path: Path, lasting_cache: Path) -> Iterator
             notebook.ok("local_variable = 'of the notebook'")
             notebook.use("x")
             yield notebook
-        wait_until(lambda: not second.docker("ps", "-aq"), what="no container to be left")
+        wait_until(lambda: not ours(second), what="no container to be left")
         assert list(Path(variables["XDG_RUNTIME_DIR"], "dockml").iterdir()) == []
+
+
+def ours(second: OwnEngine) -> str:
+    """Return the containers that no stranger has."""
+    listed = second.docker("ps", "-a", "--format", "{{.ID}} {{.Names}}").splitlines()
+    return "\n".join(line for line in listed if " stranger-" not in line)
 
 
 def goes_on(notebook: Notebook) -> None:
@@ -109,7 +118,7 @@ def test_an_engine_that_goes_away_and_comes_back(
             assert notebook.use("x").printed() == "Cells run in 'x'.\n"
             assert notebook.ok("kept").result == "1"
         else:
-            wait_until(lambda: not second.docker("ps", "-aq"), what="the engine to have removed x")
+            wait_until(lambda: not ours(second), what="the engine to have removed x")
             assert "is not running any more" in notebook.run("kept").traceback
     goes_on(notebook)
 
@@ -120,7 +129,7 @@ def test_a_notebook_ends_while_the_engine_is_away(notebook: Notebook, second: Ow
     notebook.manager.shutdown_kernel()
     print(f"the notebook's end: {time.monotonic() - since:.1f} s")
     second.start()
-    wait_until(lambda: not second.docker("ps", "-aq"), what="no container to be left")
+    wait_until(lambda: not ours(second), what="no container to be left")
 
 
 def test_the_stop_button_ends_the_wait_for_an_engine_that_hangs(

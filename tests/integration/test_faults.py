@@ -15,9 +15,9 @@ import pytest
 
 from dockml_magic import labels
 from dockml_magic.engine import DockerEngine
-from tests.integration.conftest import Image, variables_of_its_own
+from tests.integration.conftest import variables_of_its_own
 from tests.integration.notebook import IPYKERNELS, Cell, Notebook, containers_of, python_with
-from tests.integration.strangers import Strangers, untouched_strangers
+from tests.integration.strangers import Strangers
 from tests.integration.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
@@ -63,12 +63,6 @@ class Hit:
     def wait_gone(self) -> None:
         """Wait until the engine has removed the container."""
         wait_until(lambda: not docker("ps", "-aq", "--filter", f"id={self.container}"), what="rm")
-
-
-@pytest.fixture(scope="module")
-def strangers(engine: DockerEngine, image: Image) -> Iterator[Strangers]:
-    with untouched_strangers(engine, image(BARE)) as strangers:
-        yield strangers
 
 
 @pytest.fixture(scope="module", params=IPYKERNELS)

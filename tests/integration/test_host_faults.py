@@ -19,6 +19,8 @@ from tests.integration.notebook import Notebook, containers_of, python_with
 
 BARE = "dockml/bare:3.11"
 
+pytestmark = pytest.mark.usefixtures("strangers")
+
 SmallDisk = Callable[[Path, str], Path]
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can mount")
 

@@ -21,6 +21,8 @@ from tests.integration.notebook import IPYKERNELS, Notebook, containers_of, pyth
 from tests.integration.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
+
+pytestmark = pytest.mark.usefixtures("strangers")
 LOAD = "%load_ext dockml_magic"
 KEPT = "%docker_env {} --name kept1 --keep"
 

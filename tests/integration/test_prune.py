@@ -22,6 +22,7 @@ from dockml_magic.prune import decide, find_holdings
 from dockml_magic.spec import RUNTIME, ContainerSpec, Mount
 from tests.images.build import build
 from tests.integration.registry import MirroredEngine, can_run_a_second_engine
+from tests.integration.strangers import untouched_strangers
 
 IMAGE = "dockml/bare:3.11"
 
@@ -66,7 +67,8 @@ def other(second: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerEngine
     """Give the second engine, which has nothing but the image."""
     monkeypatch.setenv("DOCKER_HOST", second)
     engine = connect(second)
-    yield engine
+    with untouched_strangers(engine, IMAGE):
+        yield engine
     client = engine._client
     for container in client.containers.list(all=True):
         container.remove(force=True)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 
 from dockml_magic import folders
-from dockml_magic.engine import DockerEngine
 from tests.browser.servers import Server
 from tests.integration.conftest import Image
 from tests.integration.notebook import PATIENCE, Notebook, containers_of, python_with
-from tests.integration.strangers import Strangers, untouched_strangers
 from tests.integration.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
+
+pytestmark = pytest.mark.usefixtures("strangers")
 
 
 class NotebookOf(Notebook):
@@ -46,12 +45,6 @@ class NotebookOf(Notebook):
     def __enter__(self) -> NotebookOf:
         self._connect()
         return self
-
-
-@pytest.fixture(scope="module", autouse=True)
-def strangers(engine: DockerEngine, image: Image) -> Iterator[Strangers]:
-    with untouched_strangers(engine, image(BARE)) as strangers:
-        yield strangers
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "kill -9"])

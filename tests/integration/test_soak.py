@@ -371,6 +371,7 @@ class World:
 
 
 @pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("strangers")
 def test_the_world_is_what_we_believe_after_each_of_500_actions(
     workspace: Path, image: Image
 ) -> None:
