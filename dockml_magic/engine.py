@@ -878,7 +878,10 @@ class _Commit:
                 about["variant"] = made["Variant"]
             config = json.dumps({key: value for key, value in about.items() if value}).encode()
             if not self._is_abandoned:
+                was_there = self._engine.find_image(self._reference) is not None
                 self._load(config, diff_ids, raw)
+                if self._is_abandoned and not was_there:
+                    api.remove_image(self._reference, noprune=True)
         finally:
             api.remove_image(raw, force=True, noprune=True)
 

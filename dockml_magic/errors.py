@@ -19,6 +19,7 @@ __all__ = [
     "BackupStopped",
     "CommandFailedError",
     "CommandStopped",
+    "CommitStopped",
     "ConfigError",
     "ContainerNameTakenError",
     "ContainerNotRunningError",
@@ -308,6 +309,16 @@ class CommandStopped(Stopped):
 
     def __init__(self, command: str) -> None:
         super().__init__(f"'{command}' was stopped.")
+
+
+class CommitStopped(Stopped):
+    """The reader interrupted a commit."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"The commit of '{name}' was stopped: there will be no image.\n"
+            "Its container is paused until the engine has done what it began; cells go on after that."
+        )
 
 
 class PullStopped(Stopped):

@@ -30,6 +30,7 @@ from dockml_magic.engine import (
     build_reference,
 )
 from dockml_magic.errors import (
+    CommitStopped,
     ConfigError,
     EngineError,
     GpuUnavailableError,
@@ -971,10 +972,15 @@ def commit_container(
         If `reference` cannot be the name of an image.
     EngineError
         If the engine cannot do it.
+    CommitStopped
+        For an interrupt: there is no image, also none without a name.
     """
     check_reference(reference)
-    image = engine.commit(container.id, reference, message=message, author=author)
     name = container.labels.get(labels.NAME, container.name)
+    try:
+        image = engine.commit(container.id, reference, message=message, author=author)
+    except KeyboardInterrupt:
+        raise CommitStopped(name) from None
     tell(
         f"{name!r} is now the image {reference}, {format_size(image.size)}. "
         f"Start it with: %docker_env {reference}"

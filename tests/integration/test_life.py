@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Container, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pexpect
 import pytest
@@ -401,6 +401,69 @@ def test_a_commit_has_what_was_installed_and_no_secret(
     assert "%docker_rm -f" in refused.traceback
     notebook.ok("%docker_stop from-commit")
     assert f"Untagged: {reference}" in notebook.ok(f"%docker_rmi {reference}").printed()
+
+
+UNSTEADY = """
+import os, socket, threading
+os.mkfifo('/var/tmp/a-fifo')
+listening = socket.socket(socket.AF_UNIX); listening.bind('/var/tmp/a-socket'); listening.listen()
+gone = open('/var/tmp/removed', 'w'); os.remove('/var/tmp/removed')
+writes = threading.Event(); writes.set()
+def write(n=0):
+    with open('/var/tmp/grows', 'wb') as file:
+        while writes.is_set():
+            n += 1
+            file.write(b'x' * 1000)
+            open('/var/tmp/comes-and-goes-%d' % (n % 20), 'w').close()
+            os.remove('/var/tmp/comes-and-goes-%d' % (n % 20))
+threading.Thread(target=write, daemon=True).start()
+open('/var/tmp/steady', 'w').write('steady')
+"""
+
+
+def test_a_commit_of_files_that_no_layer_can_hold_or_that_go_away_meanwhile(
+    notebook: Notebook, engine: DockerEngine, reference: str
+) -> None:
+    """The container is paused for it, and a layer leaves sockets out."""
+    notebook.ok(f"%%docker_cell tf-life\n{UNSTEADY}")
+    notebook.ok(f"%docker_commit tf-life {reference}")
+    stop = "writes.clear(); listening.close(); gone.close(); 6 * 7"
+    assert notebook.ok(f"%%docker_cell tf-life\n{stop}").result == "42"
+    container = engine._client.api.create_container(reference, ["true"])["Id"]
+    try:
+        assert engine.read_file(container, PurePosixPath("/var/tmp/steady")) == b"steady"
+        assert engine.read_file(container, PurePosixPath("/var/tmp/removed")) is None
+    finally:
+        engine.remove(container)
+
+
+def test_the_stop_button_ends_a_commit_and_leaves_no_image(
+    notebook: Notebook, engine: DockerEngine, reference: str
+) -> None:
+    container = container_of(notebook)
+
+    def status() -> str:
+        return str(engine._client.api.inspect_container(container)["State"]["Status"])
+
+    def images() -> set[str]:
+        return {i["Id"] for i in engine._client.api.images(all=True, filters={"label": ours})}
+
+    ours = f"{labels.COMMITS}={reference}"
+    large = "open('/var/tmp/large', 'wb').write(os.urandom(200 << 20))"
+    notebook.ok(f"%%docker_cell tf-life\nimport os\n{large}\nvariable = 42")
+    running = notebook.send(f"%docker_commit tf-life {reference}")
+    wait_until(lambda: status() == "paused", what="the engine to begin the commit")
+    notebook.interrupt()
+    cell = notebook.finish(running)
+    assert cell.reply["ename"] == "CommitStopped"
+    assert [line.strip() for line in cell.traceback.splitlines()] == [
+        "CommitStopped: The commit of 'tf-life' was stopped: there will be no image.",
+        "Its container is paused until the engine has done what it began; cells go on after that.",
+    ]
+    assert notebook.ok("%%docker_cell tf-life\nos.remove('/var/tmp/large'); variable").result == "42"
+    assert status() == "running"
+    wait_until(lambda: not images(), what="the unnamed image to be removed")
+    assert engine.find_image(reference) is None
 
 
 def test_a_name_that_is_none_is_refused_before_anything_is_done(notebook: Notebook) -> None:

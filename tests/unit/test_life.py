@@ -16,6 +16,7 @@ from dockml_magic.cli import main
 from dockml_magic.engine import ContainerState
 from dockml_magic.errors import (
     CommandStopped,
+    CommitStopped,
     ConfigError,
     ContainerNotRunningError,
     ImageBuildError,
@@ -323,6 +324,21 @@ def test_a_commit_is_told_with_the_line_that_starts_it(
     with pytest.raises(ConfigError):
         commit_container(engine, container, "Not One", tell=told.append)
     assert len(engine.committed) == 1
+
+
+def test_a_commit_that_is_interrupted_says_what_becomes_of_it(
+    engine: FakeEngine,
+    container: ContainerState,
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*args: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "commit", stop)
+    with pytest.raises(CommitStopped, match=r"The commit of 'tf' was stopped.*\n.*paused until"):
+        commit_container(engine, container, "me/new:1", tell=told.append)
+    assert told == []
 
 
 def test_an_image_is_meant_by_its_name_or_the_catalogues(
