@@ -460,7 +460,9 @@ def test_the_stop_button_ends_a_commit_and_leaves_no_image(
         "CommitStopped: The commit of 'tf-life' was stopped: there will be no image.",
         "Its container is paused until the engine has done what it began; cells go on after that.",
     ]
-    assert notebook.ok("%%docker_cell tf-life\nos.remove('/var/tmp/large'); variable").result == "42"
+    assert (
+        notebook.ok("%%docker_cell tf-life\nos.remove('/var/tmp/large'); variable").result == "42"
+    )
     assert status() == "running"
     wait_until(lambda: not images(), what="the unnamed image to be removed")
     assert engine.find_image(reference) is None
