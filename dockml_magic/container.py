@@ -696,10 +696,7 @@ class KernelContainer:
 
     def pause_error(self, name: str) -> KernelPausedError:
         """Return what to say where something waits for a container that is paused."""
-        return KernelPausedError(
-            f"The container of '{name}' is paused, and what runs in it.",
-            hint=f"Let it go on: docker unpause {self.container_id[:12]}   Or: %docker_stop {name}",
-        )
+        return KernelPausedError(name, self.container_id, stays=self.stays)
 
     def restart(self, env: Mapping[str, str], cwd: str | None) -> None:
         """Start the next kernel in the same container; the last one has ended."""

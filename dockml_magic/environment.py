@@ -843,6 +843,7 @@ def _open_kept(
             if not kept.runs(found):
                 again = Environment.start_again(found, tell, begun)
                 return Opened(environment=again, how="again")
+    kept.raise_if_paused(found)
     return Opened(environment=Environment.attach(found, tell, show, begun), how="attached")
 
 

@@ -45,6 +45,7 @@ __all__ = [
     "PullStopped",
     "RemoteCellError",
     "StartAbandonedError",
+    "StartStopped",
     "Stopped",
     "UnknownContainerError",
     "UnknownEnvironmentError",
@@ -321,6 +322,15 @@ class CommitStopped(Stopped):
         )
 
 
+class StartStopped(Stopped):
+    """The reader interrupted the start of an environment, or the way to one that is kept."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"The start of '{name}' was stopped.\nWhat is kept is as it was; nothing else is left."
+        )
+
+
 class PullStopped(Stopped):
     """The reader interrupted a pull.
 
@@ -421,7 +431,17 @@ class KernelBundleError(KernelError):
 
 
 class KernelPausedError(KernelError):
-    """The container is paused, as `docker pause` does it, and nothing in it hears us."""
+    """The container is paused, as `docker pause` does it, and nothing in it hears us.
+
+    One that `stays` when it is stopped cannot be stopped now, as an engine does not stop what is paused.
+    """
+
+    def __init__(self, name: str, container_id: str, *, stays: bool) -> None:
+        end = f"%docker_rm -f {name}, with all in it" if stays else f"%docker_stop {name}"
+        super().__init__(
+            f"The container of '{name}' is paused, and what runs in it.",
+            hint=f"Let it go on: docker unpause {container_id[:12]}   Or: {end}",
+        )
 
 
 class KernelStartTimeoutError(KernelError, TimeoutError):

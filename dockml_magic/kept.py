@@ -25,7 +25,7 @@ from typing import Any
 from dockml_magic import folders, labels
 from dockml_magic.control import ControlChannel, address_from
 from dockml_magic.engine import ContainerState, Engine
-from dockml_magic.errors import ConfigError, KernelError
+from dockml_magic.errors import ConfigError, KernelError, KernelPausedError
 from dockml_magic.options import RunOptions
 from dockml_magic.planning import engine_for
 
@@ -195,6 +195,16 @@ def look(kept: Kept) -> ContainerState | None:
     return state
 
 
+def raise_if_paused(kept: Kept) -> None:
+    """Raise `KernelPausedError` where nothing in its container can answer."""
+    if _is_paused(look(kept)):
+        raise KernelPausedError(kept.name, kept.container_id, stays=kept.stays)
+
+
+def _is_paused(state: ContainerState | None) -> bool:
+    return state is not None and state.status == "paused"
+
+
 def runs(kept: Kept) -> bool:
     """Tell whether its container has processes."""
     state = look(kept)
@@ -239,8 +249,20 @@ def get(name: str, workspace: Path) -> Kept:
 
 
 def stop(kept: Kept) -> None:
-    """Stop its container as `docker stop` does, whoever is attached; one started with --keep stays."""
+    """Stop its container as `docker stop` does, whoever is attached; one started with --keep stays.
+
+    Raises
+    ------
+    KernelPausedError
+        If it is paused, and would have to stay.
+    """
     engine = engine_for(RunOptions(engine=kept.asked.engine))
+    is_paused = _is_paused(engine.inspect(kept.container_id))
+    if is_paused and kept.stays:
+        raise KernelPausedError(kept.name, kept.container_id, stays=True)
+    if is_paused:
+        remove(kept, force=True)
+        return
     container = kept.info["container"]
     was_asked = False
     with contextlib.suppress(OSError, KernelError):

@@ -25,6 +25,8 @@ from dockml_magic.environment import (
 from dockml_magic.errors import (
     ConfigError,
     GpuUnavailableError,
+    StartStopped,
+    Stopped,
     UnknownEnvironmentError,
     UntrustedProjectError,
 )
@@ -357,15 +359,20 @@ class DockerMagics(MagicLines):
         fresh: bool = False,
     ) -> Opened:
         with self.environments.starting(options.name or name):
-            opened = open_environment(
-                name,
-                options,
-                current_folder(),
-                tell=to,
-                show=self.router.show,
-                begun=begun,
-                fresh=fresh,
-            )
+            try:
+                opened = open_environment(
+                    name,
+                    options,
+                    current_folder(),
+                    tell=to,
+                    show=self.router.show,
+                    begun=begun,
+                    fresh=fresh,
+                )
+            except Stopped:  # a pull, which says more
+                raise
+            except KeyboardInterrupt:
+                raise StartStopped(options.name or name) from None
             self._take_in(opened.environment)
         return opened
 

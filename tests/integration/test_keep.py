@@ -326,6 +326,29 @@ def test_what_the_engine_or_the_machine_stopped_is_started_again(
     assert containers_of(notebook.folder) == []
 
 
+def test_one_that_is_paused_is_told_at_once_and_goes_on_after_it(
+    open_notebook: OpenNotebook,
+) -> None:
+    """Attached to it or not: as an engine does not stop what is paused, neither do we."""
+    first = open_notebook()
+    first.ok(KEPT.format(BARE))
+    first.ok("variable = 42")
+    (container,) = containers_of(first.folder)
+    docker("pause", container)
+    stop = first.run("%docker_stop kept1")
+    assert "%docker_rm -f kept1" in stop.traceback
+    first.kill()
+    second = open_notebook()
+    for line in ("%docker_stop kept1", "%docker_env kept1"):
+        told = second.run(line)
+        assert told.reply["ename"] == "KernelPausedError"
+        assert f"docker unpause {container}" in told.traceback
+        assert "%docker_rm -f kept1" in told.traceback
+    docker("unpause", container)
+    assert "its variables alive" in second.use("kept1").printed()
+    assert second.ok("variable").result == "42"
+
+
 def test_one_whose_container_was_removed_is_restarted_in_a_new_one(
     open_notebook: OpenNotebook,
 ) -> None:

@@ -400,7 +400,12 @@ def test_an_interrupt_during_the_start_leaves_no_container(fresh: Notebook, cell
     msg_id = fresh.send(cell)
     wait_until(lambda: containers_of(fresh.folder), what="its container")
     fresh.interrupt()
-    assert fresh.finish(msg_id).reply["ename"] == "KeyboardInterrupt"
+    stopped = fresh.finish(msg_id)
+    assert stopped.reply["ename"] == "StartStopped"
+    assert [line.strip() for line in stopped.traceback.splitlines()] == [
+        f"StartStopped: The start of '{PIP}' was stopped.",
+        "What is kept is as it was; nothing else is left.",
+    ]
     wait_until(lambda: not containers_of(fresh.folder), timeout=5.0, what="no container")
     assert fresh.ok("1 + 1").result == "2"
     assert "No environment runs" in fresh.ok("%docker_ps").result

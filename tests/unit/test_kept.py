@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,9 +17,9 @@ from jupyter_client.session import Session
 from dockml_magic import environment as environments
 from dockml_magic import folders, kept, labels, planning
 from dockml_magic.cli import Dockml, Remove, Stop
-from dockml_magic.engine import EngineFacts
+from dockml_magic.engine import ContainerState, EngineFacts
 from dockml_magic.environment import Environment, Missed, open_environment
-from dockml_magic.errors import ConfigError
+from dockml_magic.errors import ConfigError, KernelPausedError
 from dockml_magic.kept import Kept
 from dockml_magic.messages import Message
 from dockml_magic.options import RunOptions, parse_words
@@ -182,6 +183,27 @@ def test_a_stop_removes_one_that_was_kept_later(engine: FakeEngine, keep: Keep) 
     kept.stop(keep(stays=False))
     assert engine.containers == []
     assert files() == []
+
+
+def test_a_stop_of_a_paused_one_asks_the_engine_for_what_it_can_do(
+    engine: FakeEngine, keep: Keep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later, stays = keep("later", stays=False), keep("stays", session="a" * 12)
+    inspect = engine.inspect
+
+    def paused(container_id: str) -> ContainerState | None:
+        state = inspect(container_id)
+        return state and replace(state, status="paused")
+
+    monkeypatch.setattr(engine, "inspect", paused)
+    kept.stop(later)
+    with pytest.raises(KernelPausedError, match="'stays' is paused") as caught:
+        kept.stop(stays)
+    assert f"docker unpause {stays.container_id[:12]}" in caught.value.hint
+    assert "%docker_rm -f stays" in caught.value.hint
+    assert [state.id for state in engine.containers] == [stays.container_id]
+    with pytest.raises(KernelPausedError):
+        kept.raise_if_paused(stays)
 
 
 def test_one_that_runs_is_only_removed_by_force(engine: FakeEngine, keep: Keep) -> None:
