@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from dockml_magic.kept import Kept
 from dockml_magic.messages import Message
 from dockml_magic.options import RunOptions, parse_words
 from dockml_magic.relay import Relay
+from dockml_magic.requirements import Extras
 from dockml_magic.spec import ContainerSpec
 from tests.unit.fake_engine import FakeEngine
 
@@ -451,3 +453,14 @@ def test_what_concerns_our_own_widget_is_ours_whoever_moves_it(relay: Relay) -> 
     assert relay.may_publish(message("comm_msg", {"comm_id": "ours"}))
     assert not relay.may_publish(message("comm_msg", {"comm_id": "theirs"}))
     assert not relay.may_publish(message("comm_open", {"comm_id": "ours"}))
+
+
+def test_a_layer_is_known_by_what_it_adds_after_it_was_noted(
+    plan: Callable[..., planning.KernelPlan],
+) -> None:
+    made = plan()
+    layered = replace(made.choice, base=IMAGE, extras=Extras(lines=("six",), constraints=("a==1",)))
+    noted = json.loads(json.dumps(replace(made, choice=layered).to_json()))
+    read = planning.KernelPlan.from_json(noted)
+    assert read.choice.image_in_words == f"{IMAGE} with six"
+    assert read.choice.extras == layered.extras
