@@ -77,7 +77,7 @@ from dockml_magic.diagnosis import (
     secrets_in,
 )
 from dockml_magic.engine import Engine
-from dockml_magic.errors import ConfigError, DockmlError
+from dockml_magic.errors import ConfigError, DockmlError, harmless
 from dockml_magic.gpu import find_gpus
 from dockml_magic.options import RunOptions
 
@@ -596,7 +596,7 @@ def _has_home() -> bool:
 
 def _shown(text: str, secrets: set[str]) -> str:
     """Return a text without secrets, and without what an engine may say to steer a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in redact(text, secrets))
+    return harmless(redact(text, secrets))
 
 
 def _secrets() -> set[str]:

@@ -411,7 +411,7 @@ class DockerMagics(MagicLines):
             rows.append(
                 [
                     ("* " if environment is self.environments.active else "  ") + environment.name,
-                    environment.reference,
+                    environment.image_in_words,
                     "running" if alive else "kept" if environment.waits_for_kernel else "dead",
                     describe_kernel(environment.report).partition(",")[0] if alive else "",
                     f"yes, {environment.attached} attached" if environment.is_kept else "",
@@ -453,7 +453,7 @@ class DockerMagics(MagicLines):
                 kept.stop(environment)
             tell(
                 f"Stopped {name!r}."
-                + (f" It is kept: %docker_start {name}" if stays else "")
+                + (f" It is kept (%docker_start {name})." if stays else "")
                 + (" Cells run in the notebook's own kernel." if was_active else "")
             )
 

@@ -157,7 +157,7 @@ def test_what_one_does_to_a_shared_one_the_other_is_told(open_notebook: OpenNote
     assert (
         two.ok("%docker_stop kept1")
         .printed()
-        .startswith("Stopped 'kept1'. It is kept: %docker_start")
+        .startswith("Stopped 'kept1'. It is kept (%docker_start")
     )
     assert "container is gone" in one.finish(cell).traceback
     assert "'kept1' is not running any more" in one.run("6 * 7").traceback

@@ -123,7 +123,7 @@ def test_the_engines_own_proxy_and_mirrors_are_seen(
 
 def test_what_an_engine_says_does_not_steer_the_terminal(stand_in: StandIn) -> None:
     found = seen(stand_in({**VERSION, "Version": "28\x1b]0;title\x07\r\u202e"}))[0]
-    assert found.message.startswith("Docker 28?]0;title???, API")
+    assert found.message.startswith(r"Docker 28\x1b]0;title\x07\r\u202e, API")
 
 
 def serve(path: Path, answer: Callable[[socket.socket], None]) -> socket.socket:

@@ -24,6 +24,7 @@ from dockml_magic.kept import Kept
 from dockml_magic.messages import Message
 from dockml_magic.options import RunOptions, parse_words
 from dockml_magic.relay import Relay
+from dockml_magic.requirements import Extras
 from dockml_magic.spec import ContainerSpec
 from tests.unit.fake_engine import FakeEngine
 
@@ -494,3 +495,14 @@ def test_what_is_started_where_a_name_was_typed_that_was_given_by_name(
     typed: str, options: RunOptions, what: str, meant: tuple[str, RunOptions]
 ) -> None:
     assert kept.meant(typed, options, known="tf", what=what, asked=IMAGE_NAME) == meant
+
+
+def test_a_layer_is_known_by_what_it_adds_after_it_was_noted(
+    plan: Callable[..., planning.KernelPlan],
+) -> None:
+    made = plan()
+    layered = replace(made.choice, base=IMAGE, extras=Extras(lines=("six",), constraints=("a==1",)))
+    noted = json.loads(json.dumps(replace(made, choice=layered).to_json()))
+    read = planning.KernelPlan.from_json(noted)
+    assert read.choice.image_in_words == f"{IMAGE} with six"
+    assert read.choice.extras == layered.extras

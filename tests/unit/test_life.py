@@ -353,6 +353,9 @@ def test_an_image_is_meant_by_its_name_or_the_catalogues(
     with pytest.raises(ImageUnavailableError, match="not on this machine") as caught:
         find_local_image("me/mina:1", engine, workspace)
     assert IMAGE in caught.value.hint
+    with pytest.raises(ImageUnavailableError) as caught:
+        find_local_image("backup.tar.gz", engine, workspace)
+    assert caught.value.hint == "A file to write to is named with: -o backup.tar.gz"
 
 
 class FakeEngineWithout:
