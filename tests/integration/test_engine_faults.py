@@ -23,6 +23,8 @@ from tests.integration.waiting import wait_until
 BARE = "dockml/bare:3.11"
 PROJECT = "".join(f'[environments.{name}]\nimage = "{BARE}"\n' for name in ("x", "y", "z"))
 COUNT = "import time\nfor i in range({}):\n    print('counted', i, flush=True); time.sleep(0.1)\nkept = i"
+PATIENCE_OF_A_READER = 30.0
+"""Seconds on a busy machine; the SDK's own time-out is 120."""
 AWAY = "Docker engine is not running"
 
 pytestmark = pytest.mark.skipif(
@@ -133,18 +135,72 @@ def test_a_notebook_ends_while_the_engine_is_away(notebook: Notebook, second: Ow
     wait_until(lambda: not ours(second), what="no container to be left")
 
 
+# What hangs does the same with and without live-restore.
+one_engine = pytest.mark.parametrize("second", [True], ids=["live-restore"], indirect=True)
+
+
+@one_engine
 def test_the_stop_button_ends_the_wait_for_an_engine_that_hangs(
     notebook: Notebook, second: OwnEngine
 ) -> None:
-    second.signal(signal.SIGSTOP)
-    try:
+    with second.hanging():
         assert notebook.ok("6 * 7").result == "42"
         cell = notebook.send("print('asks', flush=True)\n%docker_ps -a")
         notebook.wait_printed(cell, "asks")
-        time.sleep(1.0)
         notebook.interrupt()
         assert notebook.finish(cell).reply["ename"] == "KeyboardInterrupt"
         assert notebook.ok("6 * 7").result == "42"
-    finally:
-        second.signal(signal.SIGCONT)
     goes_on(notebook)
+
+
+HANGS = "it hangs"
+NEEDS_THE_ENGINE = (
+    "%docker_ps -a",
+    "%docker_env z",
+    "%docker_logs x",
+    f"%docker_pull {BARE}",
+)
+NEEDS_NO_ENGINE = (
+    "%docker_images",
+    "%docker_env y",
+    "%docker_env x",
+    "%docker_doctor",
+    "%docker_restart x",
+    "%docker_stop y",
+)
+
+
+@one_engine
+def test_an_engine_that_hangs_is_told_of_and_cells_go_on(
+    notebook: Notebook, second: OwnEngine
+) -> None:
+    notebook.use("y")
+    notebook.use("x")
+    cell = notebook.send(COUNT.format(30))
+    notebook.wait_printed(cell, "counted 3")
+    with second.hanging():
+        assert notebook.finish(cell).reply["status"] == "ok"
+        for line in NEEDS_THE_ENGINE:
+            since = time.monotonic()
+            told = notebook.run(line)
+            print(f"{line}: {time.monotonic() - since:.1f} s: {told.traceback}")
+            assert told.reply["ename"] == "EngineUnreachableError", line
+            assert HANGS in told.traceback, line
+            assert time.monotonic() - since < PATIENCE_OF_A_READER, line
+        for line in NEEDS_NO_ENGINE:
+            since = time.monotonic()
+            done = notebook.ok(line)
+            print(f"{line}: {time.monotonic() - since:.1f} s: {done.printed()}")
+            assert time.monotonic() - since < PATIENCE_OF_A_READER, line
+        assert notebook.ok("6 * 7").result == "42"
+    goes_on(notebook)
+
+
+@one_engine
+def test_a_notebook_ends_while_the_engine_hangs(notebook: Notebook, second: OwnEngine) -> None:
+    with second.hanging():
+        since = time.monotonic()
+        notebook.manager.shutdown_kernel()
+        print(f"the notebook's end: {time.monotonic() - since:.1f} s")
+        assert time.monotonic() - since < PATIENCE_OF_A_READER
+    wait_until(lambda: not second.docker("ps", "-aq"), what="no container to be left")
