@@ -38,6 +38,7 @@ __all__ = [
     "KernelMissingError",
     "KernelPausedError",
     "KernelStartTimeoutError",
+    "LineStopped",
     "MissingTagError",
     "MountError",
     "PortTakenError",
@@ -329,6 +330,13 @@ class StartStopped(Stopped):
         super().__init__(
             f"The start of '{name}' was stopped.\nWhat is kept is as it was; nothing else is left."
         )
+
+
+class LineStopped(Stopped):
+    """The reader interrupted one of our lines."""
+
+    def __init__(self, magic: str) -> None:
+        super().__init__(f"%{magic} was stopped.")
 
 
 class PullStopped(Stopped):
