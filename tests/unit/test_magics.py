@@ -11,7 +11,12 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import dockml_magic
 from dockml_magic import planning
-from dockml_magic.errors import ConfigError, UnknownEnvironmentError, UnknownNameError
+from dockml_magic.errors import (
+    ConfigError,
+    LineStopped,
+    UnknownEnvironmentError,
+    UnknownNameError,
+)
 from dockml_magic.gpu import HostGpus
 from tests.unit.fake_engine import FakeEngine
 
@@ -239,3 +244,15 @@ def test_a_cell_with_our_line_is_cut_into_calls(shell: InteractiveShell) -> None
     assert two == "get_ipython().run_line_magic('docker_ps', '-a')"
     assert "print 'x'" in three
     assert compile("\n".join([one, two, three]), "cell", "exec")
+
+
+def test_an_interrupt_of_a_line_is_told_without_our_stack(
+    magic: Magic, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(planning.engines, "connect", interrupted)
+    with pytest.raises(LineStopped) as told:
+        magic("docker_ps -a")
+    assert told.value._render_traceback_() == ["LineStopped: %docker_ps was stopped."]

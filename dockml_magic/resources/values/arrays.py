@@ -98,7 +98,7 @@ def dtype_of(numpy, detail, depth=0):
     if set(detail) == {"of", "shape"}:
         shape = shape_of(detail["shape"])
         base = dtype_of(numpy, detail["of"], depth + 1)
-        _must(base.itemsize * _product(shape) < 1 << 31, "a dtype is too long")
+        _must(base.itemsize * count_of(shape) < 1 << 31, "a dtype is too long")
         return numpy.dtype((base, shape))
     keys = {"names", "types", "offsets", "size", "aligned"}
     _must(set(detail) - {"titles"} == keys, "a dtype is none")
@@ -147,7 +147,7 @@ def shape_of(detail):
     return tuple(detail)
 
 
-def _product(shape):
+def count_of(shape):
     count = 1
     for part in shape:
         count *= part
@@ -161,7 +161,7 @@ def size_of(detail, depth=0):
         return _simple_parts(detail)[3]
     _must(isinstance(detail, dict), "a dtype is none")
     if "of" in detail:
-        return size_of(detail["of"], depth + 1) * _product(shape_of(detail["shape"]))
+        return size_of(detail["of"], depth + 1) * count_of(shape_of(detail["shape"]))
     size = detail["size"]
     _must(type(size) in INTS and 0 <= size < 1 << 31, "a dtype is none")
     return size
@@ -309,7 +309,7 @@ def _read_array(reader, node):
 def read_data(reader, detail, shape, order, number):
     """The array of a buffer: a view where every byte may be any, else a copy that is checked."""
     _must(order in ("C", "F"), "an array has no order")
-    count = _product(shape)
+    count = count_of(shape)
     offset, size = reader.extent(number)
     _must(size_of(detail) * count == size, "an array is not of its size")
     numpy = find_numpy()
@@ -370,7 +370,7 @@ def _shell_objects(reader, node):
     numpy = find_numpy()
     if numpy is None:
         return []
-    count = _product(shape)
+    count = count_of(shape)
     if isinstance(items, list):
         _must(count == len(items), "an array is not of its size")
     else:
@@ -381,7 +381,7 @@ def _shell_objects(reader, node):
 def _fill_objects(reader, node, shell):
     shape, order = _shape_and_order(node)
     values = reader.values(node[2])
-    _must(len(values) == _product(shape), "an array is not of its size")
+    _must(len(values) == count_of(shape), "an array is not of its size")
     if isinstance(shell, list):
         reader.note("array: list (no NumPy here)")
         found = nested(values, shape, "C")
@@ -523,7 +523,7 @@ def flat_values(detail, data, count):
         size = size_of(detail)
         if "of" in detail:
             shape = shape_of(detail["shape"])
-            inner = _product(shape)
+            inner = count_of(shape)
             flat = flat_values(detail["of"], data, count * inner)
             return [nested(flat[k * inner : (k + 1) * inner], shape, "C") for k in range(count)]
         columns = []

@@ -453,7 +453,7 @@ def _read_plain(reader, node, dtype, length, number):
 
 def _own(pandas, data):
     """Data as pandas can work with: before 2.0 much of it fails on what is read-only, and knows but ns."""
-    if pandas is None or int(pandas.__version__.split(".")[0]) >= 2:
+    if pandas is None or _version(pandas) >= (2,):
         return data
     numpy = arrays.find_numpy()
     if data.dtype.kind in "mM" and not data.dtype.str.endswith("[ns]"):
@@ -473,6 +473,12 @@ def _read_zoned(reader, node, dtype, length, number):
     if pandas is None:
         reader.note("time zone of a column: UTC (no pandas here)")
         return data
+    if _version(pandas) >= (2,) and isinstance(zone, datetime.tzinfo):
+        try:
+            known = pandas.DatetimeTZDtype(data.dtype.str[4:-1], zone)
+            return pandas.DatetimeIndex(data.view("<i8"), dtype=known).array
+        except Exception:  # noqa: BLE001  (pandas raises what its zones' library does)
+            pass
     index = pandas.DatetimeIndex(_own(pandas, data)).tz_localize("UTC")
     if zone is None:
         reader.note("a column's time zone is not known here: UTC")
@@ -490,11 +496,7 @@ def _in_zone(pandas, value, zone):
     name = zone if isinstance(zone, TEXT) else moments.name_of(zone)
     _must(name is None or moments.is_name(name), "a time zone is none")
     candidates = [zone, name]
-    if (
-        name is not None
-        and int(pandas.__version__.split(".")[0]) < 2
-        and type(zone).__module__ != "pytz"
-    ):
+    if name is not None and _version(pandas) < (2,) and type(zone).__module__ != "pytz":
         candidates = [name, zone]  # of pytz, which it knows best
     for known in candidates:
         if known is None:
@@ -624,8 +626,12 @@ def _read_texts(reader, node, kind, length, number):
         return array
 
 
+def _version(pandas):
+    return tuple([int(part) for part in pandas.__version__.split(".")[:2]])
+
+
 def _has_str(pandas):
-    return int(pandas.__version__.split(".")[0]) >= 3
+    return _version(pandas) >= (3,)
 
 
 def _kept_by_arrow(reader, pandas, kind, length, codes, items):
@@ -646,15 +652,15 @@ def _kept_by_arrow(reader, pandas, kind, length, codes, items):
         return None
     import numpy
 
-    ends = reader.bytes(items["ends"])
-    data = reader.bytes(items["strings"])
-    _must(len(ends) == 8 * length, "texts are more or fewer than they should be")
-    offsets = numpy.zeros(length + 1, "<i8")
-    offsets[1:] = numpy.frombuffer(ends, "<i8")
-    _must(
-        int(offsets[-1]) == len(data) and bool((offsets[1:] >= offsets[:-1]).all()),
-        "a text is nowhere",
-    )
+    start, size = reader.extent(items["ends"])
+    _must(size == 8 * length, "texts are more or fewer than they should be")
+    offsets = numpy.empty(length + 1, "<i8")  # a copy, which Arrow checks below
+    offsets[0] = 0
+    offsets[1:] = numpy.frombuffer(reader.payload, "<i8", length, start)
+    start, size = reader.extent(items["strings"])
+    # Copied by NumPy, which asks for large pages: half the time of bytes.
+    data = numpy.array(numpy.frombuffer(reader.payload, numpy.uint8, size, start))
+    _must(int(offsets[-1]) == size, "a text is nowhere")
     nulls = None
     if codes is not None:
         lost = numpy.frombuffer(codes, numpy.uint8) != 0
@@ -852,21 +858,15 @@ def _read_frame(reader, node):
             len(vector) == len(index) and not isinstance(vector, (dict, TEXT)),
             "a column has another length",
         )
-    found = pandas.DataFrame(
-        {
-            k: pandas.Series(vector, index=index, copy=False, **_dtype_of(vector))
-            for k, vector in enumerate(vectors)
-        },
-        index=index,
-        **_NO_COPY(pandas),
-    )
+    series = {
+        k: pandas.Series(vector, index=index, copy=False, **_dtype_of(vector))
+        for k, vector in enumerate(vectors)
+    }
+    # Without it, all numbers would be copied into blocks; with it, they stay views.
+    options = {"copy": False} if _version(pandas) >= (1, 3) else {}
+    found = pandas.DataFrame(series, index=index, **options)
     found.columns = columns
     return found
-
-
-def _NO_COPY(pandas):
-    major, minor = [int(part) for part in pandas.__version__.split(".")[:2]]
-    return {"copy": False} if (major, minor) >= (1, 3) else {}
 
 
 def _read_pandas_array(reader, node):

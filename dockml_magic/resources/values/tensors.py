@@ -93,6 +93,11 @@ def _write_torch(packer, value, number):
 def _number_of_tensorflow(packer, found, number, name, kind, trainable):
     import numpy
 
+    if name == "string":  # of bytes
+        found = numpy.asarray(found, dtype=object)
+        shape = [int(part) for part in found.shape]
+        items = packer.items(found.reshape(-1).tolist(), number)
+        return ["tensor", ["tensorflow", name, kind, trainable, shape], items]
     found = numpy.asarray(found)
     if name in _AS_NUMBERS and found.dtype.itemsize == numpy.dtype(str(_AS_NUMBERS[name])).itemsize:
         found = found.view(str(_AS_NUMBERS[name]))
@@ -166,15 +171,18 @@ def _refuse_composed(packer, value, number):
 
 
 def _read(reader, node):
-    library, name, kind, asks = node[1]
+    library, name, kind, asks = node[1][:4]
     _must(
         library in ("torch", "tensorflow") and kind in ("tensor", "variable", "parameter"),
         "a tensor is none",
     )
     _must(isinstance(name, TEXT) and len(name) < 40 and type(asks) is bool, "a tensor is none")
-    _must(isinstance(node[2], list) and len(node[2]) == 1, "a tensor is none")
-    found = reader.value(node[2][0])
     numpy = arrays.find_numpy()
+    if library == "tensorflow" and name == "string":
+        found = _strings(reader, numpy, reader.values(node[2]), arrays.shape_of(node[1][4]))
+    else:
+        _must(isinstance(node[2], list) and len(node[2]) == 1, "a tensor is none")
+        found = reader.value(node[2][0])
     if numpy is None:
         reader.note("tensor: list (no NumPy here)")
         return found
@@ -183,28 +191,36 @@ def _read(reader, node):
         _must(
             found.dtype.itemsize == numpy.dtype(str(_AS_NUMBERS[name])).itemsize, "a tensor is none"
         )
-    made = (_make_torch if library == "torch" else _make_tensorflow)(
-        reader, numpy, found, name, kind, asks
-    )
+    make = _make_torch if library == "torch" else _make_tensorflow
+    made = make(reader, numpy, found, name, kind, asks)
     if made is not None:
         return made
     if name == "bfloat16":
+        whole = numpy.ascontiguousarray(found).reshape(found.shape)
+        found = (whole.view(numpy.uint16).astype(numpy.uint32) << 16).view(numpy.float32)
+        made = make(reader, numpy, found, "float32", kind, asks)
+        if made is not None:
+            reader.note("tensor of bfloat16: float32")
+            return made
         reader.note("tensor of bfloat16: array of float32")
-        whole = (
-            numpy.ascontiguousarray(found)
-            .reshape(found.shape)
-            .view(numpy.uint16)
-            .astype(numpy.uint32)
-            << 16
-        )
-        return whole.view(numpy.float32)
-    if name in _AS_NUMBERS:
+    elif name in _AS_NUMBERS:
         reader.note("tensor of %s: array of its bytes" % name)
+    elif library == "torch" and asks:
+        reader.note("tensor that requires a gradient: array")
     else:
-        reader.note(
-            "tensor%s: array" % (" that requires a gradient" if library == "torch" and asks else "")
-        )
+        reader.note("tensor: array")
     return found
+
+
+def _strings(reader, numpy, values, shape):
+    for value in values:
+        _must(isinstance(value, bytes), "a tensor is none")
+    if numpy is None:
+        _must(arrays.count_of(shape) == len(values), "a tensor is not of its size")
+        return arrays.nested(values, shape, "C")
+    found = numpy.empty(len(values), object)
+    arrays.fill_objects(found, values)
+    return found.reshape(shape)
 
 
 def _import(reader, library):
@@ -236,13 +252,13 @@ def _make_tensorflow(reader, numpy, found, name, kind, asks):
     tensorflow = _import(reader, "tensorflow")
     if tensorflow is None or not hasattr(tensorflow, "Variable") or not _is_eager(tensorflow):
         return None
-    if name in _AS_NUMBERS:
-        if not hasattr(tensorflow, name):
-            return None
-        made = tensorflow.bitcast(tensorflow.constant(found), getattr(tensorflow, name))
-    else:
+    try:
         made = tensorflow.constant(found)
-    return tensorflow.Variable(made, trainable=asks) if kind == "variable" else made
+        if name in _AS_NUMBERS:
+            made = tensorflow.bitcast(made, getattr(tensorflow, name))
+        return tensorflow.Variable(made, trainable=asks) if kind == "variable" else made
+    except (AttributeError, TypeError, ValueError):
+        return None  # a dtype that this one has not
 
 
 BUILDERS = {"tensor": Builder(_read)}

@@ -396,8 +396,9 @@ class Reader(object):
         self._noted = set()
         self._later = []
         if PY2:
-            self._payload = payload
-            self.length = len(payload)
+            # NumPy there reads bytes and mmaps, but no memoryviews.
+            self._payload = payload.tobytes() if isinstance(payload, memoryview) else payload
+            self.length = len(self._payload)
         else:
             self._payload = memoryview(payload)
             if self._payload.format != "B" or self._payload.ndim != 1:
@@ -683,7 +684,7 @@ def _loaded_modules():
     found = []
     for library in sorted(_MODULES):
         name = _MODULES[library][0]
-        if library in sys.modules and name not in found:
+        if sys.modules.get(library) is not None and name not in found:
             found.append(name)
     return [_import(name) for name in found]
 
