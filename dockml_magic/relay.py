@@ -73,6 +73,16 @@ NEVER_PASSED_ON = frozenset({"iopub_welcome", "shutdown_reply"})
 UNUSABLE = (MalformedMessageError, LookupError, TypeError, ValueError, AttributeError)
 """What looking into a message raises that is not what it should be."""
 
+_INTERRUPTED = {
+    "status": "error",
+    "ename": "KeyboardInterrupt",
+    "evalue": "",
+    "traceback": [],
+    "user_expressions": {},
+    "payload": [],
+}
+"""The reply to a cell whose kernel was interrupted before it could send one."""
+
 NOT_PASSED_ON = frozenset({"status", "execute_input", "iopub_welcome", "shutdown_reply"})
 """What a notebook says itself, for the cells that it runs a part of."""
 
@@ -339,7 +349,8 @@ class Relay:
         self.note_sent(msg_id)
         self.is_interrupted = was_told = False
         since = time.monotonic()
-        with self._held(), self._interrupts_passed_on():
+        # In this order: an interrupt may come between the last message and the letting go.
+        with self._interrupts_passed_on(), self._held():
             while self.abandoned and time.monotonic() < since + ABANDONED_PATIENCE:
                 events = dict(self._poller.poll(round(_LOOK_INTERVAL * 1000)))
                 if not events:
@@ -355,8 +366,11 @@ class Relay:
             self.session.send(self.shell, _request(header, content))
             reply: dict[str, Any] | None = None
             idle = False
+            probe = ""
             while reply is None or not idle:
                 events = dict(self._poller.poll(round(_LOOK_INTERVAL * 1000)))
+                if not events and self.is_interrupted and not probe:
+                    probe = self._ask_shell()
                 if not events:
                     try:
                         was_told = self._look_after_kernel(tell, was_told=was_told)
@@ -371,11 +385,22 @@ class Relay:
                     received = self._receive(self.shell)
                     if received["parent_header"].get("msg_id") == msg_id:
                         reply = checked_reply(received["content"], content["code"])
+                    elif probe and received["parent_header"].get("msg_id") == probe:
+                        idle, reply = True, reply or dict(_INTERRUPTED)
             # The poll may have swallowed the signal of something that came right behind.
             self._pass_on(sink, msg_id, count)
         if count is not None and "execution_count" in reply:
             reply["execution_count"] = count
         return reply
+
+    def _ask_shell(self) -> str:
+        """Send a request that is answered when the cell before it is done, and return its id.
+
+        An interrupt that meets a kernel as it says that a cell has ended takes the rest of the words from it.
+        """
+        sent: Any = self.session.send(self.shell, "kernel_info_request", {})
+        self.note_sent(sent["header"]["msg_id"])
+        return str(sent["header"]["msg_id"])
 
     def _look_after_kernel(self, tell: Callable[[str], None], *, was_told: bool) -> bool:
         """Raise where a cell cannot go on; return whether the user knows that its container is paused."""

@@ -332,40 +332,35 @@ class Router:
                 self.shell.history_manager.store_inputs(
                     count, ours if len(pieces) > 1 else code, code
                 )
-            for i, piece in enumerate(pieces):
-                is_last = i == len(pieces) - 1
-                content = {
-                    "code": piece.code,
-                    "silent": silent,
-                    "store_history": store_history and is_last,
-                    "user_expressions": (user_expressions or {}) if is_last else {},
-                    "allow_stdin": allow_stdin,
-                    "stop_on_error": True,
-                }
-                try:
+            try:
+                for piece in pieces:
+                    is_last = piece is pieces[-1]
+                    content = {
+                        "code": piece.code,
+                        "silent": silent,
+                        "store_history": store_history and is_last,
+                        "user_expressions": (user_expressions or {}) if is_last else {},
+                        "allow_stdin": allow_stdin,
+                        "stop_on_error": True,
+                    }
                     place, content["code"] = self._target(piece)
-                except (DockmlError, KeyboardInterrupt) as error:
-                    reply = self._error_reply(error)
-                    break
-                if place.environment is not None:
-                    reply = self._execute_remotely(place.environment, content, count)
-                elif content["code"]:
-                    with self._splitting(), self._counting_as(count):
-                        reply = await original(
-                            content["code"],
-                            silent,
-                            False,
-                            content["user_expressions"],
-                            allow_stdin,
-                            **more,
-                        )
-                if reply["status"] != "ok":
-                    break
-                try:
+                    if place.environment is not None:
+                        reply = self._execute_remotely(place.environment, content, count)
+                    elif content["code"]:
+                        with self._splitting(), self._counting_as(count):
+                            reply = await original(
+                                content["code"],
+                                silent,
+                                False,
+                                content["user_expressions"],
+                                allow_stdin,
+                                **more,
+                            )
+                    if reply["status"] != "ok":
+                        break
                     place.fetch()
-                except (DockmlError, KeyboardInterrupt) as error:
-                    reply = self._error_reply(error)
-                    break
+            except (DockmlError, KeyboardInterrupt) as error:  # the latter at any moment
+                reply = self._error_reply(error)
             if stores:
                 self.shell.execution_count = count + 1
             reply["execution_count"] = count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -386,6 +387,19 @@ def test_interrupt_stops_the_remote_cell_and_keeps_its_variables(
     while after.reply["status"] == "aborted":  # an ipykernel before 6 does that for some moments
         after = notebook.run("x")
     assert after.result == "42"
+
+
+def test_an_interrupt_at_any_moment_of_a_mixed_cell_leaves_it_ended(notebook: Notebook) -> None:
+    notebook.use(PIP)
+    mixed = "print('asks', flush=True)\n%docker_ps\nimport time; time.sleep(0.02)\n%docker_ps\n"
+    for moment in range(24):
+        cell = notebook.send(mixed * 2)
+        notebook.wait_printed(cell, "asks")
+        time.sleep(0.004 * moment)
+        notebook.interrupt()
+        # Its reply may be lost: an interrupt that meets ipykernel as it sends one takes it, there as here.
+        notebook.wait(cell, lambda cell: cell.is_idle)
+        assert notebook.ok("6 * 7").result == "42"
 
 
 def test_an_interrupt_between_cells_disturbs_nothing(notebook: Notebook) -> None:
