@@ -131,6 +131,8 @@ class Relay:
         one is sent when they have ended, as it would be aborted with them.
     kernel_info : dict
         The content of the kernel_info_reply.
+    last_cell : dict of str to str
+        Of the header of the last cell: what the kernel publishes for what is evaluated is shown below that.
     next_count : int
         The execution count of the kernel's next cell.
     is_shared : callable
@@ -164,6 +166,7 @@ class Relay:
         self._control_lock = threading.RLock()
         self.let_go: Callable[[], None] = _nobody
         self._unread: deque[list[zmq.Frame]] = deque()
+        self.last_cell: dict[str, str] = {}
         self.is_shared: Callable[[], bool] = lambda: False
         self.was_shared: Callable[[], bool] = lambda: False
         self.has_comm: Callable[[str], bool] = lambda _: False
@@ -264,6 +267,24 @@ class Relay:
         if len(self._sent) > _REMEMBERED:
             del self._sent[next(iter(self._sent))]
 
+    def note_cell(self, header: Mapping[str, Any]) -> None:
+        """Remember the header of a cell that is sent."""
+        self.last_cell = {name: value for name, value in header.items() if isinstance(value, str)}
+
+    def adopt(self, message: Message) -> None:
+        """Let what is published for what was evaluated belong to the last cell.
+
+        It is what iterators print, and what threads do between two cells, or meanwhile.
+        """
+        session = self._asks_session
+        if (
+            session is not None
+            and self.last_cell
+            and message.type not in NOT_PASSED_ON
+            and message.parent.get("session") == session.session
+        ):
+            message.replace_parent(self.last_cell)
+
     def may_publish(self, message: Message) -> bool:
         """Tell whether a message on IOPub is this kernel's to say: for a request that it got from us, or for none.
 
@@ -347,6 +368,7 @@ class Relay:
         """
         msg_id = header["msg_id"]
         self.note_sent(msg_id)
+        self.note_cell(header)
         self.is_interrupted = was_told = False
         since = time.monotonic()
         # In this order: an interrupt may come between the last message and the letting go.
@@ -618,7 +640,10 @@ class Relay:
             while len(self._unread) < _QUEUE:
                 frames = self.iopub.recv_multipart(zmq.NOBLOCK, copy=False)
                 with contextlib.suppress(*UNUSABLE):
-                    if Message(frames).parent.get("session") == session.session:
+                    message = Message(frames)
+                    if message.type in NOT_PASSED_ON and (
+                        message.parent.get("session") == session.session
+                    ):
                         continue
                 self._unread.append(frames)
         except zmq.Again:
@@ -692,6 +717,7 @@ class Relay:
             try:
                 message = Message(frames)
                 message.verify(self.session)
+                self.adopt(message)
                 self.mind_abandoned(message)
                 if not self.may_publish(message):
                     log.debug("a %s that is for no cell of this kernel", message.type)
