@@ -520,15 +520,19 @@ class NameMissingError(ExchangeError):
     ----------
     names : tuple of str
         All that are missing.
+    where : str
+        The side that lacks them, in words.
     """
 
-    def __init__(self, names: Sequence[str], where: str) -> None:
+    def __init__(self, names: Sequence[str], where: str, *, hint: str = "") -> None:
         listed = ", ".join(f"'{name}'" for name in names)
         super().__init__(
             f"There is no variable {listed} in {where}.",
-            hint="Nothing was handed over. Is it the right environment, and did the cell run that makes it?",
+            hint=hint
+            or "Nothing was handed over. Is it the right environment, and did the cell run that makes it?",
         )
         self.names = tuple(names)
+        self.where = where
 
 
 class ValueRefusedError(ExchangeError):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import functools
 import importlib.resources
 import io
@@ -23,7 +24,7 @@ import logging
 import os
 import secrets
 import zipfile
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Protocol
@@ -104,22 +105,34 @@ def hand_over(
     KeyboardInterrupt
         The names are as they were.
     """
-    _check_names(names, target)
-    taken = source.take(list(names), frozenset({source.party, target.party}))
-    try:
-        if taken.streams and source.party == target.party:
-            raise ExchangeError(
-                f"'{next(iter(taken.streams))}' is an iterator, and in {source.title} already.",
-                hint="Give it another name in a cell there.",
+    (done,) = hand_several_over([(source, target, names)], copy=copy)
+    return done
+
+
+def hand_several_over(
+    ways: Sequence[tuple[Side, Side, Mapping[str, str]]], *, copy: bool = False
+) -> Iterator[HandOver]:
+    """Do what `hand_over` does for several pairs of sides. Nothing gets anywhere until all of it was packed."""
+    with contextlib.ExitStack() as leases:
+        for _, target, names in ways:
+            _check_names(names, target)
+        packed = []
+        for source, target, names in ways:
+            taken = source.take(list(names), frozenset({source.party, target.party}))
+            leases.callback(taken.close)
+            packed.append(taken)
+            if taken.streams and source.party == target.party:
+                raise ExchangeError(
+                    f"'{next(iter(taken.streams))}' is an iterator, and in {source.title} already.",
+                    hint="Give it another name in a cell there.",
+                )
+        for (source, target, names), taken in zip(ways, packed, strict=True):
+            types, notes = target.put(taken, names, copy=copy)
+            is_shared = isinstance(taken.payload, Lease) and target.shares and source.shares
+            said = dict.fromkeys([*taken.notes, *notes])
+            yield HandOver(
+                notes=tuple(said), bytes=taken.size, shared=is_shared and not copy, types=types
             )
-        types, notes = target.put(taken, names, copy=copy)
-        is_shared = isinstance(taken.payload, Lease) and target.shares and source.shares
-        said = dict.fromkeys([*taken.notes, *notes])
-        return HandOver(
-            notes=tuple(said), bytes=taken.size, shared=is_shared and not copy, types=types
-        )
-    finally:
-        taken.close()
 
 
 def _check_names(names: Mapping[str, str], target: Side) -> None:
@@ -254,7 +267,8 @@ class OwnKernel:
     ) -> tuple[dict[str, str], list[str]]:
         """Make values of a payload and bind them; return their types and what is to be said."""
         try:
-            unpacked = unpack(_payload_of(taken), copy=copy)
+            is_small = not isinstance(taken.payload, Lease)
+            unpacked = unpack(_payload_of(taken), copy=copy or is_small)
         except Damaged as error:
             raise _damaged(error) from error
         values = {names[name]: value for name, value in unpacked.values.items() if name in names}
@@ -264,7 +278,7 @@ class OwnKernel:
             raise _damaged("a value is missing")
         self._namespace.update(values)
         types = {name: agent.type_name(value) for name, value in values.items()}
-        return types, list(unpacked.notes)
+        return types, [*unpacked.notes, *[agent.READ_ONLY] * unpacked.views]
 
 
 def _carry(packed: Packed, parties: frozenset[str]) -> Taken:

@@ -36,7 +36,8 @@ from dockml_magic.images import explain
 from dockml_magic.life_magics import LifeMagics
 from dockml_magic.magic_lines import MagicLines
 from dockml_magic.names import LOCAL, known_names
-from dockml_magic.options import RunOptions, add_run_options, options_from
+from dockml_magic.options import RunOptions, add_run_options, options_from, split_line
+from dockml_magic.parcels import join_lists, parse_in, parse_out
 from dockml_magic.planning import (
     allow_project,
     check_trust,
@@ -48,7 +49,8 @@ from dockml_magic.planning import (
     with_extras,
 )
 from dockml_magic.project import find_project
-from dockml_magic.routing import Router
+from dockml_magic.routing import Place, Router
+from dockml_magic.value_magics import ValueMagics, add_cell_arguments
 
 _LOADED = "_dockml_magics"
 
@@ -106,6 +108,11 @@ def _add_start_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser)
 
 
+def _add_cell_arguments(parser: argparse.ArgumentParser) -> None:
+    add_cell_arguments(parser)
+    _add_start_arguments(parser)
+
+
 def _add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="WORD", help="what to look for")
 
@@ -138,7 +145,7 @@ class DockerMagics(MagicLines):
 
     ARGUMENTS = {  # noqa: RUF012 - declared as ClassVar above
         "docker_env": _add_env_arguments,
-        "%docker_cell": _add_start_arguments,
+        "%docker_cell": _add_cell_arguments,
         "docker_pick": _add_words,
         "docker_ps": _add_all,
         "docker_stop": _add_environments,
@@ -152,12 +159,22 @@ class DockerMagics(MagicLines):
         super().__init__(shell)
         self.environments = Environments()
         self.router = Router(shell, self.environments, self._cell_target)
+        self._values = ValueMagics(shell, self.environments)
         self.all_lines: tuple[MagicLines, ...] = (
             self,
+            self._values,
             ImageMagics(shell),
             LifeMagics(shell, self.environments),
             DoctorMagics(shell),
         )
+
+    def complete(self, shell: InteractiveShell, event: Any) -> list[str]:
+        """Return what may stand next in one of our lines; called by IPython."""
+        magic, *words = event.text_until_cursor.split(" ")
+        if magic == "%%docker_cell" and len(words) > 1 and words[-2] in ("-i", "-o"):
+            here = words[0] if words[-2] == "-o" else LOCAL
+            return self._values.complete_values(words[-1], here)
+        return super().complete(shell, event)
 
     def names_for(self, magic: str) -> Iterable[str]:
         """Return the names of environments, and where one can be started those of images."""
@@ -321,33 +338,51 @@ class DockerMagics(MagicLines):
 
         %%docker_cell NAME [options]   start NAME if it does not run yet, and run the cell there
         %%docker_cell local            run the cell in the notebook's own kernel
-        """
-        where = self._cell_target(line)
-        if isinstance(where, Environment):
-            raise_remote_error(self.router.run_cell(where, cell))
-        elif where == LOCAL:
-            self.router.run_locally(cell)
+        %%docker_cell NAME -i text,ids=tf1.10:vocab -o logits
+                                       with the notebook's text, and tf1.10's vocab as ids; then hand logits back
 
-    def _cell_target(self, line: str) -> Environment | str:
-        """Return where a `%%docker_cell` runs: an environment, "local", or "" where it asked for help."""
-        if (parsed := self.parse("%docker_cell", line)) is None:
-            return ""
+        Values go in before the cell runs, and out when it has run and raised nothing. See also: %docker_cp -h
+        """
+        if (place := self._cell_target(line)) is None:
+            return
+        if place.environment is None:
+            self.router.run_locally(cell)
+        else:
+            raise_remote_error(self.router.run_cell(place.environment, cell))
+        place.fetch()
+
+    def _cell_target(self, line: str) -> Place | None:
+        """Return where a `%%docker_cell` runs, with the values there that it takes; None where it asked for help."""
+        words = join_lists(split_line(line), ("-i", "-o"))
+        if (parsed := self.parse_words("%docker_cell", words)) is None:
+            return None
         options = options_from(parsed)
         name = options.name or parsed.what
-        if parsed.what == LOCAL:
-            return LOCAL
-        if parsed.what is None:
+        if name is None:
             if self.environments.active is None:
                 raise ConfigError(
                     "%%docker_cell needs a NAME.", hint="Example: %%docker_cell tf1.10"
                 )
-            return self.environments.active
-        if name in self.environments:
-            environment = self.environments.get(name)
-            if environment.waits_for_kernel:
-                self._resume(environment)
-            return environment
-        return self._start_beside(parsed.what, options).environment
+            name = self.environments.active.name
+        here = LOCAL if parsed.what == LOCAL else name
+        taken, given = parse_in(parsed.take, here), parse_out(parsed.give, here)
+        self._values.check([*taken, *given], here=here)
+        environment = None if here == LOCAL else self._running(name, parsed.what, options)
+        self._values.carry(taken, copy=parsed.copy, quiet=parsed.quiet)
+
+        def fetch() -> None:
+            self._values.carry(given, copy=parsed.copy, quiet=parsed.quiet)
+
+        return Place(environment=environment, fetch=fetch)
+
+    def _running(self, name: str, what: str, options: RunOptions) -> Environment:
+        """Return the environment called `name`, started where it does not run."""
+        if name not in self.environments:
+            return self._start_beside(what, options).environment
+        environment = self.environments.get(name)
+        if environment.waits_for_kernel:
+            self._resume(environment)
+        return environment
 
     def _start_beside(
         self,

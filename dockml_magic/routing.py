@@ -16,7 +16,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
-import keyword
 import logging
 import secrets
 import signal
@@ -24,6 +23,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from types import FrameType
 from typing import Any
@@ -48,7 +48,6 @@ from dockml_magic.forwarding import (
     ShellChannel,
 )
 from dockml_magic.messages import Message
-from dockml_magic.names import LOCAL
 from dockml_magic.pieces import CELL_MAGIC, PREFIX, Piece, has_own_line, split_cell
 from dockml_magic.relay import Relay, Sink
 
@@ -56,6 +55,13 @@ log = logging.getLogger(__name__)
 
 _COMPLETE_TIMEOUT = 5.0
 _DEBUG_TIMEOUT = 20.0
+
+_PYTHONS_MATCHERS = (
+    "IPCompleter.python_matcher",
+    "IPCompleter.python_matches",
+    "IPCompleter.python_func_kw_matcher",
+)
+"""What completes Python, as IPython calls it, and as older ones do."""
 
 WIDGET_CONTROL = "jupyter.widget.control"
 """The target of a comm by which a front end asks for widgets' states; see ipywidgets' messages.md."""
@@ -163,6 +169,22 @@ class TerminalSink:
         return input(prompt)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a piece of a cell runs.
+
+    Attributes
+    ----------
+    environment : Environment or None
+        None is the notebook's own kernel.
+    fetch : callable
+        Called when the piece has run there and raised nothing: it may bring values back.
+    """
+
+    environment: Environment | None
+    fetch: Callable[[], None] = lambda: None
+
+
 class Router:
     """Sends each cell of one notebook where it belongs.
 
@@ -173,15 +195,15 @@ class Router:
     environments : Environments
         What runs, and which one is active.
     cell_target : callable
-        Takes the line of a `%%docker_cell` and returns the environment it names (started where it
-        did not run yet), "local", or "" where the line only asked for help.
+        Takes the line of a `%%docker_cell` and returns where the cell runs, in an environment that was started where it
+        did not run yet; None where the line only asked for help.
     """
 
     def __init__(
         self,
         shell: InteractiveShell,
         environments: Environments,
-        cell_target: Callable[[str], Environment | str],
+        cell_target: Callable[[str], Place | None],
     ) -> None:
         self.shell = shell
         self.environments = environments
@@ -321,9 +343,9 @@ class Router:
                         "allow_stdin": allow_stdin,
                         "stop_on_error": True,
                     }
-                    environment, content["code"] = self._target(piece)
-                    if environment is not None:
-                        reply = self._execute_remotely(environment, content, count)
+                    place, content["code"] = self._target(piece)
+                    if place.environment is not None:
+                        reply = self._execute_remotely(place.environment, content, count)
                     elif content["code"]:
                         with self._splitting(), self._counting_as(count):
                             reply = await original(
@@ -336,6 +358,7 @@ class Router:
                             )
                     if reply["status"] != "ok":
                         break
+                    place.fetch()
             except (DockmlError, KeyboardInterrupt) as error:  # the latter at any moment
                 reply = self._error_reply(error)
             if stores:
@@ -381,18 +404,16 @@ class Router:
             return any(piece.is_ours for piece in pieces)
         return bool(pieces) and pieces[0].code.lstrip().startswith(CELL_MAGIC)
 
-    def _target(self, piece: Piece) -> tuple[Environment | None, str]:
-        """Return where a piece runs (None: here), and what of it; "" where it only asked for help."""
+    def _target(self, piece: Piece) -> tuple[Place, str]:
+        """Return where a piece runs, and what of it; "" where it only asked for help."""
         if not piece.is_ours:
-            return self.environments.active, piece.code
+            return Place(environment=self.environments.active), piece.code
         line, _, body = piece.code.lstrip().partition("\n")
         words = line.split(maxsplit=1)
         if words[0] != CELL_MAGIC:
-            return None, piece.code
-        where = self._cell_target(words[1] if len(words) > 1 else "")
-        if isinstance(where, Environment):
-            return where, body
-        return None, body if where == LOCAL else ""
+            return Place(environment=None), piece.code
+        place = self._cell_target(words[1] if len(words) > 1 else "")
+        return (place, body) if place is not None else (Place(environment=None), "")
 
     @contextmanager
     def _splitting(self) -> Iterator[None]:
@@ -475,13 +496,12 @@ class Router:
     def _do_complete(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def do_complete(code: str, cursor_pos: int) -> Any:
             """Complete our own lines, among the magics of the active environment."""
+            if _is_ours(code, cursor_pos):
+                with self._read_as_no_python():
+                    own = original(code, cursor_pos)
+                return {**own, "metadata": {}}
             own = original(code, cursor_pos)
             environment = self.environments.active
-            if _is_ours(
-                code, cursor_pos
-            ):  # where nothing is typed yet, Python's own words come too
-                names = [match for match in own["matches"] if not keyword.iskeyword(match)]
-                return {**own, "matches": names, "metadata": {}}
             if environment is None or not environment.is_alive:
                 return own
             content = {"code": code, "cursor_pos": cursor_pos}
@@ -492,6 +512,18 @@ class Router:
                 return own
 
         return do_complete
+
+    @contextmanager
+    def _read_as_no_python(self) -> Iterator[None]:
+        """Have nothing completed with what one of our lines would be as Python."""
+        completer = self.shell.Completer
+        before = completer.use_jedi, completer.disable_matchers
+        completer.use_jedi = False
+        completer.disable_matchers = [*completer.disable_matchers, *_PYTHONS_MATCHERS]
+        try:
+            yield
+        finally:
+            completer.use_jedi, completer.disable_matchers = before
 
     def _do_debug_request(self, original: Callable[..., Any]) -> Callable[..., Any]:
         async def do_debug_request(request: Mapping[str, Any]) -> Any:
@@ -648,13 +680,13 @@ class Router:
         """Complete with what the active environment knows; called by IPython's completer."""
         lines = context.full_text.split("\n")[: context.cursor_line]
         cursor = sum(len(line) + 1 for line in lines) + context.cursor_position
+        if _is_ours(context.full_text, cursor):
+            # Among others, which would be completed as Python, IPython asks for these anyway: here, only for them.
+            names = self.shell.Completer.dispatch_custom_completer(context.token) or []
+            return {"completions": [SimpleCompletion(text=n) for n in names], "suppress": True}
         environment = self.environments.active
         reply = None
-        if (
-            environment is not None
-            and environment.is_alive
-            and not _is_ours(context.full_text, cursor)
-        ):
+        if environment is not None and environment.is_alive:
             content = {"code": context.full_text, "cursor_pos": cursor}
             reply = environment.request("complete_request", content, _COMPLETE_TIMEOUT)
         if reply is None:

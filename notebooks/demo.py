@@ -32,6 +32,11 @@ IMAGES = {
     ],
     "02_find_an_image": ["dockml/tensorflow:1.10.0", "dockml/pytorch:1.1.0"],
     "03_environments": ["dockml/pip:3.11"],
+    "04_pipeline": [
+        "dockml/tensorflow:1.4.0",
+        "dockml/tensorflow:1.10.0",
+        "dockml/pytorch:1.1.0",
+    ],
 }
 _ENV = re.compile(r"^%docker_env\s+(\S+)", re.MULTILINE)
 _CELL = re.compile(r"^%%docker_cell\s+(\S+)")

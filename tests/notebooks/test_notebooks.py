@@ -25,9 +25,16 @@ _VARIES = [
 
 
 def _said(notebook: nbformat.NotebookNode) -> list[list[str]]:
-    """Return what each cell said, without what differs from run to run."""
+    """Return what each cell said, without what differs from run to run.
+
+    Of a cell with the tag "learned", whose words are a trained model's, only what kinds of output there are: other
+    processors round otherwise.
+    """
     return [
-        [_plain(output) for output in _joined(cell.outputs)]
+        [
+            output.output_type if "learned" in cell.metadata.get("tags", ()) else _plain(output)
+            for output in _joined(cell.outputs)
+        ]
         for cell in notebook.cells
         if cell.cell_type == "code"
     ]

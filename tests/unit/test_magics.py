@@ -214,7 +214,7 @@ def test_a_pull_is_completed_with_what_can_be_pulled(
     monkeypatch.setattr(planning.engines, "connect", lambda name: engine)
 
     def completed(line: str) -> list[str]:
-        event = SimpleNamespace(line=line, symbol=line.rpartition(" ")[2])
+        event = SimpleNamespace(line=line, text_until_cursor=line, symbol=line.rpartition(" ")[2])
         hooks = shell.strdispatchers["complete_command"].s_matches(line.partition(" ")[0])
         return next(iter(hooks))(event)
 

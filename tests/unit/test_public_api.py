@@ -11,11 +11,13 @@ from dockml_magic.doctor_magics import DoctorMagics
 from dockml_magic.image_magics import ImageMagics
 from dockml_magic.life_magics import LifeMagics
 from dockml_magic.magics import DockerMagics
+from dockml_magic.value_magics import ValueMagics
 
 MAGICS = {
     "line": {
         "docker_build",
         "docker_commit",
+        "docker_cp",
         "docker_doctor",
         "docker_env",
         "docker_exec",
@@ -72,7 +74,7 @@ def test_the_version_is_one() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", dockml_magic.__version__)
 
 
-OURS = (DockerMagics, ImageMagics, LifeMagics, DoctorMagics)
+OURS = (DockerMagics, ImageMagics, LifeMagics, DoctorMagics, ValueMagics)
 
 
 def test_these_magics_are_ours() -> None:

@@ -35,6 +35,9 @@ _CLOSE_ON_EXEC = 0x40000000
 
 _LONGEST_LINE = 1 << 20
 
+READ_ONLY = "read-only: both sides have the same memory; --copy (copy=True) makes a copy"
+"""What is said of arrays that are views."""
+
 _held = {}
 """What waits to be read or bound, piece by piece: memory, a packed value or values, by the request's token."""
 
@@ -194,7 +197,8 @@ def _put(request):
             payload = read(descriptor, told["size"])
         else:
             payload = _held.pop(request["token"])
-        unpacked = unpack(payload, copy=request["copy"])
+        # A small array costs nothing to copy, and can be changed then.
+        unpacked = unpack(payload, copy=request["copy"] or "payload" in request)
         del payload
         values = {}
         for source in request["names"]:
@@ -206,7 +210,7 @@ def _put(request):
             )
         said = {
             "types": {name: type_name(values[name]) for name in values},
-            "notes": list(unpacked.notes),
+            "notes": list(unpacked.notes) + [READ_ONLY] * unpacked.views,
         }
         if not door.is_open:
             _held[request["token"]] = values

@@ -329,7 +329,7 @@ def read_data(reader, detail, shape, order, number):
         return found
     found = numpy.ndarray(shape, dtype, reader.payload, offset, None, str(order))
     found.flags.writeable = False
-    reader.views = True
+    reader.views += 1
     return found
 
 

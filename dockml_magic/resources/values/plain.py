@@ -232,7 +232,7 @@ def _write_dict(kind):
     def write(packer, value, number):
         # As the base sees it: a subclass's own idea of its keys may run anything.
         keys = list((collections.OrderedDict if kind == "ordered" else dict).__iter__(value))
-        if sys.version_info < (3, 7) and kind in ("dict", "counter"):
+        if sys.version_info < (3, 6) and kind in ("dict", "counter"):
             keys = _in_order(keys)  # it has none of its own
         return [
             kind,

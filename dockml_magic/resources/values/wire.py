@@ -391,7 +391,7 @@ class Reader(object):
 
     def __init__(self, payload, copy):
         self.copy = copy
-        self.views = False
+        self.views = 0
         self.notes = []
         self._noted = set()
         self._later = []
@@ -437,7 +437,7 @@ class Reader(object):
             name = str(root[0]) if PY2 and _is_ascii(root[0]) else root[0]
             _must(name not in values, "a name comes twice")
             values[name] = self.value(root[1])
-        return Unpacked(values, self.notes, self.views)
+        return Unpacked(values, self.notes, self.views > 0)
 
     def note(self, text):
         text = plain.printable(text)[:LONGEST_NOTE]
@@ -488,6 +488,7 @@ class Reader(object):
         """An array that may be written to: itself where the payload is private, else a copy."""
         if array.flags.writeable:
             return array
+        self.views -= 1
         if not PY2 and not self._payload.readonly:
             array.flags.writeable = True
             return array

@@ -1,0 +1,209 @@
+"""Values between real containers, as cells hand them over: %docker_cp, and %%docker_cell's -i and -o."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dockml_magic.engine import DockerEngine
+from tests.integration.conftest import Image, variables_of_its_own
+from tests.integration.notebook import (
+    IPYKERNELS,
+    PATIENCE,
+    Notebook,
+    containers_of,
+    python_with,
+)
+from tests.integration.test_terminal import Terminal
+from tests.integration.waiting import wait_until
+
+BARE = "dockml/bare:3.11"
+TF = "dockml/tensorflow:1.10.0"
+TF_PY27 = "dockml/tensorflow:1.10.0-py27"
+
+PROJECT = f"""
+[environments.new]
+image = "{BARE}"
+
+[environments."tf1.10"]
+image = "{TF}"
+
+[environments.old]
+image = "{TF_PY27}"
+"""
+
+
+@pytest.fixture(scope="module", params=IPYKERNELS)
+def shared(
+    request: pytest.FixtureRequest,
+    engine: DockerEngine,
+    image: Image,
+    lasting_cache: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Notebook]:
+    """A notebook with environments on Python 2.7, 3.6 and 3.11, for all of these tests."""
+    for name in (BARE, TF, TF_PY27):
+        image(name)
+    folder = tmp_path_factory.mktemp("values")
+    (folder / "dockml.toml").write_text(PROJECT)
+    own = tmp_path_factory.mktemp("own")
+    with variables_of_its_own(own / "own", engine, lasting_cache) as variables:
+        with Notebook(folder, python_with(request.param), variables) as notebook:
+            notebook.ok("%load_ext dockml_magic")
+            for name in ("new", "tf1.10", "old"):
+                notebook.use(name)
+            yield notebook
+        wait_until(lambda: not containers_of(folder), timeout=5.0, what="no container to be left")
+
+
+@pytest.fixture
+def notebook(shared: Notebook) -> Notebook:
+    """That notebook; cells run in its own kernel."""
+    shared.ok("%docker_env local")
+    return shared
+
+
+def test_a_summary_goes_through_three_pythons(notebook: Notebook) -> None:
+    notebook.ok("text = ['Ein Satz.', 'Noch ein ☃.']; counts = {'Satz': 1, 2: (3.5, None)}")
+    cell = notebook.ok(
+        "%%docker_cell tf1.10 -i text,n=counts -o lengths,n\n"
+        "import numpy, sys\n"
+        "lengths = numpy.array([len(t) for t in text])\n"
+        "n[2] = n[2] + (sys.version_info[:2],)"
+    )
+    lines = [line for line in cell.printed().splitlines() if not line.startswith("  ")]
+    told = [line.partition("  (")[0] for line in lines]
+    assert told == ["text, counts → tf1.10:text, n", "tf1.10:lengths, n → the notebook"]
+    notebook.ok("%docker_cp tf1.10:lengths,n old:")
+    assert (
+        notebook.ok("%%docker_cell old\nlengths.tolist(), sorted(n.items())").result
+        == "([9, 11], [(2, (3.5, None, (3, 6))), (u'Satz', 1)])"
+    )
+    notebook.ok("%%docker_cell old -o new:more=total\ntotal = int(lengths.sum()) ** 30")
+    assert notebook.ok("%%docker_cell new -q -i n\nmore == 20 ** 30, n").result == (
+        "(True, {'Satz': 1, 2: (3.5, None, (3, 6))})"
+    )
+
+
+def test_what_the_receiver_has_no_library_for_arrives_as_the_nearest_thing(
+    notebook: Notebook,
+) -> None:
+    notebook.ok("%%docker_cell tf1.10\nimport numpy\nmatrix = numpy.eye(2)")
+    first, note = notebook.ok("%docker_cp tf1.10:matrix new:").printed().splitlines()
+    assert first.startswith("tf1.10:matrix → new  (list, ")
+    assert note == "  array: list (no NumPy here)"
+    assert notebook.ok("%%docker_cell new\nmatrix").result == "[[1.0, 0.0], [0.0, 1.0]]"
+
+
+def test_a_cell_that_fails_hands_nothing_back(notebook: Notebook) -> None:
+    notebook.ok("kept = 'as it was'")
+    cell = notebook.run("%%docker_cell new -o kept\nkept = 'new'\n1 / 0")
+    assert cell.reply["ename"] == "ZeroDivisionError"
+    assert notebook.ok("kept").result == "'as it was'"
+
+
+def test_what_a_cell_lacks_is_its_error_and_stops_those_behind_it(notebook: Notebook) -> None:
+    first = notebook.send("%%docker_cell new -q -o made,lost\nmade = 1\nprint('ran')")
+    second = notebook.send("1 + 1")
+    cell = notebook.finish(first)
+    assert cell.reply["ename"] == "NameMissingError"
+    assert cell.printed() == "ran\n"
+    assert "There is no variable 'lost' in 'new'." in cell.traceback
+    assert "dockml_magic" not in cell.traceback
+    assert notebook.finish(second).reply["status"] == "aborted"
+    assert notebook.ok("'made' in globals()").result == "False"
+
+
+def test_a_cell_does_not_run_without_its_values(notebook: Notebook) -> None:
+    notebook.ok("lock = __import__('threading').Lock(); fine = 1")
+    notebook.ok("%%docker_cell new\nfine = 'as it was'")
+    cell = notebook.run("%%docker_cell new -i fine,lock\nprint('ran')")
+    assert cell.reply["ename"] == "ValueRefusedError"
+    assert "lock is of type" in cell.traceback
+    assert cell.printed() == ""
+    cell = notebook.run("%%docker_cell new -i fine -i tf1.10:lost\nprint('ran')")
+    assert cell.reply["ename"] == "NameMissingError"
+    assert notebook.ok("%%docker_cell new\nfine").result == "'as it was'"
+
+
+def test_a_copy_stands_among_the_lines_of_a_cell(notebook: Notebook) -> None:
+    cell = notebook.ok(
+        "%docker_env tf1.10\n"
+        "first = [1, 2]\n"
+        "%docker_cp -q tf1.10:first new:second\n"
+        "%docker_env new\n"
+        "second + [3]"
+    )
+    assert cell.result == "[1, 2, 3]"
+
+
+def test_the_namespace_there_gets_the_values_and_nothing_else(notebook: Notebook) -> None:
+    names = "%%docker_cell new\nsorted(name for name in globals() if not name.strip('_i0123456789') == '')"
+    before = eval(notebook.ok(names).result)
+    notebook.ok("one = 1")
+    notebook.ok("%docker_cp one new:brand_new")
+    assert set(eval(notebook.ok(names).result)) - set(before) == {"brand_new"}
+
+
+def test_an_iterator_arrives_as_one(notebook: Notebook) -> None:
+    notebook.ok("%%docker_cell tf1.10\nimport numpy\nrows = (numpy.full(3, i) for i in range(4))")
+    notebook.ok("%docker_cp tf1.10:rows local:")
+    assert notebook.ok("[int(sum(row)) for row in rows]").result == "[0, 3, 6, 9]"
+
+
+def test_tab_knows_the_values_of_each_environment(notebook: Notebook) -> None:
+    notebook.ok("%%docker_cell tf1.10\nsummary_there = 1")
+    notebook.ok("summary_here = 1")
+    for code, found in (
+        ("%docker_cp tf1.10:summ", "summary_there"),
+        ("%docker_cp summ", "summary_here"),
+        ("%%docker_cell new -i x=tf1.10:summ", "summary_there"),
+        ("%%docker_cell tf1.10 -o summ", "summary_there"),
+    ):
+        reply = notebook.ask("complete", code, len(code))
+        assert reply["matches"] == [found], code
+    reply = notebook.ask("complete", "%docker_cp tf1.10:", len("%docker_cp tf1.10:"))
+    assert "summary_there" in reply["matches"]
+    assert not {"print", "summary_here", "get_ipython"} & set(reply["matches"])
+
+
+def test_the_stop_button_ends_the_wait_for_an_environment_that_is_busy(notebook: Notebook) -> None:
+    mark = notebook.folder / "busy"
+    notebook.ok(
+        "%%docker_cell new\n"
+        "import threading, time\n"
+        "class Slow:\n"
+        "    def __iter__(self): return self\n"
+        f"    def __next__(self): open({str(mark)!r}, 'w').close(); time.sleep(600)\n"
+        "slow = Slow()"
+    )
+    notebook.ok("%docker_cp -q new:slow local:")
+    msg_id = notebook.send("next(slow)")
+    wait_until(mark.exists, what="the iterator to work", timeout=PATIENCE)
+    notebook.interrupt()
+    assert notebook.finish(msg_id).reply["status"] == "error"
+    assert notebook.ok("%%docker_cell new\n1 + 1").result == "2"
+
+
+def test_values_are_handed_over_in_a_terminal(workspace: Path, image: Image) -> None:
+    image(BARE)
+    terminal = Terminal(workspace, "--simple-prompt")
+    try:
+        terminal.run("%load_ext dockml_magic", "words = ['one', 'two']")
+        shown = terminal.run(
+            f"%%docker_cell {BARE} --name bare -i words -o lengths",
+            "lengths = [len(w) for w in words]",
+            "",
+            "",
+        )
+        assert "words → bare" in shown
+        assert "bare:lengths → the notebook" in shown
+        assert terminal.run("lengths").strip().endswith("[3, 3]")
+        assert "bare:words → again" in terminal.run("%docker_cp bare:words again")
+        assert terminal.run("again").strip().endswith("['one', 'two']")
+        assert "Did you mean words?" in terminal.run("%docker_cp bare:wrds again")
+        assert terminal.is_at_home
+    finally:
+        terminal.process.close(force=True)
