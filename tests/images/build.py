@@ -157,6 +157,10 @@ RECIPES: dict[str, Recipe] = {
         "3.6", "installed", "ipykernel==5.5.6", pip=PIP_36, check=KERNEL_CHECK
     ),
     "dockml/ipykernel:7": _on("3.11", "installed", "ipykernel==7.4.0", check=KERNEL_CHECK),
+    # The same, and what gateway_provisioners' launcher imports: for the benchmark.
+    "dockml/peers:3.11": _on(
+        "3.11", "installed", "ipykernel==7.4.0", "pycryptodomex==3.23.0", check=KERNEL_CHECK
+    ),
     "dockml/widgets:3.11": _on(
         "3.11", "installed", "ipykernel==7.4.0", "ipywidgets==8.1.7", check=KERNEL_CHECK
     ),
