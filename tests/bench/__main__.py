@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import docker
@@ -20,7 +20,7 @@ from tests.bench.peers import PEERS
 from tests.bench.plot import plot
 from tests.bench.rows import ROWS
 from tests.bench.sessions import end_processes
-from tests.bench.table import Figure, markdown, write
+from tests.bench.table import US, Absent, Figure, Goal, markdown, write
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -52,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> int:
         stack.callback(_clear_up, bench)
         for name in names:
             since = time.monotonic()
-            for figure in ROWS[name](bench):
+            for figure in _figures(bench, name):
                 figures.append(figure)
                 print(markdown([figure]), file=sys.stderr, flush=True)
             print(f"{name}: {time.monotonic() - since:.0f} s", file=sys.stderr, flush=True)
@@ -67,6 +67,17 @@ def main(words: Sequence[str] | None = None) -> int:
         write(figures, parsed.out, note)
         plot(figures, parsed.out.with_name(parsed.out.name + ".svg"))
     return int(parsed.strict and any(f.is_met(who) is False for f in figures for who in f.samples))
+
+
+def _figures(bench: Bench, name: str) -> Iterator[Figure]:
+    """Give a row's figures; one that says why, where we could not be measured at all."""
+    try:
+        yield from ROWS[name](bench)
+    except Absent as error:
+        never = Goal(factor=0)
+        yield Figure(
+            row=name, title=name, samples={US: []}, notes={US: str(error)}, goals={US: never}
+        )
 
 
 def _clear_up(bench: Bench) -> None:

@@ -49,9 +49,11 @@ class Driver:
 
     def start(
         self,
+        *,
         spec: dict[str, Any],
         prelude: list[str],
         prefix: str,
+        checked: bool,
         cwd: str,
         env: dict[str, str],
         connection_file: str,
@@ -72,7 +74,7 @@ class Driver:
             run_cell(self._client, code)
         ran = run_cell(self._client, f"{prefix}1+1")
         seconds = time.perf_counter() - began
-        if not prefix and ran.text != "2":
+        if checked and ran.text != "2":
             raise RuntimeError(f"1+1 was answered with {ran.text!r}")
         return {"seconds": seconds, "pid": getattr(self._manager.provisioner, "pid", None)}
 
@@ -131,17 +133,22 @@ class Driver:
 
     def restart(self, code: str) -> dict[str, Any]:
         """Restart, by a cell or as the front end's button does; `kept`: what was written inside is there."""
-        self.run(f"open({MARK!r}, 'w').close()")
+        self.run(f"open({MARK!r}, 'w').close(); kept = 42")
         began = time.perf_counter()
         if code:
             run_cell(self._client, code)
         else:
-            self._manager.restart_kernel(now=True)
+            self._manager.restart_kernel(now=False)  # as Jupyter's server does
             self._connect()
         run_cell(self._client, f"{self._prefix}1+1")
         seconds = time.perf_counter() - began
-        kept = self.run(f"import os; print(os.path.exists({MARK!r}))")["stdout"].strip()
-        return {"seconds": seconds, "kept": kept == "True"}
+        said = self.run(f"import os; print('kept' in globals(), os.path.exists({MARK!r}))")[
+            "stdout"
+        ]
+        is_old, kept = (word == "True" for word in said.split())
+        if is_old:
+            raise RuntimeError("the kernel that answers afterwards is the old one")
+        return {"seconds": seconds, "kept": kept}
 
     def stop(self, code: str = "") -> dict[str, Any]:
         """Stop, by a cell or as the front end's button does."""

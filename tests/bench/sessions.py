@@ -110,6 +110,8 @@ class Session:
             spec=dict(which.spec),
             prelude=list(which.prelude),
             prefix=which.prefix,
+            # The output of a cell that a peer relays may come after its idle.
+            checked=which.twin is None and not which.inner,
             cwd=str(which.folder),
             env=dict(which.environ),
             connection_file=which.connection_file,

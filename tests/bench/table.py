@@ -24,7 +24,7 @@ class Goal:
     Attributes
     ----------
     factor : float
-        Of the median of whom it is about; 0.0 for a goal that has nothing to do with others.
+        Of the median of whom we are compared with; 0.0 for a goal that has nothing to do with others.
     plus : float
         In the figure's own unit.
     strictly : bool
@@ -61,7 +61,7 @@ class Figure:
     samples : mapping of str to sequence of float
         By who it was, in the order of the table. Nothing where somebody could not be measured.
     goals : mapping of str to Goal
-        What our median should be, by whom it is compared with; by `US` where that is nobody.
+        What our median should be, by whom it is compared with; or, without a factor, that one's own.
     notes : mapping of str to str
         What else is to be said of somebody, such as why there are no samples.
     floor : str
@@ -89,11 +89,14 @@ class Figure:
 
     def is_met(self, who: str) -> bool | None:
         """Tell whether the goal beside somebody is met; None where there is none, or no telling."""
-        goal, ours = self.goals.get(who), self.median_of(self.us)
-        theirs = 0.0 if who == self.us else self.median_of(who)
-        if goal is None or (theirs is None and ours is not None):
+        goal = self.goals.get(who)
+        if goal is None:
             return None
-        return ours is not None and theirs is not None and goal.is_met(ours, theirs)
+        ours = self.median_of(self.us if goal.factor else who)
+        theirs = self.median_of(who)
+        if ours is None:
+            return False
+        return None if theirs is None else goal.is_met(ours, theirs)
 
     def order(self) -> list[str]:
         """Return who was measured: the floor, we, the others, and last those who could not be."""

@@ -135,7 +135,7 @@ def many(bench: Bench) -> Iterator[Figure]:
             starts[who] = []
             for _ in range(bench.repetitions(5)):
                 starts[who].append(begin())
-                session.run(f"%docker_rm {names.pop()}")
+                session.run(f"%docker_rm -f {names.pop()}")
     common = {"row": "many", "floor": first}
     last = _alive(counts[-1])
     yield Figure(

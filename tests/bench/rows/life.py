@@ -15,6 +15,8 @@ from tests.bench.bench import (
     FLOOR,
     IPYKERNEL5,
     IPYKERNEL7,
+    KERNEL,
+    LAUNCHER,
     LOCAL,
     TENSORFLOW27,
     Bench,
@@ -50,13 +52,13 @@ def interrupt(bench: Bench) -> Iterator[Figure]:
             samples=turns.samples,
             notes=turns.notes,
             floor=floor,
-            goals={US: Goal(factor=0, plus=0.1, strictly=True)},
+            goals={who: Goal(factor=0, plus=0.1, strictly=True) for who in (US, KERNEL)},
         )
         yield Figure(
             row="interrupt",
             title=f"interrupts that did not end the cell or lost variables, {image}",
             samples={who: [float(count)] for who, count in lost.items()},
-            goals={US: Goal(factor=0)},
+            goals={who: Goal(factor=0) for who in (US, KERNEL)},
             unit="",
         )
 
@@ -93,7 +95,7 @@ def restart(bench: Bench) -> Iterator[Figure]:
         row="restart",
         title="restarts after which what was installed in the container is gone",
         samples={who: [float(count)] for who, count in gone.items() if who != LOCAL},
-        goals={US: Goal(factor=0)},
+        goals={who: Goal(factor=0) for who in (US, KERNEL)},
         unit="",
     )
 
@@ -122,7 +124,7 @@ def stop(bench: Bench) -> Iterator[Figure]:
         samples=turns.samples,
         notes=turns.notes,
         floor=FLOOR,
-        goals={US: Goal(factor=0, plus=0.5, strictly=True)},
+        goals={who: Goal(factor=0, plus=0.5, strictly=True) for who in (US, KERNEL)},
     )
 
 
@@ -178,7 +180,7 @@ def left(bench: Bench) -> Iterator[Figure]:
             title=f"containers left {GRACE:g} s after {way}",
             samples=turns.samples,
             notes=turns.notes,
-            goals={US: Goal(factor=0)},
+            goals={who: Goal(factor=0) for who in (US, KERNEL, LAUNCHER) if turns.samples[who]},
             unit="",
         )
 
@@ -235,7 +237,7 @@ def addresses(bench: Bench) -> Iterator[Figure]:
         title="addresses listened on, besides loopback and Unix sockets",
         samples=turns.samples,
         notes=turns.notes,
-        goals={US: Goal(factor=0)},
+        goals={who: Goal(factor=0) for who in (US, KERNEL, LAUNCHER)},
         unit="",
     )
 
