@@ -286,6 +286,37 @@ class KernelContainer:
     def _shares_files(self) -> bool:
         return self.engine.facts.shares_files
 
+    @property
+    def runtime(self) -> RuntimeFolder | None:
+        """The runtime folder, which its container has too where the engine shares our files."""
+        return self._runtime
+
+    @property
+    def shares_files(self) -> bool:
+        """Whether its engine sees our files."""
+        return self._shares_files
+
+    def give_file(self, name: str, content: bytes) -> PurePosixPath:
+        """Give a running container a file; return its path in there.
+
+        Raises
+        ------
+        KernelError
+            If its runtime folder is gone, or full.
+        """
+        assert self._runtime is not None
+        path = RUNTIME / name
+        try:
+            self._runtime.write(name, content)
+        except OSError as error:
+            raise KernelError(
+                f"The runtime folder '{self._runtime.shared}' cannot be written to: {error.strerror}.",
+                hint="Is the disk full, or was the folder removed? Start the environment again.",
+            ) from error
+        if not self._shares_files:
+            self.engine.copy_in(self.container_id, make_archive({path: content}))
+        return path
+
     def _spec(self, entry: str, *, auto_remove: bool = True) -> ContainerSpec:
         assert self._runtime is not None
         host = self._host_facts()

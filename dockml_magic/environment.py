@@ -39,6 +39,8 @@ from dockml_magic.errors import (
     UnknownEnvironmentError,
     harmless,
 )
+from dockml_magic.exchange import ContainerSide, HandOver, OwnKernel
+from dockml_magic.exchange import hand_over as hand_values_over
 from dockml_magic.handover import end_handover, find_handed_over, hand_over
 from dockml_magic.messages import Message
 from dockml_magic.options import RunOptions, parse_words
@@ -140,6 +142,7 @@ class Environment:
         self.reference = plan.choice.reference
         self.image_in_words = plan.choice.image_in_words
         self._relay: Relay | None = None
+        self._side: ContainerSide | None = None
         self._opened: Callable[[Environment, Relay], Callable[[], None]] | None = None
         self._on_close: Callable[[], None] | None = None
         spec = KernelSpec(
@@ -419,6 +422,7 @@ class Environment:
         if self._on_close is not None:
             self._on_close()
             self._on_close = None
+        self.close_side()
         if self._relay is not None:
             self._relay.close()
             self._relay = None
@@ -555,6 +559,19 @@ class Environment:
         KernelDiedError
             If the kernel is dead, or dies under the cell.
         """
+        relay = self._running_relay()
+        stores = content.get("store_history", True) and not content.get("silent")
+        if count is not None and stores:
+            relay.count_as(count)
+        reply = relay.execute(header, content, sink, count=count, tell=self.tell)
+        if stores:
+            counted = reply.get("execution_count") or 0
+            if is_plausible(counted, relay.next_count):
+                relay.next_count = counted + 1
+        return reply
+
+    def _running_relay(self) -> Relay:
+        """Return the sockets of a kernel that runs."""
         relay = self._relay
         error = None if relay is None else self._death()
         if error is not None and self._is_restarted_elsewhere:
@@ -565,15 +582,76 @@ class Environment:
                 f"'{self.name}' is not running any more{how}.",
                 hint=f"Start it again: %docker_env {self.name}   Or go back: %docker_env local",
             ) from error
-        stores = content.get("store_history", True) and not content.get("silent")
-        if count is not None and stores:
-            relay.count_as(count)
-        reply = relay.execute(header, content, sink, count=count, tell=self.tell)
-        if stores:
-            counted = reply.get("execution_count") or 0
-            if is_plausible(counted, relay.next_count):
-                relay.next_count = counted + 1
-        return reply
+        return relay
+
+    @property
+    def side(self) -> ContainerSide:
+        """Its kernel, as one that values are handed to and from (`exchange.hand_over`).
+
+        Raises
+        ------
+        KernelError
+            If it is not running.
+        """
+        relay = self._running_relay()
+        if self._side is None:
+            self._side = ContainerSide(
+                self.name, relay, self._container, lambda line: self.tell(line)
+            )
+        return self._side
+
+    def close_side(self) -> None:
+        """Hand nothing over any more, with what was made for it."""
+        if self._side is not None:
+            self._side.close()
+            self._side = None
+
+    def put(self, name: str, value: Any, *, copy: bool = False) -> HandOver:
+        """Give its kernel a variable.
+
+        Parameters
+        ----------
+        name : str
+        value : object
+            Python's own types and those of NumPy, pandas, SciPy, torch, TensorFlow and Pillow, nested at will, or
+            an iterator of such.
+        copy : bool
+            Arrays of some size are read-only over there, as they are in memory that both sides have. With this
+            they are not.
+
+        Returns
+        -------
+        HandOver
+            Says what is not as it was, and the type it has over there.
+
+        Raises
+        ------
+        ExchangeError
+            If it cannot be handed over.
+
+        Examples
+        --------
+        >>> with start("tf1.10") as env:  # doctest: +SKIP
+        ...     env.put("text", ["one", "two"])
+        ...     env.run("lengths = [len(t) for t in text]")
+        ...     env.get("lengths")
+        [3, 3]
+        """
+        return hand_values_over(OwnKernel({name: value}), self.side, {name: name}, copy=copy)
+
+    def get(self, name: str, *, copy: bool = False) -> Any:
+        """Return the value of a variable of its kernel; see `put`. What is not as it was is told.
+
+        Raises
+        ------
+        ExchangeError
+            If there is none, or it cannot be handed over.
+        """
+        found: dict[str, Any] = {}
+        done = hand_values_over(self.side, OwnKernel(found), {name: name}, copy=copy)
+        for note in done.notes:
+            self.tell(note)
+        return found[name]
 
     def run(self, code: str) -> CellResult:
         """Run code and return what it gave.
@@ -1004,6 +1082,8 @@ class Environments:
         ]
         # What another notebook is attached to is not ours alone to end.
         lasting = [c for c in containers if c.is_kept or c.state.attached > 1]
+        for environment in self:
+            environment.close_side()
         for container in lasting:
             container.detach()
         containers = [c for c in containers if c not in lasting]

@@ -24,6 +24,7 @@ __all__ = [
     "EngineError",
     "EngineTooOldError",
     "EngineUnreachableError",
+    "ExchangeError",
     "GpuUnavailableError",
     "HostFileError",
     "ImageBuildError",
@@ -37,6 +38,8 @@ __all__ = [
     "KernelStartTimeoutError",
     "MissingTagError",
     "MountError",
+    "NameMissingError",
+    "NoMemoryError",
     "PortTakenError",
     "ProjectFileError",
     "PullStopped",
@@ -47,6 +50,7 @@ __all__ = [
     "UnknownEnvironmentError",
     "UnknownNameError",
     "UntrustedProjectError",
+    "ValueRefusedError",
 ]
 
 _STEERING = re.compile(
@@ -460,6 +464,47 @@ class KernelDiedError(KernelError):
         if not self.log_tail:
             return text
         return f"{text}\nLast lines of its log:\n{_indented(self.log_tail)}"
+
+
+class ExchangeError(DockmlError):
+    """A value cannot be handed over. The names are as they were."""
+
+
+class NameMissingError(ExchangeError):
+    """There is no variable of that name.
+
+    Attributes
+    ----------
+    names : tuple of str
+        All that are missing.
+    """
+
+    def __init__(self, names: Sequence[str], where: str) -> None:
+        listed = ", ".join(f"'{name}'" for name in names)
+        super().__init__(
+            f"There is no variable {listed} in {where}.",
+            hint="Nothing was handed over. Is it the right environment, and did the cell run that makes it?",
+        )
+        self.names = tuple(names)
+
+
+class ValueRefusedError(ExchangeError):
+    """A value is of a type that is not handed over."""
+
+
+class NoMemoryError(ExchangeError):
+    """There is not enough memory for a value.
+
+    Attributes
+    ----------
+    needed, free : int
+        Bytes.
+    """
+
+    def __init__(self, message: str, needed: int, free: int, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.needed = needed
+        self.free = free
 
 
 class RemoteCellError(DockmlError):

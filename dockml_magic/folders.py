@@ -11,7 +11,7 @@ import secrets
 import socket
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dockml_magic.errors import ConfigError, MountError
@@ -121,6 +121,37 @@ class RuntimeFolder:
         finally:
             os.close(folder)
 
+    def listen(self, name: str) -> socket.socket:
+        """Return a socket that any user in the container can connect to, under a name that `shared` gets.
+
+        It is made in the folder above and moved there: whose permissions we change is no doubt so. Bound by the
+        folder's descriptor, as the path may be too long.
+
+        Raises
+        ------
+        OSError
+            If the folder is gone, or the container has put a folder in its place.
+        """
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with contextlib.ExitStack() as undo:
+            undo.callback(listener.close)
+            above = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+            with _closing(above), _closing(self._open_shared()) as shared:
+                listener.bind(f"/proc/self/fd/{above}/.{name}")
+                os.chmod(f".{name}", 0o666, dir_fd=above)  # noqa: S103 - any user in there
+                listener.listen()
+                os.rename(f".{name}", name, src_dir_fd=above, dst_dir_fd=shared)
+            undo.pop_all()
+        return listener
+
+    def unlist(self, name: str) -> None:
+        """Remove the name of a socket that was listened on. Being gone is success."""
+        with contextlib.suppress(OSError), _closing(self._open_shared()) as shared:
+            os.unlink(name, dir_fd=shared)
+
+    def _open_shared(self) -> int:
+        return os.open(self.shared, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+
     @property
     def kernel(self) -> Path:
         """How the paths of the kernel's sockets begin."""
@@ -166,6 +197,14 @@ class RuntimeFolder:
         """Remove it, with whatever the container has left in there."""
         self._release()
         _remove_tree(self.path)
+
+
+@contextlib.contextmanager
+def _closing(descriptor: int) -> Iterator[int]:
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _remove_tree(path: Path) -> None:

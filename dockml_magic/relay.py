@@ -13,7 +13,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from types import FrameType
@@ -46,6 +46,16 @@ _QUEUE = 200
 
 LARGEST_PART = 512 * 1024**2
 """Bytes of one part of a message of a kernel: with a larger one ZeroMQ ends the connection."""
+
+LARGEST_ANSWER = 16 * 1024**2
+"""Bytes of one part of an answer to `evaluate`."""
+
+_EXPRESSION = "dockml"
+_LET_GO_PATIENCE = 5.0
+"""Seconds for an expression that was interrupted to let go."""
+_LONGEST_PROBLEM = 500
+_MOST_ABORTED = 1000
+"""How often a request is sent again that was aborted, with the cells behind one that failed."""
 
 _LOST_PATIENCE = 1.0
 """Seconds after which a connection that ended was not the kernel's end: that would be known by then."""
@@ -142,6 +152,11 @@ class Relay:
         self.was_shared: Callable[[], bool] = lambda: False
         self.has_comm: Callable[[str], bool] = lambda _: False
         self._context = zmq.Context(io_threads=1)
+        self._connection = dict(connection_info)
+        self._asks_lock = threading.RLock()
+        self._asks: zmq.Socket[bytes] | None = None
+        self._asks_session: Session | None = None
+        self._is_closing = False
         self.session = Session(signature_scheme=connection_info["signature_scheme"])
         self.session.key = connection_info["key"]  # here, for an empty one warns the user above
         self.shell = self._open(zmq.DEALER, connection_info, "shell_port")
@@ -154,7 +169,15 @@ class Relay:
         self.kernel_info: dict[str, Any] = {}
         self.next_count = 1
 
-    def _open(self, kind: int, info: Mapping[str, Any], port_name: str) -> zmq.Socket[bytes]:
+    def _open(
+        self,
+        kind: int,
+        info: Mapping[str, Any],
+        port_name: str,
+        *,
+        session: Session | None = None,
+        largest: int = LARGEST_PART,
+    ) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
         socket.linger = 0
         if kind == zmq.SUB:
@@ -163,9 +186,10 @@ class Relay:
             socket.rcvhwm = _QUEUE
         else:
             # An input request is routed by the identity of the execute request.
-            socket.identity = self.session.bsession
-        socket.setsockopt(zmq.MAXMSGSIZE, LARGEST_PART)
-        self._monitors[socket] = socket.get_monitor_socket(zmq.Event.DISCONNECTED)
+            socket.identity = (session or self.session).bsession
+        socket.setsockopt(zmq.MAXMSGSIZE, largest)
+        with self._monitors_lock:
+            self._monitors[socket] = socket.get_monitor_socket(zmq.Event.DISCONNECTED)
         separator = "-" if info["transport"] == "ipc" else ":"
         address = f"{info['transport']}://{info['ip']}{separator}{info[port_name]}"
         self._addresses[socket] = address
@@ -201,7 +225,12 @@ class Relay:
         Returns False where another thread uses the sockets.
         """
         with contextlib.ExitStack() as held:
-            for lock in (self.shell_lock, self.iopub_lock, self._control_lock):
+            for lock in (
+                self.shell_lock,
+                self.iopub_lock,
+                self._control_lock,
+                self._asks_lock,
+            ):
                 if not lock.acquire(blocking=False):
                     return False
                 held.callback(lock.release)
@@ -443,10 +472,135 @@ class Relay:
                 break
         return None
 
+    def evaluate(
+        self,
+        expression: str,
+        buffers: Sequence[Any] = (),
+        *,
+        interrupted: Callable[[], bool] = lambda: True,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> str:
+        """Have the kernel, an IPython, evaluate an expression in its turn, and return its text.
+
+        The request has no code: it counts nothing, and leaves nothing in the history or in `Out`. It goes over a
+        connection of its own, so that a cell may run and ask meanwhile. What the kernel publishes for it is
+        nobody's.
+
+        Parameters
+        ----------
+        expression : str
+            ASCII; it finds the buffers in the request's message.
+        buffers : sequence of bytes-like
+        interrupted : callable
+            Called once when we are interrupted; tells whether the kernel works on this, and is to be interrupted.
+        tell : callable
+            Gets a line for the user while it cannot go on.
+
+        Raises
+        ------
+        KernelDiedError
+            If the kernel dies.
+        KernelError
+            If it cannot be evaluated, or the kernel is stopped.
+        KeyboardInterrupt
+            When the kernel has let go of it.
+        """
+        content = {
+            "code": "",
+            "silent": True,
+            "store_history": False,
+            "user_expressions": {_EXPRESSION: expression},
+            "allow_stdin": False,
+            "stop_on_error": False,
+        }
+        with self._asks_lock:
+            for _ in range(_MOST_ABORTED):
+                answer = self._evaluate(content, buffers, interrupted, tell)
+                if answer.get("status") != "aborted":
+                    break
+                time.sleep(_PROBE_INTERVAL)
+        try:
+            value = answer["user_expressions"][_EXPRESSION]
+            if value["status"] == "ok":
+                text = value["data"]["text/plain"]
+                if isinstance(text, str):
+                    return text
+            problem = f"{value['ename']}: {value['evalue']}"
+        except UNUSABLE as error:
+            raise nonsense(MalformedMessageError("it is no answer to what was asked")) from error
+        raise KernelError(
+            f"The kernel cannot do what it was asked to: {problem[:_LONGEST_PROBLEM]}"
+        )
+
+    def _evaluate(
+        self,
+        content: Mapping[str, Any],
+        buffers: Sequence[Any],
+        interrupted: Callable[[], bool],
+        tell: Callable[[str], None],
+    ) -> dict[str, Any]:
+        socket, session = self._asking()
+        sent: Any = session.send(socket, "execute_request", dict(content), buffers=list(buffers))
+        stop: KeyboardInterrupt | None = None
+        deadline = float("inf")
+        was_told = False
+        while True:
+            try:
+                if self._is_closing:
+                    raise KernelError("The kernel was stopped.")
+                if stop is not None and time.monotonic() > deadline:
+                    raise stop
+                if not socket.poll(round(_LOOK_INTERVAL * 1000)):
+                    self._raise_if_dead()
+                    paused = self.pause()
+                    if paused is not None and stop is not None:
+                        raise paused
+                    if paused is not None and not was_told:
+                        tell(str(paused))
+                        was_told = True
+                    continue
+                received = self._receive(socket, session)
+            except KeyboardInterrupt as error:
+                if stop is not None:
+                    raise
+                stop, deadline = error, time.monotonic() + _LET_GO_PATIENCE
+                if not interrupted():
+                    raise
+                self.interrupt()
+                continue
+            if received["parent_header"].get("msg_id") == sent["header"]["msg_id"]:
+                if stop is not None:
+                    raise stop
+                answer: dict[str, Any] = received["content"]
+                return answer
+
+    def _asking(self) -> tuple[zmq.Socket[bytes], Session]:
+        if self._asks is None or self._asks_session is None:
+            session = Session(signature_scheme=self._connection["signature_scheme"])
+            session.key = self._connection["key"]
+            self._asks = self._open(
+                zmq.DEALER,
+                self._connection,
+                "shell_port",
+                session=session,
+                largest=LARGEST_ANSWER,
+            )
+            self._asks_session = session
+        return self._asks, self._asks_session
+
     def close(self) -> None:
         """Close the sockets."""
-        with self.shell_lock, self.iopub_lock, self._control_lock, self._monitors_lock:
-            for socket in (self.shell, self.stdin, self.iopub, self._control):
+        self._is_closing = True
+        with (
+            self.shell_lock,
+            self.iopub_lock,
+            self._control_lock,
+            self._asks_lock,
+            self._monitors_lock,
+        ):
+            for socket in (self.shell, self.stdin, self.iopub, self._control, self._asks):
+                if socket is None:
+                    continue
                 socket.disable_monitor()
                 socket.close()
             for monitor in self._monitors.values():
@@ -520,10 +674,10 @@ class Relay:
             value = "\x04"
         self.session.send(self.stdin, "input_reply", {"value": value}, parent=question)
 
-    def _receive(self, socket: zmq.Socket[bytes]) -> dict[str, Any]:
+    def _receive(self, socket: zmq.Socket[bytes], session: Session | None = None) -> dict[str, Any]:
         """Return the message that a poll has announced."""
         try:
-            _, message = self.session.recv(socket)
+            _, message = (session or self.session).recv(socket)
         except (*UNUSABLE, RecursionError) as error:
             raise nonsense(error) from error
         assert message is not None

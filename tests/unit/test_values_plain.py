@@ -1,0 +1,83 @@
+"""Python's own types on the wire and back."""
+
+import collections
+import datetime
+import decimal
+import math
+
+import pytest
+
+from dockml_magic.resources.values import Refused, pack, unpack
+
+
+def over(value):
+    return unpack(pack([("x", value)]).to_bytes()).values["x"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        0,
+        -(2**63),
+        2**63,
+        -(10**6000),
+        1.5,
+        float("inf"),
+        1e300,
+        1 + 2j,
+        "",
+        "é😀\x00\n",
+        "\ud83d\ude00",
+        "x" * 5000,
+        b"",
+        b"\xff" * 5000,
+        bytearray(b"ab"),
+        [],
+        [1, [2, []]],
+        list(range(100)),
+        [0.5] * 100,
+        ["é\n", "\x00"] * 50,
+        (1, "a"),
+        {},
+        {1: "a", ("b", 2): {}, None: 1.5},
+        {1, "a", 2.5, (1, 2), frozenset({3})},
+        frozenset({"a"}),
+        range(5, 2**80, 7),
+        collections.OrderedDict([("b", 1), ("a", 2)]),
+        collections.Counter("abca"),
+        collections.deque([1, 2], maxlen=2),
+        decimal.Decimal("-1.50E+7"),
+        datetime.date(2020, 2, 29),
+        datetime.datetime(2020, 2, 29, 1, 2, 3, 4),
+        datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc),
+        datetime.time(1, 2, 3, 4),
+        datetime.timedelta(-1, 2, 3),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_value_arrives_as_it_was(value):
+    found = over(value)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_minus_zero_and_a_nan_arrive():
+    assert math.copysign(1, over(-0.0)) == -1
+    assert math.isnan(over(float("nan")))
+
+
+def test_what_is_shared_or_contains_itself_arrives_so():
+    inner = [1]
+    inner.append(inner)
+    values = unpack(pack([("a", inner), ("b", {"c": (inner,)})]).to_bytes()).values
+    assert values["a"][1] is values["a"]
+    assert values["b"]["c"][0] is values["a"]
+
+
+def test_a_refusal_names_the_place_and_the_type_and_what_to_do():
+    with pytest.raises(Refused) as refused:
+        pack([("summary", {"model": [object]})])
+    assert refused.value.message.startswith("summary['model'][0] is of type type")
+    assert refused.value.hint
