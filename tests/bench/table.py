@@ -26,13 +26,16 @@ class Goal:
     factor : float
         Of the median of whom we are compared with; 0.0 for a goal that has nothing to do with others.
     plus : float
-        In the figure's own unit.
+        Before it is scaled.
+    ours : str
+        Whose median is meant, where that is not the figure's `us`.
     strictly : bool
         Less than that, not as much.
     """
 
     factor: float = 1.0
     plus: float = 0.0
+    ours: str = ""
     strictly: bool = False
 
     def is_met(self, ours: float, theirs: float) -> bool:
@@ -92,7 +95,7 @@ class Figure:
         goal = self.goals.get(who)
         if goal is None:
             return None
-        ours = self.median_of(self.us if goal.factor else who)
+        ours = self.median_of((goal.ours or self.us) if goal.factor else who)
         theirs = self.median_of(who)
         if ours is None:
             return False
@@ -116,9 +119,10 @@ class Figure:
             samples = self.samples[who]
             value, met = self.median_of(who), self.is_met(who)
             beside = "-"
-            if ours is not None and value is not None and who != self.us:
-                beside = self._beside(ours, value)
             goal = self.goals.get(who)
+            mine = self.median_of(goal.ours) if goal and goal.ours else ours
+            if mine is not None and value is not None and who != self.us:
+                beside = self._beside(mine, value)
             lines.append(
                 [
                     self.title,
@@ -207,7 +211,8 @@ class Turns:
     def lacks(self, who: str, why: str) -> None:
         """Note that somebody cannot be measured."""
         self.samples.setdefault(who, [])
-        self.notes[who] = why
+        first = why.rpartition(" failed: ")[2].strip().splitlines() or [""]
+        self.notes[who] = first[0][:200]
 
     @contextmanager
     def excusing(self, who: str) -> Iterator[None]:

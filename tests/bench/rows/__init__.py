@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from tests.bench.bench import Bench
-from tests.bench.rows import cells, cost, life, starts
+from tests.bench.rows import cells, cost, life, starts, values
 from tests.bench.table import Figure
 
 ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
@@ -24,4 +24,5 @@ ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "memory": cost.memory,
     "idle": cost.idle,
     "many": cost.many,
+    "values": values.values,
 }
