@@ -18,9 +18,10 @@ import docker
 from tests.bench.bench import Bench
 from tests.bench.peers import PEERS
 from tests.bench.plot import plot
-from tests.bench.rows import ROWS
+from tests.bench.rows import ROWS, images_of
 from tests.bench.sessions import end_processes
 from tests.bench.table import US, Absent, Figure, Goal, markdown, write
+from tests.images.build import build
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -39,8 +40,10 @@ def main(words: Sequence[str] | None = None) -> int:
             parser.error(f"no such {what}: {', '.join(sorted(unknown))}; of {', '.join(known)}")
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     figures: list[Figure] = []
-    began = time.monotonic()
+    was_stopped = False
     engine = docker.from_env(timeout=120)
+    build(images_of(names, peers), engine)
+    began = time.monotonic()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dockml-bench-"))
         bench = Bench(
@@ -50,12 +53,16 @@ def main(words: Sequence[str] | None = None) -> int:
             peers=tuple(PEERS[name] for name in peers),
         )
         stack.callback(_clear_up, bench)
-        for name in names:
-            since = time.monotonic()
-            for figure in _figures(bench, name):
-                figures.append(figure)
-                print(markdown([figure]), file=sys.stderr, flush=True)
-            print(f"{name}: {time.monotonic() - since:.0f} s", file=sys.stderr, flush=True)
+        try:
+            for name in names:
+                since = time.monotonic()
+                for figure in _figures(bench, name):
+                    figures.append(figure)
+                    print(markdown([figure]), file=sys.stderr, flush=True)
+                print(f"{name}: {time.monotonic() - since:.0f} s", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            was_stopped = True
+            print("Stopped. Clearing up.", file=sys.stderr, flush=True)
     note = (
         f"Medians, in brackets the quartiles; n samples each, taken in turns; "
         f"what relaying adds is a block's median of ten cells less the direct client's. "
@@ -66,6 +73,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if parsed.out:
         write(figures, parsed.out, note)
         plot(figures, parsed.out.with_name(parsed.out.name + ".svg"))
+    if was_stopped:
+        return 130
     return int(parsed.strict and any(f.is_met(who) is False for f in figures for who in f.samples))
 
 

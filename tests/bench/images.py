@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -81,12 +82,23 @@ class Images:
         return found
 
     def remove_all(self) -> None:
-        """Remove this run's containers and images, and what is remembered of the latter."""
-        for number in self.containers():
-            with contextlib.suppress(docker.errors.APIError):  # on its way out by --rm already
-                self.engine.api.remove_container(number, force=True, v=True)
-        for row in self.engine.api.images(filters={"label": self.label}):
-            ImageMemory.forget(row["Id"])
-            for tag in row["RepoTags"] or ():
+        """Remove this run's containers and images, and what is remembered of the latter.
+
+        Until two looks find nothing: the engine may be at work for a request that was interrupted, or
+        an image may be in use by a container that is on its way out.
+        """
+        api = self.engine.api
+        looks_without = 0
+        deadline = time.monotonic() + 30.0
+        while looks_without < 2 and time.monotonic() < deadline:
+            containers = self.containers()
+            images = {row["Id"] for row in api.images(filters={"label": self.label})}
+            looks_without = 0 if containers or images else looks_without + 1
+            for number in containers:
                 with contextlib.suppress(docker.errors.APIError):
-                    self.engine.api.remove_image(tag, force=True)
+                    api.remove_container(number, force=True, v=True)
+            for number in images:
+                ImageMemory.forget(number)
+                with contextlib.suppress(docker.errors.APIError):
+                    api.remove_image(number, force=True)
+            time.sleep(0.5)

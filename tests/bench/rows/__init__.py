@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from tests.bench.bench import Bench
+from tests.bench.bench import (
+    IPYKERNEL5,
+    IPYKERNEL7,
+    PYTHON311,
+    TENSORFLOW,
+    TENSORFLOW27,
+    Bench,
+)
+from tests.bench.peers import GATEWAY_IMAGE
 from tests.bench.rows import cells, cost, life, starts, values
 from tests.bench.table import Figure
 
@@ -26,3 +34,16 @@ ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "many": cost.many,
     "values": values.values,
 }
+
+_IMAGES = {
+    "start": (PYTHON311, IPYKERNEL7, TENSORFLOW, TENSORFLOW27),
+    "pass": (PYTHON311, IPYKERNEL7, TENSORFLOW, TENSORFLOW27),
+    "interrupt": (IPYKERNEL7, IPYKERNEL5, TENSORFLOW27),
+    "values": (values.IMAGE,),
+}
+
+
+def images_of(rows: Iterable[str], peers: Iterable[str]) -> list[str]:
+    """Return the images that rows need."""
+    needed = [image for row in rows for image in _IMAGES.get(row, (PYTHON311, IPYKERNEL7))]
+    return list(dict.fromkeys([*needed, *([GATEWAY_IMAGE] if "gateway" in peers else [])]))
