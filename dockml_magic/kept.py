@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,8 @@ def is_same(typed: RunOptions, asked: RunOptions, name: str) -> bool:
 
     `--keep` does not tell two apart: it says nothing of what runs.
     """
-    typed, asked = (_without_keep(options) for options in (typed, asked))
+    typed, asked = (replace(options, keep=False) for options in (typed, asked))
     return typed in (RunOptions(), RunOptions(name=name), asked)
-
-
-def _without_keep(options: RunOptions) -> RunOptions:
-    plain = options.to_json()
-    plain.pop("keep", None)
-    return RunOptions.from_json(plain)
 
 
 # --- the files ------------------------------------------------------------------------------------
