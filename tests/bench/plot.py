@@ -8,9 +8,11 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from tests.bench.table import US, Figure, quartiles
+from tests.bench.table import US, Figure, number, quartiles
 
 COLUMNS = 3
+FAR_APART = 40
+"""Longest over shortest, from where on a panel is logarithmic."""
 OURS, FLOORS, PEERS = "#1f6feb", "#8b949e", "#d0a215"
 
 
@@ -48,23 +50,27 @@ def plot(figures: Sequence[Figure], path: Path) -> None:
 
 def _panel(figure: Figure, ax: Any) -> None:
     names = figure.order()
+    medians = [it * figure.scale for who in names if (it := figure.median_of(who)) is not None]
+    is_wide = min(medians) > 0 and max(medians) / min(medians) > FAR_APART
+    ax.set_xscale("log" if is_wide else "linear")
     for place, who in enumerate(names):
         samples = figure.samples[who]
         if not samples:
             why = figure.notes.get(who, "not measured")
-            ax.text(0, place, f" {why[:60]}", va="center", fontsize=6, color="#cf222e")
+            left = min(medians) if is_wide else 0
+            ax.text(left, place, f" {why[:60]}", va="center", fontsize=6, color="#cf222e")
             continue
         low, middle, high = (value * figure.scale for value in quartiles(samples))
         color = OURS if who.startswith(US) else FLOORS if who == figure.floor else PEERS
         ax.barh(place, middle, color=color, height=0.7)
         ax.plot([low, high], [place, place], color="black", linewidth=1)
-        ax.text(middle, place, f" {middle:.3g}", va="center", fontsize=7)
+        ax.text(max(middle, high), place, f" {number(middle)}", va="center", fontsize=7)
     ax.set_yticks(range(len(names)), names, fontsize=7)
-    ax.invert_yaxis()
+    ax.set_ylim(len(names) - 0.4, -0.6)
     ax.margins(x=0.18)
-    ax.set_xlim(left=min(0.0, ax.get_xlim()[0]))
+    ax.set_xlim(left=min(medians) / 3 if is_wide else min(0.0, ax.get_xlim()[0]))
     ax.tick_params(axis="x", labelsize=7)
     ax.set_title(fill(figure.title, 52), fontsize=8)
-    ax.set_xlabel(figure.unit, fontsize=7)
+    ax.set_xlabel(f"{figure.unit}, logarithmic" if is_wide else figure.unit, fontsize=7)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)

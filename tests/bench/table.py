@@ -144,10 +144,15 @@ class Figure:
     def _shown(self, samples: Sequence[float], note: str) -> str:
         parts = []
         if samples:
-            low, middle, high = (f"{value * self.scale:.4g}" for value in quartiles(samples))
+            low, middle, high = (number(value * self.scale) for value in quartiles(samples))
             spread = f" ({low} to {high})" if len(samples) > 1 else ""
             parts.append(f"{middle} {self.unit}".rstrip() + spread)
         return "; ".join([*parts, note] if note else parts) or "-"
+
+
+def number(value: float) -> str:
+    """Return a number for people."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:

@@ -185,7 +185,7 @@ def output(bench: Bench) -> Iterator[Figure]:
                 with turns.excusing(who):
                     session.output(kind, n, prepare=True)
             takers = {who: partial(s.output, kind, n) for who, s in sessions.items()}
-            turns.take(takers, bench.repetitions(9))
+            turns.take(takers, bench.repetitions(7))
         yield Figure(
             row="output",
             title=title,

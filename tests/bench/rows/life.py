@@ -28,7 +28,7 @@ from tests.bench.table import US, Absent, Figure, Goal, Turns
 LIMIT = 8.0
 """Seconds in which a cell that is interrupted should have ended."""
 
-GRACE = 12.0
+GRACE = 10.0
 """Seconds after which a container counts as left."""
 
 
@@ -82,7 +82,7 @@ def restart(bench: Bench) -> Iterator[Figure]:
     contestants += bench.peers_in(image, turns, of=starts_containers)
     with bench.sessions(contestants, turns) as sessions:
         takers = {who: partial(_restarted, s, gone) for who, s in sessions.items()}
-        turns.take(takers, bench.repetitions(7), warm_up=not bench.quick)
+        turns.take(takers, bench.repetitions(5), warm_up=not bench.quick)
     yield Figure(
         row="restart",
         title=f"restart to the next result, {image}",

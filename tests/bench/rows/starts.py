@@ -34,7 +34,7 @@ def start(bench: Bench) -> Iterator[Figure]:
         }
         with bench.sessions([*contestants, *peers], turns, start=False) as sessions:
             takers |= {who: partial(_started, session) for who, session in sessions.items()}
-            turns.take(takers, bench.repetitions(7), warm_up=not bench.quick)
+            turns.take(takers, bench.repetitions(5), warm_up=not bench.quick)
         ahead = {peer.who: Goal(factor=0.5) for peer in peers}
         yield Figure(
             row="start",

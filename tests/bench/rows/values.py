@@ -35,7 +35,7 @@ SOS = "SoS Notebook 0.24.7 %get"
 
 SOS_LIMIT = 10 << 20
 SOS_PATIENCE = 75.0
-SOS_ENOUGH = 5.0
+SOS_ENOUGH = 1.0
 """Seconds of one sample after which no more are taken."""
 
 
