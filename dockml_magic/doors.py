@@ -274,6 +274,19 @@ class Doorkeeper:
             end.settimeout(0.0)
         self._selector.register(self._woken, selectors.EVENT_READ, self._wake_up)
         self._visitors: set[_Visitor] = set()
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Let go of everything, and end the thread."""
+        self._is_closed = True
+        self._do(lambda: None)
+        assert self._thread is not None
+        self._thread.join()
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()  # type: ignore[union-attr]
+        self._waking.close()
+        self._selector.close()
+        self.pool.close()
 
     def open(self, runtime: RuntimeFolder) -> Door:
         """Return a door for a container, which is served from now on.
@@ -316,7 +329,7 @@ class Doorkeeper:
 
     def _serve(self) -> None:
         has_memory = True
-        while True:
+        while not self._is_closed:
             timeout = _TICK if has_memory or self._visitors else None
             for key, _ in self._selector.select(timeout):
                 try:

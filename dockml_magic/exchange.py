@@ -25,6 +25,7 @@ import secrets
 import zipfile
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 from dockml_magic.container import KernelContainer
@@ -41,7 +42,6 @@ from dockml_magic.errors import (
 from dockml_magic.relay import Relay
 from dockml_magic.resources.values import Damaged, Packed, Refused, agent, pack, unpack
 from dockml_magic.segments import Lease, NoRoomError
-from dockml_magic.spec import RUNTIME
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +112,8 @@ def hand_over(
                 f"'{next(iter(taken.streams))}' is an iterator, and in {source.title} already.",
                 hint="Give it another name in a cell there.",
             )
-        is_shared = isinstance(taken.payload, Lease) and target.shares and source.shares
         types, notes = target.put(taken, names, copy=copy)
+        is_shared = isinstance(taken.payload, Lease) and target.shares and source.shares
         said = dict.fromkeys([*taken.notes, *notes])
         return HandOver(
             notes=tuple(said), bytes=taken.size, shared=is_shared and not copy, types=types
@@ -276,12 +276,17 @@ def _carry(packed: Packed, parties: frozenset[str]) -> Taken:
         free, limit = agent.find_room()
         payload = _lease(packed.total, parties)
         if free is not None and packed.total - payload.segment.touched > free:
+            payload.close()
             raise _no_memory(OwnKernel.title, packed.total, free, limit, "")
-        descriptor = payload.segment.share(writable=True)
         try:
-            agent.write(packed, descriptor)
-        finally:
-            os.close(descriptor)
+            descriptor = payload.segment.share(writable=True)
+            try:
+                agent.write(packed, descriptor)
+            finally:
+                os.close(descriptor)
+        except BaseException:
+            payload.close()
+            raise
     return Taken(payload, packed.total, list(packed.notes))
 
 
@@ -365,7 +370,7 @@ class ContainerSide:
         self._container = container
         self._tell = tell
         self._door: Door | None = None
-        self._is_ready = False
+        self._file: PurePosixPath | None = None
 
     @property
     def shares(self) -> bool:
@@ -387,10 +392,10 @@ class ContainerSide:
         """Pack variables in there."""
         said, taken = self._pack({"op": "take", "names": names}, parties)
         streams = said.get("streams", {})
-        if not isinstance(streams, dict) or not all(
-            name in names and isinstance(number, int) for name, number in streams.items()
-        ):
-            raise _nonsense()
+        _must(
+            isinstance(streams, dict)
+            and all(name in names and isinstance(number, int) for name, number in streams.items())
+        )
         taken.streams = {
             name: _ContainerStream(self, number, name, parties) for name, number in streams.items()
         }
@@ -415,15 +420,19 @@ class ContainerSide:
             return said, self._taken(said, self._fetch_pieces(said, asked["token"], parties))
         assert self._door is not None
         ticket = TakeTicket(lambda size: KEEPER.lease(size, parties))
-        asked |= {"token": self._door.admit(ticket), "door": str(RUNTIME / self._door.name)}
+        asked |= {"token": self._door.admit(ticket), "door": self._inside(self._door)}
         try:
             said = self._ask(asked, ticket)
+            return said, self._taken(said, ticket.lease)
         except _UnreachableError as error:
             self._shut(error)
-            return self._pack(request, parties)
+        except BaseException:
+            if ticket.lease is not None:
+                ticket.lease.close()
+            raise
         finally:
             self._door.dismiss(asked["token"])
-        return said, self._taken(said, ticket.lease)
+        return self._pack(request, parties)
 
     def _taken(self, said: Mapping[str, Any], lease: Lease | None) -> Taken:
         """Return what an answer says that was packed."""
@@ -435,6 +444,7 @@ class ContainerSide:
                 payload = base64.b64decode(said["payload"], validate=True)
             except (binascii.Error, ValueError, TypeError) as error:
                 raise _nonsense() from error
+            _must(len(payload) <= INLINE)
             return Taken(payload, len(payload), notes)
         if lease is None or said.get("size") != lease.size:
             raise _nonsense()
@@ -447,17 +457,20 @@ class ContainerSide:
         size = said.get("size")
         if size is None:
             return None
-        if not isinstance(size, int) or size <= 0:
-            raise _nonsense()
+        lease = None
         try:
+            _must(isinstance(size, int) and not isinstance(size, bool) and 0 < size < 1 << 62)
             lease = _lease(size, parties)
             for offset in range(0, size, PIECE):
                 asked = {"op": "read", "token": token, "offset": offset, "length": PIECE}
                 piece = self._ask(asked).get("piece")
                 content = base64.b64decode(piece) if isinstance(piece, str) else b""
-                if len(content) != min(PIECE, size - offset):
-                    raise _nonsense()
+                _must(len(content) == min(PIECE, size - offset))
                 os.pwrite(lease.segment.descriptor, content, offset)
+        except BaseException:
+            if lease is not None:
+                lease.close()
+            raise
         finally:
             self._forget(token)
         return lease
@@ -481,7 +494,7 @@ class ContainerSide:
         assert self._door is not None
         ticket = PutTicket(lease)
         tokens: list[str] = [self._door.admit(ticket)]
-        asked |= {"token": tokens[0], "door": str(RUNTIME / self._door.name)}
+        asked |= {"token": tokens[0], "door": self._inside(self._door)}
         streams: list[str] = []
         for name, stream in taken.streams.items():
             streams.append(self._door.admit(_ticket_for(stream)))
@@ -496,8 +509,7 @@ class ContainerSide:
                 tokens += streams
             for token in tokens:
                 self._door.dismiss(token)
-        if not ticket.is_done:
-            raise _nonsense()
+        _must(ticket.is_done)
         return _types(said, names), _texts(said.get("notes", []))
 
     def _put_in_pieces(
@@ -516,7 +528,7 @@ class ContainerSide:
                     length = min(PIECE, taken.size - offset)
                     piece = os.pread(taken.payload.segment.descriptor, length, offset)
                     write = {"op": "write", "token": token, "size": taken.size, "offset": offset}
-                    self._ask(write, buffers=[piece])
+                    _must(self._ask(write, buffers=[piece]).get("offset") == offset + length)
             said = self._ask(asked)
             types = _types(said, asked["names"])
             notes = _texts(said.get("notes", []))
@@ -529,27 +541,35 @@ class ContainerSide:
     def _forget(self, token: str) -> None:
         """Have what waits for a request forgotten, whatever else went wrong."""
         try:
-            self._relay.evaluate(_expression({"op": "drop", "token": token}))
+            self._relay.evaluate(self._expression({"op": "drop", "token": token}))
         except DockmlError:
             log.debug("nothing to forget in %s", self.title)
 
     def _make_ready(self) -> None:
         """Give the container what answers in it, once."""
-        if self._is_ready:
+        if self._file is not None:
             return
         if not self._relay.is_ipython:
             raise ExchangeError(
                 f"{self.title} is no Python under IPython: values go there through files.",
                 hint="Write a file in the workspace, which all environments see: CSV, Parquet, NPY, text.",
             )
-        self._container.give_file(_FILE, _archive())
+        file = self._container.give_file(_FILE, _archive())
         runtime = self._container.runtime
         if self._container.shares_files and runtime is not None and hasattr(os, "memfd_create"):
             try:
                 self._door = KEEPER.open(runtime)
             except OSError as error:
                 self._shut(error)
-        self._is_ready = True
+        self._file = file
+
+    def _inside(self, door: Door) -> str:
+        """Return the path of a door as the container has it."""
+        assert self._file is not None
+        return str(self._file.with_name(door.name))
+
+    def _expression(self, asked: Mapping[str, Any]) -> str:
+        return _expression(str(self._file), asked)
 
     def _shut(self, error: Exception) -> None:
         log.info("%s shares no memory with us: %s", self.title, error)
@@ -563,7 +583,7 @@ class ContainerSide:
     ) -> Mapping[str, Any]:
         """Return what the agent says to a request."""
         text = self._relay.evaluate(
-            _expression(asked),
+            self._expression(asked),
             buffers,
             interrupted=ticket.withdraw if ticket is not None else lambda: False,
             tell=self._tell,
@@ -658,10 +678,9 @@ def _ticket_for(stream: Stream) -> StreamTicket:
     return StreamTicket(fetch, drop)
 
 
-def _expression(asked: Mapping[str, Any]) -> str:
+def _expression(path: str, asked: Mapping[str, Any]) -> str:
     """Return what a kernel is to evaluate: it imports the agent if it has not yet, and asks it."""
     module = f"{_PACKAGE}.agent"
-    path = str(RUNTIME / _FILE)
     bring = (
         f"import sys\nsys.path.insert(0, {path!r})\n"
         f"try:\n    import {module}\nfinally:\n    sys.path.remove({path!r})\n"
@@ -704,8 +723,15 @@ def _texts(found: object) -> list[str]:
 
 def _types(said: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
     types = said.get("types")
-    found = types if isinstance(types, dict) else {}
-    return {name: str(found.get(name, "?"))[:_LONGEST_TEXT] for name in names.values()}
+    if not isinstance(types, dict):
+        raise _nonsense()
+    return {name: str(types.get(name, "?"))[:_LONGEST_TEXT] for name in names.values()}
+
+
+def _must(condition: bool) -> None:  # noqa: FBT001
+    """Raise where an answer is not what it has to be."""
+    if not condition:
+        raise _nonsense()
 
 
 def _nonsense() -> KernelError:

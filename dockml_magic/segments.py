@@ -203,6 +203,11 @@ class Pool:
             self._close(late)
             return bool(self._segments)
 
+    def close(self) -> None:
+        """Let go of all of them; those who have them keep them."""
+        with self._lock:
+            self._close(list(self._segments))
+
     def _close(self, segments: list[Segment]) -> None:
         for segment in segments:
             self._segments.remove(segment)

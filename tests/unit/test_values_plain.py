@@ -50,7 +50,7 @@ def over(value):
         collections.deque([1, 2], maxlen=2),
         decimal.Decimal("-1.50E+7"),
         datetime.date(2020, 2, 29),
-        datetime.datetime(2020, 2, 29, 1, 2, 3, 4),
+        datetime.datetime(2020, 2, 29, 1, 2, 3, 4),  # noqa: DTZ001
         datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc),
         datetime.time(1, 2, 3, 4),
         datetime.timedelta(-1, 2, 3),

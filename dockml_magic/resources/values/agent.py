@@ -365,11 +365,11 @@ class _Door(object):
         self._token = token
         if path is None:
             return
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._socket.connect(path)
         except EnvironmentError as error:
-            self._socket.close()
+            self.__exit__(None, None, None)
             raise _Failed(error="unreachable", message=_text(error))
 
     @classmethod

@@ -185,7 +185,7 @@ def find_writer(value, kind):
     numpy = sys.modules["numpy"]
     if isinstance(value, numpy.ndarray):
         if kind is numpy.ndarray:
-            return _write_array
+            return write_array
         if value is numpy.ma.masked:
             return lambda packer, value, number: ["maskedconstant", None]
         if isinstance(value, numpy.ma.MaskedArray):
@@ -204,7 +204,7 @@ def _simplify_subclass(packer, value, parent, step):
     return numpy.asarray(value).view(numpy.ndarray)
 
 
-def _write_array(packer, value, number):
+def write_array(packer, value, number):
     shape = [int(part) for part in value.shape]
     order = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
     if value.dtype.kind == "O":
@@ -290,8 +290,12 @@ def _write_masked(packer, value, number):
 
 def _read_array(reader, node):
     detail, shape, order, number = node[1]
+    return read_data(reader, detail, shape_of(shape), order, number)
+
+
+def read_data(reader, detail, shape, order, number):
+    """The array of a buffer: a view where every byte may be any, else a copy that is checked."""
     _must(order in ("C", "F"), "an array has no order")
-    shape = shape_of(shape)
     count = _product(shape)
     offset, size = reader.extent(number)
     _must(size_of(detail) * count == size, "an array is not of its size")

@@ -112,16 +112,10 @@ def _write_zone(packer, value, number):
 
 def zone_detail(packer, zone):
     """How a zone is called, and by whom."""
-    family = type(zone).__module__.split(".")[0]
-    name = None
-    if family == "zoneinfo" or hasattr(zone, "key"):
-        family, name = "zoneinfo", zone.key
-    elif family == "pytz":
-        name = zone.zone
-    elif family == "dateutil":
-        name = _dateutil_name(zone)
-    if name is not None and _NAME.match(plain.name_text(name)):
-        return {"by": family, "name": plain.name_text(name), "offset": None}
+    name = name_of(zone)
+    if name is not None:
+        family = "zoneinfo" if hasattr(zone, "key") else type(zone).__module__.split(".")[0]
+        return {"by": family, "name": name, "offset": None}
     try:
         offset = zone.utcoffset(None)
     except Exception:  # noqa: BLE001  (somebody else's)
@@ -134,6 +128,19 @@ def zone_detail(packer, zone):
     if told is not None and re.match("UTC([+-][0-9:]+)?$", told):
         told = None  # what any calls it
     return {"by": "fixed", "name": told, "offset": microseconds(offset)}
+
+
+def name_of(zone):
+    """What others know a zone by, or None."""
+    family = type(zone).__module__.split(".")[0]
+    name = getattr(zone, "key", None)
+    if name is None and family == "pytz":
+        name = zone.zone
+    elif name is None and family == "dateutil":
+        name = _dateutil_name(zone)
+    if name is None or not _NAME.match(plain.name_text(name)):
+        return None
+    return plain.name_text(name)
 
 
 def _dateutil_name(zone):

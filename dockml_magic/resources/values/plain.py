@@ -31,7 +31,7 @@ def has_surrogates(text):
 # ---------------------------------------------------------------------------------------------
 # Many of one type
 
-_SEPARATORS = ("\x00", "\n", "\x1f", "\x1e", "\x01", "\x02", "\x03", "\x04", "\ue000", "\uf8ff")
+SEPARATORS = ("\x00", "\n", "\x1f", "\x1e", "\x01", "\x02", "\x03", "\x04", "\ue000", "\uf8ff")
 
 
 def packed_items(packer, values):
@@ -58,17 +58,22 @@ def packed_items(packer, values):
 
 def packed_texts(packer, values):
     """Text joined by what is in none of it."""
-    for separator in _SEPARATORS:
+    for separator in SEPARATORS:
         joined = separator.join(values)
         if joined.count(separator) == len(values) - 1:
-            if has_surrogates(joined):
-                return None
-            return {
-                "texts": packer.buffer(joined.encode("utf-8")),
-                "by": separator,
-                "count": len(values),
-            }
+            data = data_of(joined)
+            return data and {"texts": packer.buffer(data), "by": separator, "count": len(values)}
     return None
+
+
+def data_of(text):
+    """Text in UTF-8; None where it has surrogates. Python 2 would let them pass."""
+    if PY2 and has_surrogates(text):
+        return None
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        return None
 
 
 def unpacked_items(reader, items):
@@ -80,14 +85,32 @@ def unpacked_items(reader, items):
         return list(
             struct.unpack(str("<%d%s") % (len(data) // 8, "q" if form == "ints" else "d"), data)
         )
+    if set(items) == {"strings", "ends"}:
+        return _strings(reader.bytes(items["strings"]), reader.bytes(items["ends"]))
     _must(set(items) - {"py2"} == {"texts", "by", "count"}, "items are none")
     separator = items["by"]
-    _must(separator in _SEPARATORS, "a separator is none")
+    _must(separator in SEPARATORS, "a separator is none")
     found = text_of(reader.bytes(items["texts"])).split(separator)
     _must(len(found) == items["count"], "texts are more or fewer than they should be")
     if PY2 and items.get("py2"):
         return [text.encode("utf-8") for text in found]
     return found
+
+
+def _strings(data, ends):
+    """Strings behind each other, of which the ends are known: Arrow's way."""
+    _must(len(ends) % 8 == 0, "a buffer of numbers has odd bytes")
+    ends = struct.unpack(str("<%dq") % (len(ends) // 8), ends)
+    found, start = [], 0
+    text = text_of(data)
+    if len(text) == len(data):  # a letter is a byte
+        data = text
+    for end in ends:
+        _must(start <= end <= len(data), "a text is nowhere")
+        found.append(data[start:end])
+        start = end
+    _must(start == len(data), "a text is nowhere")
+    return found if data is text else [text_of(part) for part in found]
 
 
 def text_of(data):
@@ -109,9 +132,10 @@ def _write_data(packer, data):
 
 
 def _write_text(packer, value, number):
-    if has_surrogates(value):
+    data = data_of(value)
+    if data is None:
         return ["points", points(value)]
-    return ["text", packer.buffer(value.encode("utf-8"))]
+    return ["text", packer.buffer(data)]
 
 
 def points(value):
@@ -206,7 +230,8 @@ def _sort_key(value):
 
 def _write_dict(kind):
     def write(packer, value, number):
-        keys = list(dict.keys(value))
+        # As the base sees it: a subclass's own idea of its keys may run anything.
+        keys = list((collections.OrderedDict if kind == "ordered" else dict).__iter__(value))
         if sys.version_info < (3, 7) and kind in ("dict", "counter"):
             keys = _in_order(keys)  # it has none of its own
         return [
@@ -264,6 +289,11 @@ _WRITERS = {
     decimal.Decimal: _write_decimal,
     (xrange if PY2 else range): _write_range,  # noqa: F821
 }
+
+
+def add_writer(kind, writer):
+    """Let a module beside write a type of its own."""
+    _WRITERS[kind] = writer
 
 
 def find_writer(value, kind):

@@ -338,19 +338,9 @@ def unpack(payload, copy=False):
     reader = Reader(payload, copy)
     try:
         return reader.read()
-    except (
-        RuntimeError,
-        MemoryError,
-        OverflowError,
-        struct.error,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        ValueError,
-    ) as error:
-        if isinstance(error, Damaged):
-            raise
+    except (Damaged, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001  (libraries have exceptions of their own)
         raise Damaged("what it says cannot be: %s" % plain.short(error))
 
 
@@ -362,6 +352,7 @@ class Reader(object):
         self.views = False
         self.notes = []
         self._noted = set()
+        self._later = []
         if PY2:
             self._payload = payload
             self.length = len(payload)
@@ -449,6 +440,19 @@ class Reader(object):
     def payload(self):
         return self._payload
 
+    def writable(self, array):
+        """An array that may be written to: itself where the payload is private, else a copy."""
+        if array.flags.writeable:
+            return array
+        if not PY2 and not self._payload.readonly:
+            array.flags.writeable = True
+            return array
+        return array.copy()
+
+    def later(self, action):
+        """Do something when all containers are filled."""
+        self._later.append(action)
+
     # Its own
 
     def _document(self):
@@ -517,6 +521,8 @@ class Reader(object):
         for number, node in enumerate(nodes):
             if builders[number].fill is not None:
                 builders[number].fill(self, node, built[number])
+        for action in self._later:
+            action()
 
     def _missing_parts(self, node):
         missing = []
@@ -564,8 +570,29 @@ def _find_builder(kind):
 
 # Library: the module here that knows its types, and the kinds of node that it reads.
 _MODULES = {
+    "PIL": ("pictures", ("picture",)),
     "datetime": ("moments", ("timedelta", "date", "time", "datetime", "zone")),
     "numpy": ("arrays", ("array", "objects", "scalar", "masked", "maskedconstant")),
+    "pandas": (
+        "frames",
+        (
+            "vector",
+            "index",
+            "range-index",
+            "multi-index",
+            "series",
+            "frame",
+            "pandas-array",
+            "timestamp",
+            "delta",
+            "period",
+            "interval",
+            "missing",
+        ),
+    ),
+    "scipy": ("sparse", ("sparse",)),
+    "tensorflow": ("tensors", ("tensor",)),
+    "torch": ("tensors", ("tensor",)),
 }
 
 
