@@ -19,7 +19,7 @@ from dockml_magic.options import RunOptions
 from tests.bench.floor import Floor
 from tests.bench.images import Images
 from tests.bench.peers import Peer
-from tests.bench.sessions import MARK, Contestant, Session, opened, plain_spec, running
+from tests.bench.sessions import MARK, Contestant, Session, environ, opened, plain_spec, running
 from tests.bench.table import US, Absent, Turns
 
 PYTHON311 = "dockml/bare:3.11"
@@ -72,7 +72,9 @@ class Bench:
     def environ(self) -> dict[str, str]:
         """Return the variables of our kernels, which leave the user's history alone."""
         return {
-            **os.environ,
+            **environ(),
+            # Where we are run from a checkout.
+            **{k: v for k, v in os.environ.items() if k == "PYTHONPATH"},
             "IPYTHONDIR": str(self.workspace / ".ipython"),
             MARK: str(self.workspace),
         }

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.images import Images
-from tests.bench.sessions import MARK, Contestant
+from tests.bench.sessions import MARK, Contestant, environ
 from tests.bench.table import Absent
 
 ENVIRONMENTS = Path(__file__).parents[2] / "build" / "peers"
@@ -57,9 +57,8 @@ class Place:
 
     def environ(self) -> dict[str, str]:
         """Return the variables of the peer's processes, which leave the user's files alone."""
-        kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
         return {
-            **kept,
+            **environ(),
             MARK: str(self.images.workspace),
             "PATH": f"{self.python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             "HOME": str(self.folder),
