@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from dockml_magic.engine import ContainerState, Engine
 
 
+_DOCTOR = "doctor"
+"""The command that also those without a home can run."""
+
+
 class _Command(JupyterApp):
     """A command whose words argparse reads, as it does for the magics."""
 
@@ -482,6 +486,14 @@ class Load(_Command):
             tell(f"loaded {name}")
 
 
+def _examine(parsed: argparse.Namespace) -> int:
+    from dockml_magic.doctor import examine
+
+    report = examine(parsed.engine)
+    tell(report.to_json() if parsed.json else str(report))
+    return report.exit_code
+
+
 class Doctor(_Command):
     """`dockml doctor`."""
 
@@ -499,11 +511,7 @@ Each line says ok, warn (it works, or mostly) or fail (it does not). The exit co
 
     def start(self) -> None:
         """Run the command; called by traitlets."""
-        from dockml_magic.doctor import examine
-
-        report = examine(self.parsed.engine)
-        tell(report.to_json() if self.parsed.json else str(report))
-        self.exit(report.exit_code)
+        self.exit(_examine(self.parsed))
 
 
 class Prune(_Command):
@@ -586,7 +594,7 @@ class Dockml(JupyterApp):
         "commit": (Commit, Commit.description),
         "save": (Save, Save.description),
         "load": (Load, Load.description),
-        "doctor": (Doctor, Doctor.description.partition("\n")[0]),
+        _DOCTOR: (Doctor, Doctor.description.partition("\n")[0]),
         "prune": (Prune, Prune.description.partition("\n")[0]),
         "lock": (LockEnvironments, LockEnvironments.description.partition("\n")[0]),
     }
@@ -612,10 +620,24 @@ def _check_home() -> None:
         ) from error
 
 
+def _examine_without_jupyter(words: Sequence[str]) -> int:
+    from dockml_magic.doctor import add_doctor_arguments
+
+    parser = build_parser(Doctor.prog, Doctor.description)
+    add_doctor_arguments(parser)
+    return _examine(parser.parse_args(words))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; a problem is two lines on stderr and exit code 1."""
+    words = sys.argv[1:] if argv is None else argv
     try:
-        _check_home()
+        try:
+            _check_home()
+        except ConfigError:
+            if words[:1] != [_DOCTOR]:
+                raise
+            sys.exit(_examine_without_jupyter(words[1:]))  # it is there to say what is wrong
         Dockml.launch_instance(argv=argv)
     except DockmlError as error:
         sys.stderr.write(f"{error}\n")

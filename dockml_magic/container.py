@@ -705,6 +705,15 @@ class KernelContainer:
         """Raise while the kernel still runs what would let a restart fail; one that is gone gets a new container."""
         if self.find_pause():
             raise self.pause_error(name)
+        self.raise_if_wiped(
+            name,
+            f"A new kernel in this container: %docker_stop {name}, then %docker_start {name}"
+            if self.stays
+            else f"A new kernel needs a new container: %docker_env {name} --fresh",
+        )
+
+    def raise_if_wiped(self, name: str, hint: str) -> None:
+        """Raise where somebody has removed the runtime folder under a container, which goes on."""
         if (
             self.state.phase != "gone"
             and self._shares_files
@@ -713,15 +722,12 @@ class KernelContainer:
         ):
             raise KernelError(
                 f"The runtime folder of '{name}' was removed: {self._runtime.path}. Its kernel goes on without.",
-                hint=f"A new kernel needs a new container: %docker_env {name} --fresh",
+                hint=hint,
             )
 
     def pause_error(self, name: str) -> KernelPausedError:
         """Return what to say where something waits for a container that is paused."""
-        return KernelPausedError(
-            f"The container of '{name}' is paused, and what runs in it.",
-            hint=f"Let it go on: docker unpause {self.container_id[:12]}   Or: %docker_stop {name}",
-        )
+        return KernelPausedError(name, self.container_id, stays=self.stays)
 
     def restart(self, env: Mapping[str, str], cwd: str | None) -> None:
         """Start the next kernel in the same container; the last one has ended."""

@@ -77,7 +77,7 @@ from dockml_magic.diagnosis import (
     secrets_in,
 )
 from dockml_magic.engine import Engine
-from dockml_magic.errors import ConfigError, DockmlError
+from dockml_magic.errors import ConfigError, DockmlError, harmless
 from dockml_magic.gpu import find_gpus
 from dockml_magic.options import RunOptions
 
@@ -245,7 +245,7 @@ def _find_our_room(what: str, find: Callable[[], Path]) -> Room:
     except OSError as error:
         return Room(what=what, path=str(error.filename or ""), problem=f"{error.strerror}.")
     except RuntimeError:  # pathlib's
-        return Room(what=what, path="", problem="you have no home folder.")
+        return Room(what=what, path="", problem="you have no home folder (export HOME=/home/me).")
     room = Room(what=what, path=str(folder))
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
@@ -390,7 +390,7 @@ def find_left_overs(context: Context) -> LeftSight:
     found = [
         left
         for left in prune.decide(holdings)
-        if left.kind in ("container", "layers", "run folder", "handover")
+        if left.kind in ("container", "layers", "run folder", "handover", "kept note")
     ]
     kinds = Counter(left.kind for left in found)
     running = [c for c in prune.our_containers(holdings) if c.status == "running"]
@@ -569,6 +569,9 @@ class _Run:
             where = f": {error.filename}" if error.filename else ""
             self._found = [Finding("fail", f"{error.strerror or error}{where}.")]
         except Exception as error:  # noqa: BLE001 - a check that fails is a line, and ends no other
+            if isinstance(error, RuntimeError) and not _has_home():  # the check of room says so
+                self._found = [Finding("not checked", "It needs a home folder, and you have none.")]
+                return
             text = f"This check itself failed: {type(error).__name__}: {error}"
             self._found = [Finding("fail", text, "Please report it, with this line.")]
 
@@ -583,9 +586,17 @@ class _Run:
         return [replace(finding, check=self._check.name) for finding in found]
 
 
+def _has_home() -> bool:
+    try:
+        Path.home()
+    except RuntimeError:
+        return False
+    return True
+
+
 def _shown(text: str, secrets: set[str]) -> str:
     """Return a text without secrets, and without what an engine may say to steer a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in redact(text, secrets))
+    return harmless(redact(text, secrets))
 
 
 def _secrets() -> set[str]:

@@ -13,10 +13,12 @@ import io
 import itertools
 import json
 import logging
+import math
 import os
 import platform
 import queue
 import re
+import select
 import shutil
 import socket
 import stat
@@ -68,6 +70,15 @@ OLDEST_API = "1.41"
 """Docker 20.10, December 2020; podman 4 answers 1.41 too."""
 
 _REQUEST_TIMEOUT = 120
+
+_QUIET = 0.6
+"""Seconds without an answer after which the engine is asked whether it still hears us."""
+
+_PING = 1.3
+"""Seconds that it has to say so. Both together are what a reader waits for an engine that hangs."""
+
+_LONGEST_QUIET = 5.0
+"""Seconds between two such questions while something slow goes on."""
 
 _LAST_WORDS = 5.0
 """Seconds that the thread that reads a pull's events has to see that it was ended."""
@@ -878,7 +889,10 @@ class _Commit:
                 about["variant"] = made["Variant"]
             config = json.dumps({key: value for key, value in about.items() if value}).encode()
             if not self._is_abandoned:
+                was_there = self._engine.find_image(self._reference) is not None
                 self._load(config, diff_ids, raw)
+                if self._is_abandoned and not was_there:
+                    api.remove_image(self._reference, noprune=True)
         finally:
             api.remove_image(raw, force=True, noprune=True)
 
@@ -950,6 +964,84 @@ class _Commit:
                     written.addfile(member, ours.extractfile(member))
 
 
+def _answers(path: str, timeout: float) -> bool:
+    """Tell whether the engine at a socket hears us; False only where it takes a connection and keeps silent.
+
+    It says so at once, however busy it is and whatever else it is doing.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)
+        try:
+            connection.connect(path)
+            connection.sendall(b"GET /_ping HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n")
+            connection.recv(1)
+        except (
+            TimeoutError,
+            BlockingIOError,
+        ):  # the latter where too many wait to be taken already
+            return False
+        except OSError as error:  # it is away, which the call itself will find out
+            log.debug("no ping: %s", error)
+    return True
+
+
+def _await_answer(connection: socket.socket, path: str) -> None:
+    """Wait for an answer; one that is slow has all of the connection's time-out, an engine that hangs has not.
+
+    Raises
+    ------
+    TimeoutError
+        As soon as the engine does not answer a ping either, or after the time-out.
+    """
+    limit = connection.gettimeout()
+    end = math.inf if limit is None else time.monotonic() + limit
+    quiet = _QUIET
+    poll = select.poll()  # not select.select, which knows no descriptors above 1023
+    poll.register(connection, select.POLLIN)
+    while not poll.poll(max(0.0, min(quiet, end - time.monotonic())) * 1000):
+        if time.monotonic() >= end:
+            raise TimeoutError("timed out")
+        if not _answers(path, _PING) and not poll.poll(0):
+            raise TimeoutError("no answer, to a ping neither")
+        quiet = min(2 * quiet, _LONGEST_QUIET)
+
+
+def _watch(api: docker.APIClient) -> None:
+    """Let the calls of a client that uses a socket of this machine see that the engine hangs.
+
+    It sits where all of them wait, between the request and the beginning of the answer.
+    """
+    from docker.transport import unixconn
+
+    class Connection(unixconn.UnixHTTPConnection):
+        def getresponse(self) -> Any:
+            if self.sock is not None:
+                _await_answer(self.sock, self.unix_socket)
+            return super().getresponse()
+
+    class Pool(unixconn.UnixHTTPConnectionPool):
+        def _new_conn(self) -> Any:
+            timeout: Any = self.timeout
+            return Connection(self.base_url, self.socket_path, timeout)
+
+    class Adapter(unixconn.UnixHTTPAdapter):
+        def get_connection(self, url: Any, proxies: Any = None) -> Any:  # noqa: ARG002  # requests' own
+            with self.pools.lock:
+                pool = self.pools.get(url)
+                if pool is None:
+                    pool = self.pools[url] = Pool(
+                        url, self.socket_path, self.timeout, maxsize=self.max_pool_size
+                    )
+            return pool
+
+    plain = api.adapters.get("http+docker://")
+    if isinstance(plain, unixconn.UnixHTTPAdapter):
+        watched = Adapter(plain.socket_path, plain.timeout, max_pool_size=plain.max_pool_size)
+        plain.close()
+        vars(api)["_custom_adapter"] = watched  # by which the SDK finds it
+        api.mount("http+docker://", watched)
+
+
 class _Pieces:
     """A file to read, of pieces as they come."""
 
@@ -991,6 +1083,7 @@ class DockerEngine:
         # Imported here: the SDK takes a fifth of a second, and most uses of us do not need it.
         import docker
         import docker.errors
+        import requests.exceptions
 
         self._errors = docker.errors
         endpoint, _ = find_endpoint(name)
@@ -1000,11 +1093,16 @@ class DockerEngine:
                 hint="Run the notebook on that machine, or choose a local engine with --engine default.",
             )
         with self._translated(endpoint=endpoint):
+            if endpoint.startswith("unix:") and not _answers(
+                urlsplit(endpoint).path, min(timeout, _QUIET + _PING)
+            ):
+                raise requests.exceptions.ReadTimeout("Read timed out: no answer to a ping")
             self._client: docker.DockerClient = docker.DockerClient(
                 base_url=endpoint, timeout=timeout,  # type: ignore[arg-type]  # a float works
                 version="auto", max_pool_size=4,
                 **_tls(name),
             )  # fmt: skip
+            _watch(self._client.api)
             version = self._client.version()
             info = self._client.info()
         api = version["ApiVersion"]
@@ -1869,9 +1967,9 @@ def _unreachable(endpoint: str, error: Exception) -> EngineUnreachableError:
         )
     if "Read timed out" in text:
         return EngineUnreachableError(
-            f"The Docker engine at {endpoint} takes requests and does not answer them.",
-            hint="It hangs, or is very busy. Its log: sudo journalctl -u docker. If it does not recover: "
-            "sudo systemctl restart docker, which ends containers.",
+            f"The Docker engine at {endpoint} takes requests and does not answer them: it hangs.",
+            hint="What runs goes on. Look after it: systemctl status docker; sudo journalctl -u docker. If it does "
+            "not recover: sudo systemctl restart docker, which ends containers.",
         )
     return EngineUnreachableError(
         f"The Docker engine does not answer at {endpoint}: {_sentence(text)}",

@@ -225,7 +225,8 @@ class Environment:
         unreachable = KernelError(
             f"'{found.name}' runs, but cannot be reached: its files in "
             f"'{found.info['container']['runtime']}' are gone, or it does not answer.",
-            hint=f"Look for a paused one with: docker ps   Or start it anew: %docker_env {found.name} --fresh",
+            hint=f"Look for a paused one with: docker ps   A new kernel: %docker_stop {found.name}, "
+            f"then %docker_start {found.name}   Or anew: %docker_env {found.name} --fresh",
         )
         try:
             environment = cls.adopt(found.info, tell)
@@ -356,6 +357,10 @@ class Environment:
         assert self._provisioner is not None
         info = _run(self._provisioner.get_provisioner_info())
         return {**info, "asked": self.options.to_json()}
+
+    def meant(self, typed: str, options: RunOptions) -> tuple[str, RunOptions]:
+        """Return the NAME and options to start another one with where this one is meant."""
+        return kept.meant(typed, options, known=self.name, what=self._what, asked=self.options)
 
     def start(self) -> Environment:
         """Start the container and return when its kernel has been seen to deliver output.
@@ -757,8 +762,12 @@ class Environment:
         Raises
         ------
         KernelError
-            If its container is gone.
+            If its container is gone, or nobody else could reach it.
         """
+        self._container.raise_if_wiped(
+            self.name,
+            f"No other notebook can reach it. A new one can be kept: %docker_env {self.name} --fresh",
+        )
         kept.write(self.name, self.describe(), self.engine)
         self._container.keep(keep=True)
 
@@ -862,6 +871,9 @@ def open_environment(
         If the kept one was started with other options.
     """
     known = options.name or name
+    if (there := kept.find(known, folder)) is not None:
+        what, asked = there.info["name"], there.asked
+        name, options = kept.meant(name, options, known=known, what=what, asked=asked)
     if fresh:
         while (found := kept.find(known, folder)) is not None:
             tell(f"removing the kept {known!r}")
@@ -909,6 +921,7 @@ def _open_kept(
             if not kept.runs(found):
                 again = Environment.start_again(found, tell, begun)
                 return Opened(environment=again, how="again")
+    kept.raise_if_paused(found)
     return Opened(environment=Environment.attach(found, tell, show, begun), how="attached")
 
 

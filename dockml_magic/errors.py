@@ -7,9 +7,11 @@ an exception of Docker's; it raises one of these from it, so the cause is kept f
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 import shlex
+import signal
 from collections.abc import Iterable, Sequence
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "BackupStopped",
     "CommandFailedError",
     "CommandStopped",
+    "CommitStopped",
     "ConfigError",
     "ContainerNameTakenError",
     "ContainerNotRunningError",
@@ -36,6 +39,7 @@ __all__ = [
     "KernelMissingError",
     "KernelPausedError",
     "KernelStartTimeoutError",
+    "LineStopped",
     "MissingTagError",
     "MountError",
     "NameMissingError",
@@ -45,6 +49,7 @@ __all__ = [
     "PullStopped",
     "RemoteCellError",
     "StartAbandonedError",
+    "StartStopped",
     "Stopped",
     "UnknownContainerError",
     "UnknownEnvironmentError",
@@ -312,6 +317,32 @@ class CommandStopped(Stopped):
         super().__init__(f"'{command}' was stopped.")
 
 
+class CommitStopped(Stopped):
+    """The reader interrupted a commit."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"The commit of '{name}' was stopped: there will be no image.\n"
+            "Its container is paused until the engine has done what it began; cells go on after that."
+        )
+
+
+class StartStopped(Stopped):
+    """The reader interrupted the start of an environment, or the way to one that is kept."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"The start of '{name}' was stopped.\nWhat is kept is as it was; nothing else is left."
+        )
+
+
+class LineStopped(Stopped):
+    """The reader interrupted one of our lines."""
+
+    def __init__(self, magic: str) -> None:
+        super().__init__(f"%{magic} was stopped.")
+
+
 class PullStopped(Stopped):
     """The reader interrupted a pull.
 
@@ -346,8 +377,10 @@ class CommandFailedError(DockmlError):
         known = {
             126: "It may not be run there.",
             127: "There is no such program in the container.",
-            137: "It was killed: for memory, perhaps.",
+            137: "It was killed (SIGKILL): for memory, perhaps.",
         }
+        with contextlib.suppress(ValueError):
+            known.setdefault(exit_code, f"{signal.Signals(exit_code - 128).name} ended it.")
         super().__init__(
             f"'{command}' in '{name}' ended with exit code {exit_code}.",
             hint=known.get(exit_code, ""),
@@ -356,7 +389,7 @@ class CommandFailedError(DockmlError):
 
 
 class ContainerNotRunningError(EngineError):
-    """The container has ended, or is paused."""
+    """The container has ended, is paused, or lacks what runs commands in it."""
 
 
 class GpuUnavailableError(EngineError):
@@ -410,7 +443,17 @@ class KernelBundleError(KernelError):
 
 
 class KernelPausedError(KernelError):
-    """The container is paused, as `docker pause` does it, and nothing in it hears us."""
+    """The container is paused, as `docker pause` does it, and nothing in it hears us.
+
+    One that `stays` when it is stopped cannot be stopped now, as an engine does not stop what is paused.
+    """
+
+    def __init__(self, name: str, container_id: str, *, stays: bool) -> None:
+        end = f"%docker_rm -f {name}, with all in it" if stays else f"%docker_stop {name}"
+        super().__init__(
+            f"The container of '{name}' is paused, and what runs in it.",
+            hint=f"Let it go on: docker unpause {container_id[:12]}   Or: {end}",
+        )
 
 
 class KernelStartTimeoutError(KernelError, TimeoutError):

@@ -25,7 +25,7 @@ from typing import Any
 from dockml_magic import folders, labels
 from dockml_magic.control import ControlChannel, address_from
 from dockml_magic.engine import ContainerState, Engine
-from dockml_magic.errors import ConfigError, KernelError
+from dockml_magic.errors import ConfigError, KernelError, KernelPausedError
 from dockml_magic.options import RunOptions
 from dockml_magic.planning import engine_for
 
@@ -84,6 +84,27 @@ def is_same(typed: RunOptions, asked: RunOptions, name: str) -> bool:
     return typed in (RunOptions(), RunOptions(name=name), asked)
 
 
+def meant(
+    typed: str, options: RunOptions, *, known: str, what: str, asked: RunOptions
+) -> tuple[str, RunOptions]:
+    """Return what to start for a typed NAME and options where there is, or was, an environment of that name.
+
+    Parameters
+    ----------
+    typed, options : str, RunOptions
+        As typed.
+    known : str
+        The environment's name.
+    what, asked : str, RunOptions
+        What was typed when it was started: its NAME, which --name may have left no trace of, and its options.
+    """
+    if typed != known:
+        return typed, options
+    if options in (RunOptions(), RunOptions(name=known)):
+        return what, asked
+    return (typed, options) if what == known else (what, replace(options, name=known))
+
+
 # --- the files ------------------------------------------------------------------------------------
 
 
@@ -113,6 +134,11 @@ def write(name: str, info: Mapping[str, Any], engine: Engine, *, starting: bool 
 def forget(session: str) -> None:
     """Note that an environment is not kept any more."""
     _file_for(session).unlink(missing_ok=True)
+
+
+def file_of(kept: Kept) -> Path:
+    """Return where it is noted."""
+    return _file_for(kept.session)
 
 
 def all_kept() -> list[Kept]:
@@ -163,6 +189,16 @@ def look(kept: Kept) -> ContainerState | None:
     return state
 
 
+def raise_if_paused(kept: Kept) -> None:
+    """Raise `KernelPausedError` where nothing in its container can answer."""
+    if _is_paused(look(kept)):
+        raise KernelPausedError(kept.name, kept.container_id, stays=kept.stays)
+
+
+def _is_paused(state: ContainerState | None) -> bool:
+    return state is not None and state.status == "paused"
+
+
 def runs(kept: Kept) -> bool:
     """Tell whether its container has processes."""
     state = look(kept)
@@ -207,15 +243,28 @@ def get(name: str, workspace: Path) -> Kept:
 
 
 def stop(kept: Kept) -> None:
-    """Stop its container as `docker stop` does, whoever is attached; one started with --keep stays."""
+    """Stop its container as `docker stop` does, whoever is attached; one started with --keep stays.
+
+    Raises
+    ------
+    KernelPausedError
+        If it is paused, and would have to stay.
+    """
     engine = engine_for(RunOptions(engine=kept.asked.engine))
+    is_paused = _is_paused(engine.inspect(kept.container_id))
+    if is_paused and kept.stays:
+        raise KernelPausedError(kept.name, kept.container_id, stays=True)
+    if is_paused:
+        remove(kept, force=True)
+        return
     container = kept.info["container"]
+    was_asked = False
     with contextlib.suppress(OSError, KernelError):
         channel = ControlChannel(address_from(container["control"]), container["key"])
         channel.stop()
-        channel.wait(lambda state: state.phase == "gone", _STOP_TIMEOUT)
+        was_asked = channel.wait(lambda state: state.phase == "gone", _STOP_TIMEOUT) is not None
         channel.close()
-    if not _has_ended(engine, kept.container_id):
+    if not was_asked or not _has_ended(engine, kept.container_id):
         engine.stop(kept.container_id)
     if not kept.stays:
         _remove_container(engine, kept.container_id)

@@ -12,6 +12,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics
 
 from dockml_magic.display import tell
+from dockml_magic.errors import LineStopped, Stopped
 from dockml_magic.options import build_parser, split_line
 
 
@@ -27,6 +28,13 @@ class MagicLines(Magics):
 
     ARGUMENTS: ClassVar[Mapping[str, Callable[[argparse.ArgumentParser], object]]] = {}
     shell: InteractiveShell
+
+    def __init_subclass__(cls) -> None:
+        """Let an interrupt of a line be told without our stack. What is stopped in a cell has one, its own."""
+        super().__init_subclass__()
+        for magic in cls.ARGUMENTS:
+            if not magic.startswith("%") and magic in vars(cls):
+                setattr(cls, magic, _tell_stop(magic, vars(cls)[magic]))
 
     def parser(self, magic: str) -> argparse.ArgumentParser:
         """Return the parser of a magic; its help is the magic's docstring, and its arguments."""
@@ -71,3 +79,16 @@ def _parser(magics: type[MagicLines], magic: str) -> argparse.ArgumentParser:
     parser = build_parser(f"%{magic}", description)
     magics.ARGUMENTS[magic](parser)
     return parser
+
+
+def _tell_stop(magic: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def told(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except Stopped:
+            raise
+        except KeyboardInterrupt:
+            raise LineStopped(magic) from None
+
+    return told

@@ -25,6 +25,8 @@ from dockml_magic.environment import (
 from dockml_magic.errors import (
     ConfigError,
     GpuUnavailableError,
+    StartStopped,
+    Stopped,
     UnknownEnvironmentError,
     UntrustedProjectError,
 )
@@ -271,6 +273,7 @@ class DockerMagics(MagicLines):
                 self.environments.active = environment
                 tell(f"{self._where_cells_run()} Its kernel is new.")
                 return
+            name, options = environment.meant(name, options)
             if fresh:
                 self.environments.remove(known)
             elif environment.is_kept:
@@ -356,15 +359,20 @@ class DockerMagics(MagicLines):
         fresh: bool = False,
     ) -> Opened:
         with self.environments.starting(options.name or name):
-            opened = open_environment(
-                name,
-                options,
-                current_folder(),
-                tell=to,
-                show=self.router.show,
-                begun=begun,
-                fresh=fresh,
-            )
+            try:
+                opened = open_environment(
+                    name,
+                    options,
+                    current_folder(),
+                    tell=to,
+                    show=self.router.show,
+                    begun=begun,
+                    fresh=fresh,
+                )
+            except Stopped:  # a pull, which says more
+                raise
+            except KeyboardInterrupt:
+                raise StartStopped(options.name or name) from None
             self._take_in(opened.environment)
         return opened
 
@@ -403,7 +411,7 @@ class DockerMagics(MagicLines):
             rows.append(
                 [
                     ("* " if environment is self.environments.active else "  ") + environment.name,
-                    environment.reference,
+                    environment.image_in_words,
                     "running" if alive else "kept" if environment.waits_for_kernel else "dead",
                     describe_kernel(environment.report).partition(",")[0] if alive else "",
                     f"yes, {environment.attached} attached" if environment.is_kept else "",
@@ -445,7 +453,7 @@ class DockerMagics(MagicLines):
                 kept.stop(environment)
             tell(
                 f"Stopped {name!r}."
-                + (f" It is kept: %docker_start {name}" if stays else "")
+                + (f" It is kept (%docker_start {name})." if stays else "")
                 + (" Cells run in the notebook's own kernel." if was_active else "")
             )
 

@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,6 +30,7 @@ from dockml_magic.engine import (
     build_reference,
 )
 from dockml_magic.errors import (
+    CommitStopped,
     ConfigError,
     EngineError,
     GpuUnavailableError,
@@ -58,7 +59,7 @@ from dockml_magic.pull import (
     format_size,
     split_reference,
 )
-from dockml_magic.requirements import hide_private, read_extras
+from dockml_magic.requirements import Extras, hide_private, read_extras
 from dockml_magic.spec import RUNTIME, ContainerSpec
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,8 @@ class KernelPlan:
                 "reference": choice.reference,
                 "title": choice.title,
                 "options": choice.options.to_json(),
+                "base": choice.base,
+                "extras": asdict(choice.extras) if choice.extras else None,
             },
             "image": {"id": self.image.id, "architecture": self.image.architecture},
             "workspace": str(self.workspace),
@@ -143,9 +146,14 @@ class KernelPlan:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> KernelPlan:
         """Return what `to_json` gave."""
-        options = RunOptions.from_json(data["choice"]["options"])
+        choice = dict(data["choice"])
+        choice["options"] = RunOptions.from_json(choice["options"])
+        if extras := choice.get("extras"):
+            choice["extras"] = Extras(
+                lines=tuple(extras["lines"]), constraints=tuple(extras["constraints"])
+            )
         return cls(
-            choice=Choice(**{**data["choice"], "options": options}),
+            choice=Choice(**choice),
             image=ImageState(**data["image"]),
             workspace=Path(data["workspace"]),
             **{name: data[name] for name in _PLAIN},
@@ -971,10 +979,15 @@ def commit_container(
         If `reference` cannot be the name of an image.
     EngineError
         If the engine cannot do it.
+    CommitStopped
+        For an interrupt: there is no image, also none without a name.
     """
     check_reference(reference)
-    image = engine.commit(container.id, reference, message=message, author=author)
     name = container.labels.get(labels.NAME, container.name)
+    try:
+        image = engine.commit(container.id, reference, message=message, author=author)
+    except KeyboardInterrupt:
+        raise CommitStopped(name) from None
     tell(
         f"{name!r} is now the image {reference}, {format_size(image.size)}. "
         f"Start it with: %docker_env {reference}"
@@ -1006,7 +1019,9 @@ def find_local_image(name: str, engine: Engine, folder: Path) -> str:
     raise ImageUnavailableError(
         name,
         "it is not on this machine.",
-        hint=(f"Did you mean {', '.join(near)}? " if near else "")
+        hint=f"A file to write to is named with: -o {name}"
+        if name.endswith((".tar", ".gz", ".tgz", ".xz", ".zst"))
+        else (f"Did you mean {', '.join(near)}? " if near else "")
         + "See what is here with: %docker_images --local",
     )
 

@@ -15,6 +15,7 @@ bundle         not built to the end; not started for 30 days          every one 
 image memory   of an image that is gone
 run folder     whose container is gone
 handover       all of whose containers are gone
+kept note      of an environment whose container is gone
 =============  =====================================================  ==========================================
 """
 
@@ -35,7 +36,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dockml_magic import folders, labels
+from dockml_magic import folders, kept, labels
 from dockml_magic.diagnosis import size
 from dockml_magic.display import Table, tell
 from dockml_magic.engine import ContainerState, DiskUsage, Engine, ImageState, build_reference
@@ -48,7 +49,16 @@ YOUNG = 600.0
 BUNDLE_LASTS = 30 * 24 * 3600.0
 """Seconds without a start after which a kernel bundle goes. It is built again within a minute."""
 
-Kind = Literal["container", "image", "layers", "bundle", "image memory", "run folder", "handover"]
+Kind = Literal[
+    "container",
+    "image",
+    "layers",
+    "bundle",
+    "image memory",
+    "run folder",
+    "handover",
+    "kept note",
+]
 
 _OUR_REFERENCE = re.compile(r"dockml/(build|with):[0-9a-f]{8,64}")
 _HELPERS = re.compile(r"dockml-(?:compile|gpus|with)-[\w.-]+")
@@ -86,7 +96,7 @@ class KeptFile:
     Attributes
     ----------
     names : tuple of str
-        The image's id, or the sessions of the containers.
+        The image's id, the container's, or the sessions of the containers.
     changed_at : float
         When something in it was last written.
     is_answered : bool
@@ -122,6 +132,8 @@ class Holdings:
         One that cannot be read is left out.
     bundles, memories, run_folders, handovers : sequence
         Of this user.
+    kept_notes : sequence
+        Of this user's environments that are kept at this engine.
     usage : DiskUsage
         What takes how much.
     """
@@ -136,6 +148,7 @@ class Holdings:
     memories: Sequence[KeptFile] = ()
     run_folders: Sequence[KeptFile] = ()
     handovers: Sequence[KeptFile] = ()
+    kept_notes: Sequence[KeptFile] = ()
     usage: DiskUsage = field(default_factory=DiskUsage)
 
 
@@ -191,6 +204,7 @@ def decide(holdings: Holdings, *, everything: bool = False) -> list[LeftOver]:
         *_memories(holdings),
         *_run_folders(holdings, remaining),
         *_handovers(holdings, remaining),
+        *_kept_notes(holdings, remaining),
     ]
 
 
@@ -412,6 +426,14 @@ def _handovers(holdings: Holdings, remaining: Iterable[ContainerState]) -> Itera
             yield _file("handover", handover, "its containers are gone", handover.path.name)
 
 
+def _kept_notes(holdings: Holdings, remaining: Iterable[ContainerState]) -> Iterator[LeftOver]:
+    here = {container.id for container in remaining}
+    for note in holdings.kept_notes:
+        # A container is created before it is noted, and files are looked at first: it would be here.
+        if not here.intersection(note.names) and not _is_young(holdings, note.changed_at):
+            yield _file("kept note", note, "its container is gone", note.names[0][:12])
+
+
 def _file(kind: Kind, found: KeptFile, why: str, name: str) -> LeftOver:
     return LeftOver(kind=kind, id=str(found.path), name=name, why=why, size=found.size)
 
@@ -435,6 +457,7 @@ def find_holdings(engine: Engine, *, thorough: bool = True) -> Holdings:
     run_folders = list(_find_run_folders(root))
     handovers = list(_find_handovers(root))
     memories = list(_find_memories(folders.cache_root() / "images")) if thorough else []
+    kept_notes = list(_find_kept_notes(engine.facts.endpoint))
     # Files first: a container that is created in between is then seen, and its folder is not.
     containers, images = engine.list({}), engine.images({})
     built_from = {image.labels.get(labels.BUILT_FROM, "") for image in images} - {""}
@@ -450,6 +473,7 @@ def find_holdings(engine: Engine, *, thorough: bool = True) -> Holdings:
         memories=memories,
         run_folders=run_folders,
         handovers=handovers,
+        kept_notes=kept_notes,
         usage=engine.disk_usage() if thorough else DiskUsage(),
     )
 
@@ -556,6 +580,21 @@ def _find_handovers(root: Path) -> Iterator[KeptFile]:
             yield KeptFile(path=path, names=sessions, changed_at=found.st_mtime, size=found.st_size)
 
 
+def _find_kept_notes(endpoint: str) -> Iterator[KeptFile]:
+    """Yield what is noted of environments at one engine: the others' containers cannot be seen now."""
+    for found in kept.all_kept():
+        path = kept.file_of(found)
+        with contextlib.suppress(OSError):
+            state = path.stat()
+            if found.endpoint == endpoint:
+                yield KeptFile(
+                    path=path,
+                    names=(found.container_id,),
+                    changed_at=state.st_mtime,
+                    size=state.st_size,
+                )
+
+
 def _size_of(folder: Path) -> int:
     """Return the bytes that a folder takes on the disk."""
     total = 0
@@ -599,6 +638,11 @@ def _remove_files(left: LeftOver, engine: Engine) -> None:
             raise ConfigError(
                 f"something in {path} may not be removed, such as another user's files"
             )
+    elif left.kind == "kept note":
+        noted = [found for found in kept.all_kept() if kept.file_of(found) == path]
+        if any(engine.inspect(found.container_id) is not None for found in noted):
+            raise ConfigError("its container is there after all")
+        path.unlink(missing_ok=True)
     else:
         path.unlink(missing_ok=True)
 

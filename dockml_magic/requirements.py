@@ -167,6 +167,13 @@ def read_extras(packages: Iterable[str], folder: Path, read: Callable[[Path], st
     )
 
 
+def _hint_of_missing(name: str) -> str:
+    """Return what to do where a requirements file is not there: perhaps it is no file that was meant."""
+    if re.search(r"[=<>~]=|[<>]", name):
+        return f'A package is asked for by: with = ["{name}"] in the project file, --with {name} on a line.'
+    return "In a project file its path is taken from that file's folder, on a line from the notebook's."
+
+
 def _read_file(
     path: Path,
     read: Callable[[Path], str],
@@ -183,7 +190,7 @@ def _read_file(
         why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise ConfigError(
             f"The requirements file '{path}' cannot be read: {why}.",
-            hint="In a project file its path is taken from that file's folder, on a line from the notebook's.",
+            hint=_hint_of_missing(path.name),
         ) from error
     for number, line in _logical_lines(text):
         if match := re.fullmatch(r"(-r|--requirement|-c|--constraint)[\s=]*(\S+)", line):

@@ -39,7 +39,7 @@ from IPython.core.page import page
 from jupyter_client.session import Session
 
 from dockml_magic.environment import Environment, Environments, raise_remote_error
-from dockml_magic.errors import DockmlError
+from dockml_magic.errors import DockmlError, Stopped
 from dockml_magic.forwarding import (
     ALL_COMM_TYPES,
     COMM_TYPES,
@@ -428,6 +428,8 @@ class Router:
         told: dict[str, Any] = {"ename": type(error).__name__, "evalue": "", "traceback": []}
         if isinstance(error, DockmlError):
             told |= {"evalue": error.message, "traceback": error._render_traceback_()}
+        elif isinstance(error, Stopped):
+            told |= {"evalue": str(error), "traceback": error._render_traceback_()}
         self.kernel.send_response(self.kernel.iopub_socket, "error", told)
         return {"status": "error", "user_expressions": {}, "payload": [], **told}
 

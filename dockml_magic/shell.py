@@ -15,6 +15,7 @@ import time
 import tty
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -36,6 +37,9 @@ _EXIT_PATIENCE = 5.0
 """Seconds that the engine has to say how a command ended, whose output has."""
 
 _CHUNK = 65536
+
+_KILLED = 137
+"""How a command ends by SIGKILL, its own or that of all that runs in its container."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +242,7 @@ def _start(
     engine: Engine, container: ContainerState, command: Command, *, is_terminal: bool
 ) -> Exec:
     check_running(container)
+    _check_launcher(engine, container)
     return engine.exec(
         container.id,
         command.argv(container, lease=not is_terminal),
@@ -245,6 +250,18 @@ def _start(
         workdir=command.workdir,
         env=command.env,
         tty=is_terminal,
+    )
+
+
+def _check_launcher(engine: Engine, container: ContainerState) -> None:
+    """Raise `ContainerNotRunningError` where somebody has removed the folder with our launcher under a container."""
+    shared = container.mounts.get(str(RUNTIME))
+    if shared is None or not engine.facts.shares_files or (Path(shared) / "launch.py").is_file():
+        return
+    name = container.labels.get(labels.NAME, container.name)
+    raise ContainerNotRunningError(
+        f"The runtime folder of '{name}' was removed: {Path(shared).parent}. Its kernel goes on without.",
+        hint=f"A command beside the kernel: docker exec {container.id[:12]} COMMAND",
     )
 
 
@@ -264,20 +281,24 @@ def check_running(container: ContainerState) -> None:
 
 
 def _exit_code(engine: Engine, container: ContainerState, running: Exec) -> int:
-    deadline = time.monotonic() + _EXIT_PATIENCE
+    deadline, magic = time.monotonic() + _EXIT_PATIENCE, "docker_env"
     while time.monotonic() < deadline:
         try:
             code = running.exit_code()
         except EngineError:  # it forgets commands with their container
             code = None
-        if code is not None:
+        if code is not None and code != _KILLED:
             return code
-        now = engine.inspect(container.id)
+        now = engine.inspect(container.id)  # which may be what was killed
+        if code is not None and now is not None and now.status in ("running", "paused"):
+            return code
         if now is None or now.status not in ("running", "paused"):
+            if now is not None and labels.KEPT in now.labels:  # it stays when it is stopped
+                magic = "docker_start"
             break
         time.sleep(0.02)
     name = container.labels.get(labels.NAME, container.name)
     raise ContainerNotRunningError(
         f"The container of '{name}' ended before the command in it did.",
-        hint=f"Start it again with: %docker_env {name}",
+        hint=f"Start it again with: %{magic} {name}",
     )

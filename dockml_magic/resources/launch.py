@@ -1225,6 +1225,7 @@ def run_command(config_path, options, command):
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         become_command(command)
+    has_ended = guard_group(pid)
     signals = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
     watched, patience = [0, wake_read], None
     while True:
@@ -1245,7 +1246,30 @@ def run_command(config_path, options, command):
                 kill_group(pid, signals.pop(0))
     if patience:
         kill_group(pid, signal.SIGKILL)  # what it has left
+    try:
+        os.write(has_ended, b".")
+    except OSError:  # somebody has killed the guard
+        pass
     return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+
+def guard_group(group):
+    """Have a process kill a group if this one is killed, which can do nothing then; return what to tell its end to."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.close(write)
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):  # the command's output ends without us
+            os.dup2(null, fd)
+        signal.set_wakeup_fd(-1)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
+        if not os.read(read, 1):
+            kill_group(group, signal.SIGKILL)
+        os._exit(0)
+    os.close(read)
+    return write
 
 
 def become_command(command):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -57,7 +58,7 @@ class Server:
             "JUPYTER_PATH": str(self._prefix / "share" / "jupyter"),
         }
         settings = Path(variables["JUPYTER_CONFIG_DIR"]) / _NEWS
-        settings.parent.mkdir(parents=True)
+        settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text(json.dumps(_NO_NEWS))
 
     def __enter__(self) -> Server:
@@ -78,7 +79,11 @@ class Server:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self._process.terminate()
+        self.signal(signal.SIGTERM)
+
+    def signal(self, signum: signal.Signals) -> None:
+        """Signal it, which it ends of; return when it has."""
+        self._process.send_signal(signum)
         self._process.wait()
 
     @property
@@ -106,7 +111,16 @@ class Server:
             self._ask("DELETE", f"api/sessions/{session['id']}")
         wait_until(lambda: not containers_of(self.folder), what="no container to be left")
 
-    def _ask(self, method: str, path: str) -> Any:
-        request = urllib.request.Request(self.address + path, method=method)
+    def open_notebook(self, name: str) -> Path:
+        """Start a kernel for a notebook, as a front end does; return its connection file."""
+        wanted = {"path": name, "name": name, "type": "notebook", "kernel": {"name": "python3"}}
+        session = self._ask("POST", "api/sessions", wanted)
+        return Path(
+            self._variables["JUPYTER_RUNTIME_DIR"], f"kernel-{session['kernel']['id']}.json"
+        )
+
+    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.address + path, data, method=method)
         with urllib.request.urlopen(request) as answer:
             return json.loads(answer.read() or "null")

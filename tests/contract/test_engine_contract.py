@@ -5,11 +5,13 @@ So the fake cannot drift: what the unit tests learn from it is true of Docker.
 
 from __future__ import annotations
 
+import _thread
 import os
 import re
 import secrets
 import select
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -760,6 +762,39 @@ def test_what_is_saved_can_be_loaded(bench: Bench, built: str) -> None:
 def test_an_image_that_is_not_here_cannot_be_saved(bench: Bench) -> None:
     with pytest.raises(ImageUnavailableError, match="dockml/no-such-image:1"):
         list(bench.engine.save([IMAGE, "dockml/no-such-image:1"]))
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("was_there", [False, True])
+def test_an_interrupt_while_the_image_gets_its_name_takes_the_name_away_again(
+    real_engine: DockerEngine, monkeypatch: pytest.MonkeyPatch, was_there: bool
+) -> None:
+    """But not one that was there before: that would be another image's, lost."""
+    bench = Bench(real_engine, secrets.token_hex(6))
+    reference = f"dockml/contract-test:{secrets.token_hex(6)}"
+    container = bench.started()
+    if was_there:
+        real_engine.tag(IMAGE, reference)
+    load, has_loaded = real_engine.load, threading.Event()
+
+    def load_slowly(archive: Iterator[bytes]) -> list[str]:
+        _thread.interrupt_main()
+        time.sleep(1.0)  # `join` sees the interrupt within 0.2 s
+        names = load(archive)
+        has_loaded.set()
+        return names
+
+    monkeypatch.setattr(real_engine, "load", load_slowly)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            real_engine.commit(container, reference)
+        assert has_loaded.wait(20.0)
+        wait_until(lambda: not real_engine.images({labels.COMMITS: reference}))
+        assert (real_engine.find_image(reference) is not None) == was_there
+    finally:
+        real_engine.remove(container)
+        if real_engine.find_image(reference):
+            real_engine.remove_image(reference)
 
 
 @pytest.mark.docker

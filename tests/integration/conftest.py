@@ -26,6 +26,7 @@ from dockml_magic import folders, labels, planning
 from dockml_magic.engine import ContainerState, DockerEngine, connect
 from tests.images.build import build
 from tests.integration.kernels import Kernel
+from tests.integration.strangers import Strangers, untouched_strangers
 from tests.integration.waiting import wait_until
 
 _FOLDERS = (
@@ -55,6 +56,13 @@ def engine() -> DockerEngine:
 def image(engine: DockerEngine) -> Image:
     """Give a function that builds a test image, unless it is there, and returns its reference."""
     return lambda name: build([name])[name]
+
+
+@pytest.fixture(scope="module")
+def strangers(engine: DockerEngine, image: Image) -> Iterator[Strangers]:
+    """Have somebody else's containers and more beside those of this module, and nobody touch them."""
+    with untouched_strangers(engine, image("dockml/bare:3.11")) as strangers:
+        yield strangers
 
 
 @pytest.fixture(scope="session")
@@ -148,7 +156,7 @@ def nothing_is_left(
     """Fail a test that leaves a container behind, and show the log of what it left."""
     yield
     try:
-        wait_until(lambda: not ours(), timeout=5.0, what="all containers of this test to be gone")
+        wait_until(lambda: not ours(), timeout=15.0, what="all containers of this test to be gone")
     finally:
         for left in ours():
             print(f"--- {left.name} ({left.image}, {left.status})\n{engine.logs(left.id, 50)}")

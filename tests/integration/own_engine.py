@@ -76,6 +76,15 @@ class OwnEngine:
             self._process.wait(30)
             self._process = None
 
+    @contextlib.contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Let it hang: connections are taken, and nothing is answered."""
+        self.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
+
     def docker(self, *words: str) -> str:
         """Do something by hand."""
         command = ["docker", "--host", self.endpoint, *words]

@@ -17,6 +17,8 @@ import docker.errors
 from dockml_magic import labels
 from dockml_magic.engine import DockerEngine
 
+_STATE = ("Status", "Pid", "StartedAt")
+
 
 class Strangers:
     """Running, stopped, paused and never started containers of somebody else, and what else they have.
@@ -59,8 +61,8 @@ class Strangers:
         self.containers["paused"].pause()
         self.image = self.containers["created"].commit(self.name)
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return all that would show that somebody touched them."""
+    def snapshot(self, *, states: bool = True) -> dict[str, Any]:
+        """Return all that would show that somebody touched them; without `states`, also the engine by its end."""
         for container in self.containers.values():
             container.reload()
         return {
@@ -69,7 +71,7 @@ class Strangers:
                     container.id,
                     container.name,
                     container.labels,
-                    {key: container.attrs["State"][key] for key in ("Status", "Pid", "StartedAt")},
+                    {key: container.attrs["State"][key] for key in _STATE if states},
                     container.attrs["RestartCount"],
                     sorted(container.attrs["NetworkSettings"]["Networks"]),
                 ]
@@ -91,12 +93,17 @@ class Strangers:
 
 
 @contextmanager
-def untouched_strangers(engine: DockerEngine, image: str) -> Iterator[Strangers]:
-    """Give strangers; fail if anything has happened to one of them by the end."""
+def untouched_strangers(
+    engine: DockerEngine, image: str, *, outlive_engine: bool = True
+) -> Iterator[Strangers]:
+    """Give strangers; fail if anything has happened to one of them by the end.
+
+    Unless they outlive an engine that is stopped, they may have ended with it.
+    """
     strangers = Strangers(engine, image)
     try:
-        before = strangers.snapshot()
+        before = strangers.snapshot(states=outlive_engine)
         yield strangers
-        assert strangers.snapshot() == before
+        assert strangers.snapshot(states=outlive_engine) == before
     finally:
         strangers.remove()

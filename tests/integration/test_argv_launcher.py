@@ -162,7 +162,7 @@ def test_a_signal_that_ends_the_launcher_ends_the_container(launch: Launch, sign
     launched = launch()
     launched.process.send_signal(signum)
     launched.wait_for_end()
-    wait_until(lambda: not containers_of(launched.folder), timeout=5.0, what="no container")
+    wait_until(lambda: not containers_of(launched.folder), what="no container")
 
 
 def test_the_death_of_whoever_started_it_ends_the_container(launch: Launch) -> None:
@@ -170,7 +170,7 @@ def test_the_death_of_whoever_started_it_ends_the_container(launch: Launch) -> N
     pid = int((launched.folder / "launcher").read_text())
     launched.process.kill()
     launched.wait_for_end()
-    wait_until(lambda: not containers_of(launched.folder), timeout=5.0, what="no container")
+    wait_until(lambda: not containers_of(launched.folder), what="no container")
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), what="the launcher to end")
 
 
@@ -215,4 +215,4 @@ def test_a_cell_that_ends_the_kernel_ends_the_launcher_with_its_code(launch: Lau
     launched = launch()
     launched.client.execute("import os; os._exit(3)")
     assert launched.wait_for_end() == 3
-    wait_until(lambda: not containers_of(launched.folder), timeout=5.0, what="no container")
+    wait_until(lambda: not containers_of(launched.folder), what="no container")

@@ -415,7 +415,7 @@ class Pair:
     def close(self) -> None:
         """End both."""
         self._running.close()
-        wait_until(lambda: not containers_of(self._folder), timeout=5.0, what="no container")
+        wait_until(lambda: not containers_of(self._folder), what="no container")
 
     def level(self) -> None:
         """Bring both to the same execution count."""

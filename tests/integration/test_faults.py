@@ -15,9 +15,9 @@ import pytest
 
 from dockml_magic import labels
 from dockml_magic.engine import DockerEngine
-from tests.integration.conftest import Image, variables_of_its_own
+from tests.integration.conftest import variables_of_its_own
 from tests.integration.notebook import IPYKERNELS, Cell, Notebook, containers_of, python_with
-from tests.integration.strangers import Strangers, untouched_strangers
+from tests.integration.strangers import Strangers
 from tests.integration.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
@@ -65,12 +65,6 @@ class Hit:
         wait_until(lambda: not docker("ps", "-aq", "--filter", f"id={self.container}"), what="rm")
 
 
-@pytest.fixture(scope="module")
-def strangers(engine: DockerEngine, image: Image) -> Iterator[Strangers]:
-    with untouched_strangers(engine, image(BARE)) as strangers:
-        yield strangers
-
-
 @pytest.fixture(scope="module", params=IPYKERNELS)
 def notebook(
     request: pytest.FixtureRequest,
@@ -89,8 +83,9 @@ def notebook(
             notebook.use("bystander")
             notebook.ok("variable = 'of the bystander'")
             yield notebook
-        wait_until(lambda: not containers_of(folder), timeout=5.0, what="no container to be left")
-        assert list(Path(variables["XDG_RUNTIME_DIR"], "dockml").iterdir()) == []
+        wait_until(lambda: not containers_of(folder), what="no container to be left")
+        root = Path(variables["XDG_RUNTIME_DIR"], "dockml")
+        wait_until(lambda: not list(root.iterdir()), what="no folder to be left")
 
 
 @pytest.fixture
@@ -107,9 +102,7 @@ def hit(notebook: Notebook) -> Iterator[Hit]:
     notebook.use("x", "--fresh")
     assert notebook.ok("6 * 7").result == "42"
     notebook.ok("%docker_stop x")
-    wait_until(
-        lambda: set(containers_of(notebook.folder)) == before, timeout=5.0, what="x to be gone"
-    )
+    wait_until(lambda: set(containers_of(notebook.folder)) == before, what="x to be gone")
 
 
 # --- killed and removed -------------------------------------------------------------------------
@@ -338,5 +331,5 @@ def test_the_end_of_a_notebook_removes_a_paused_container(
         notebook.use(BARE)
         (container,) = containers_of(workspace)
         docker("pause", container)
-    wait_until(lambda: not containers_of(workspace), timeout=10.0, what="rm")
-    assert list((own_folders / "dockml").iterdir()) == []
+    wait_until(lambda: not containers_of(workspace), what="rm")
+    wait_until(lambda: not list((own_folders / "dockml").iterdir()), what="its folder to go")

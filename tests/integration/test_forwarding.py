@@ -70,7 +70,7 @@ def notebook(
             notebook.use(OTHER, "--name", "other")
             notebook.use(PIP, "--name", "first")
             yield notebook
-        wait_until(lambda: not containers_of(folder), timeout=5.0, what="no container to be left")
+        wait_until(lambda: not containers_of(folder), what="no container to be left")
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,8 @@ from tests.integration.notebook import Notebook, containers_of, python_with
 
 BARE = "dockml/bare:3.11"
 
+pytestmark = pytest.mark.usefixtures("strangers")
+
 SmallDisk = Callable[[Path, str], Path]
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can mount")
 
@@ -142,3 +144,67 @@ def test_a_notebooks_folder_that_was_removed_is_told_in_two_lines(
         start_environment(image(BARE), folder=workspace)
     assert len(str(caught.value).splitlines()) == 2
     workspace.mkdir()
+
+
+def error_of(notebook: Notebook, line: str) -> str:
+    """Run a line that must fail, and return what it says: what happened, and what to do."""
+    cell = notebook.run(line)
+    assert cell.reply["status"] == "error", cell
+    assert len(cell.traceback.splitlines()) == 2
+    return cell.traceback
+
+
+@pytest.mark.parametrize("wiped", ["dockml", "."], ids=["our folder", "XDG_RUNTIME_DIR"])
+def test_a_run_folder_that_is_wiped_under_what_runs(
+    image: Image, workspace: Path, own_folders: Path, wiped: str
+) -> None:
+    """Also where the system has no XDG_RUNTIME_DIR afterwards, as when the user has logged out."""
+    name = image(BARE)
+    plain, kept = f"plain-{os.getpid()}", f"kept-{os.getpid()}"  # containers are called so
+    with Notebook(workspace, python_with("ipykernel7")) as notebook:
+        notebook.ok("%load_ext dockml_magic")
+        notebook.use(name, "--name", kept, "--keep")
+        notebook.ok("variable = 'of the kept one'\nopen('/var/tmp/installed', 'w').close()")
+        notebook.use(name, "--name", plain, "--memory", "200m")
+        notebook.ok("variable = 'of the plain one'")
+        shutil.rmtree(own_folders / wiped)
+        assert notebook.ok("variable").result == "'of the plain one'"
+        cell = notebook.send(
+            "import time\nprint('asleep', flush=True)\nwhile True: time.sleep(0.1)"
+        )
+        notebook.wait_printed(cell, "asleep")
+        notebook.interrupt()
+        assert notebook.finish(cell).reply["ename"] == "KeyboardInterrupt"
+        assert notebook.ok(f"%%docker_cell {kept}\nvariable").result == "'of the kept one'"
+        for line in ("%docker_ps", "%docker_ps -a", f"%docker_stats {plain}"):
+            assert plain in notebook.ok(line).result
+        notebook.ok(f"%docker_logs {plain}")
+        for line, what_to_do in (
+            (f"%docker_restart {plain}", f"%docker_env {plain} --fresh"),
+            (f"%docker_restart {kept}", f"%docker_stop {kept}, then %docker_start {kept}"),
+            (f"%docker_exec {plain} ls", "docker exec "),
+            (f"%docker_keep {plain}", f"%docker_env {plain} --fresh"),
+        ):
+            said = error_of(notebook, line)
+            assert "' was removed: " in said
+            assert what_to_do in said
+        # What the messages say is done: it is started as it was, with the same options.
+        notebook.use(plain, "--fresh")
+        limit = ["docker", "inspect", "-f", "{{.HostConfig.Memory}}", plain]
+        assert subprocess.check_output(limit, text=True) == f"{200 << 20}\n"
+        notebook.ok(f"%docker_restart {plain}")
+        assert notebook.ok("6 * 7").result == "42"
+        notebook.ok(f"%docker_stop {plain}")
+        notebook.ok(f"%docker_stop {kept}")
+        if wiped == "dockml":
+            notebook.ok(f"%docker_start {kept}")
+            there = "import os; os.path.exists('/var/tmp/installed'), 'variable' in globals()"
+            notebook.use(kept)
+            assert notebook.ok(there).result == "(True, False)"
+        else:  # the container's mount leads to where nobody may make a folder
+            assert "start a new one with --fresh" in error_of(notebook, f"%docker_start {kept}")
+        notebook.use(kept, "--fresh")
+        assert notebook.ok("6 * 7").result == "42"
+        notebook.ok(f"%docker_rm -f {kept}")
+        assert containers_of(workspace) == []
+    own_folders.mkdir(exist_ok=True)

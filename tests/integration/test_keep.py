@@ -21,6 +21,8 @@ from tests.integration.notebook import IPYKERNELS, Notebook, containers_of, pyth
 from tests.integration.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
+
+pytestmark = pytest.mark.usefixtures("strangers")
 LOAD = "%load_ext dockml_magic"
 KEPT = "%docker_env {} --name kept1 --keep"
 
@@ -155,7 +157,7 @@ def test_what_one_does_to_a_shared_one_the_other_is_told(open_notebook: OpenNote
     assert (
         two.ok("%docker_stop kept1")
         .printed()
-        .startswith("Stopped 'kept1'. It is kept: %docker_start")
+        .startswith("Stopped 'kept1'. It is kept (%docker_start")
     )
     assert "container is gone" in one.finish(cell).traceback
     assert "'kept1' is not running any more" in one.run("6 * 7").traceback
@@ -165,7 +167,7 @@ def test_what_one_does_to_a_shared_one_the_other_is_told(open_notebook: OpenNote
     two.use("kept1")
     two.ok("%docker_rm -f kept1")
     assert "'kept1' is not running any more" in one.run("6 * 7").traceback
-    assert containers_of(one.folder) == []
+    wait_until(lambda: not containers_of(one.folder), what="no container to be left")
     assert kept.all_kept() == []
 
 
@@ -204,7 +206,7 @@ def test_stop_start_and_rm_mean_what_dockers_mean(open_notebook: OpenNotebook) -
         [*dockml, "rm", "kept1"], cwd=notebook.folder, capture_output=True, text=True
     )
     assert removed.stdout == "Removed 'kept1'.\n"
-    assert containers_of(notebook.folder) == []
+    wait_until(lambda: not containers_of(notebook.folder), what="no container to be left")
     unknown = subprocess.run(
         [*dockml, "rm", "kept1"], cwd=notebook.folder, capture_output=True, text=True
     )
@@ -244,14 +246,14 @@ def test_one_that_is_kept_later_goes_when_it_is_stopped(open_notebook: OpenNoteb
     assert other.ok("variable").result == "42"
     assert other.ok("%docker_keep --off kept1").printed() == "'kept1' ends with this notebook.\n"
     other.kill()
-    wait_until(lambda: not containers_of(other.folder), timeout=8.0, what="no container")
+    wait_until(lambda: not containers_of(other.folder), what="no container")
     third = open_notebook()
     third.use(BARE, "--name kept1")
     third.ok("%docker_keep kept1")
     third.ok("%unload_ext dockml_magic")
     third.ok(LOAD)
     assert third.ok("%docker_stop kept1").printed() == "Stopped 'kept1'.\n"
-    assert containers_of(third.folder) == []
+    wait_until(lambda: not containers_of(third.folder), what="no container to be left")
     assert kept.all_kept() == []
 
 
@@ -282,11 +284,13 @@ def test_outputs_of_every_kind_are_shown_and_the_oldest_make_room(
         "print('to stdout'); print('to stdout, too')\n"
         "import sys; print('to stderr', file=sys.stderr)\n"
         "display({'text/plain': 'shown'}, raw=True)\n"
+        "open('done', 'w').close()\n"
         "1 / 0"
     )
     first.wait_printed(cell, "begun")
     first.kill()
-    time.sleep(8)
+    wait_until((first.folder / "done").exists, what="the cell to come to its end")
+    time.sleep(1)  # and its last output to be recorded
     attached = open_notebook().use("kept1")
     text = attached.printed()
     assert "older messages had no room)" in text
@@ -321,7 +325,30 @@ def test_what_the_engine_or_the_machine_stopped_is_started_again(
     assert "'kept1' runs, but cannot be reached" in told
     assert "%docker_env kept1 --fresh" in told
     assert notebook.ok("%docker_rm -f kept1").printed() == "Removed 'kept1'.\n"
-    assert containers_of(notebook.folder) == []
+    wait_until(lambda: not containers_of(notebook.folder), what="no container to be left")
+
+
+def test_one_that_is_paused_is_told_at_once_and_goes_on_after_it(
+    open_notebook: OpenNotebook,
+) -> None:
+    """Attached to it or not: as an engine does not stop what is paused, neither do we."""
+    first = open_notebook()
+    first.ok(KEPT.format(BARE))
+    first.ok("variable = 42")
+    (container,) = containers_of(first.folder)
+    docker("pause", container)
+    stop = first.run("%docker_stop kept1")
+    assert "%docker_rm -f kept1" in stop.traceback
+    first.kill()
+    second = open_notebook()
+    for line in ("%docker_stop kept1", "%docker_env kept1"):
+        told = second.run(line)
+        assert told.reply["ename"] == "KernelPausedError"
+        assert f"docker unpause {container}" in told.traceback
+        assert "%docker_rm -f kept1" in told.traceback
+    docker("unpause", container)
+    assert "its variables alive" in second.use("kept1").printed()
+    assert second.ok("variable").result == "42"
 
 
 def test_one_whose_container_was_removed_is_restarted_in_a_new_one(
@@ -391,7 +418,7 @@ def test_a_script_leaves_one_and_another_finds_it(
     env = start(BARE, "--keep", "--name", "kept1")
     assert env.run("'variable' in globals()").text == "False"
     env.remove()
-    assert containers_of(workspace) == []
+    wait_until(lambda: not containers_of(workspace), what="no container to be left")
 
 
 def test_python_2_records_and_is_attached_to(open_notebook: OpenNotebook, image: Image) -> None:

@@ -8,8 +8,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Container, Iterator
+from pathlib import Path, PurePosixPath
 
 import pexpect
 import pytest
@@ -84,7 +84,8 @@ def test_a_commands_output_comes_as_it_is_written_on_both_streams(notebook: Note
     [
         ("no-such-program -x", 127, "no such program"),
         ("/etc/passwd", 126, "may not be run"),
-        ("sh -c 'kill -9 $$'", 137, "killed"),
+        ("sh -c 'kill -9 $$'", 137, "killed (SIGKILL)"),
+        ("sh -c 'kill -SEGV $$'", 139, "SIGSEGV ended it"),
     ],
 )
 def test_how_a_command_ended_is_told(notebook: Notebook, command: str, code: int, why: str) -> None:
@@ -113,6 +114,64 @@ def test_the_stop_button_ends_the_command_inside(notebook: Notebook) -> None:
     assert "launch.py" not in cell.traceback
     wait_until(lambda: not sleeping(notebook))
     assert notebook.ok("%%docker_cell tf-life\n'the kernel goes on'").result
+
+
+@pytest.mark.parametrize(
+    ("command", "victim"),
+    [("echo up; exec sleep 614", "pid"), ("echo up; sleep 614; true", "ppid")],
+)
+def test_a_command_that_is_killed_from_outside_is_told_and_leaves_nothing(
+    notebook: Notebook, command: str, victim: str
+) -> None:
+    """It, or the launcher above it in the container, which can end nothing any more then."""
+    before = processes(notebook)
+    running = notebook.send(f"%docker_exec tf-life sh -c '{command}'")
+    notebook.wait_printed(running, "up")
+    kill_the_started(notebook, before, victim)
+    cell = notebook.finish(running)
+    assert cell.reply["ename"] == "CommandFailedError"
+    assert [line.strip() for line in cell.traceback.splitlines()] == [
+        f"CommandFailedError: 'sh -c {command}' in 'tf-life' ended with exit code 137.",
+        "It was killed (SIGKILL): for memory, perhaps.",
+    ]
+    wait_until(lambda: processes(notebook).keys() == before.keys(), what="nothing to be left")
+    terminal = subprocess.Popen(
+        [*DOCKML, "exec", "tf-life", "sh", "-c", command],
+        cwd=notebook.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert terminal.stdout is not None
+    assert terminal.stdout.readline() == "up\n"
+    kill_the_started(notebook, before, victim)
+    assert terminal.communicate(timeout=PATIENCE) == ("", "")
+    assert terminal.returncode == 137
+    wait_until(lambda: processes(notebook).keys() == before.keys(), what="nothing to be left")
+    assert notebook.ok("%%docker_cell tf-life\n'the kernel goes on'").result
+
+
+def processes(notebook: Notebook) -> dict[int, tuple[int, str]]:
+    """Return what runs in the container: its number on the host, its parent's, and its words."""
+    command = ["docker", "top", container_of(notebook), "-o", "pid,ppid,args"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    return {int(pid): (int(parent), words) for pid, parent, words in rows}
+
+
+def kill_the_started(notebook: Notebook, before: Container[int], victim: str) -> None:
+    """Kill the `sleep` or `sh` that a launcher has started, or that launcher."""
+    launchers = {
+        pid: words
+        for pid, (_, words) in processes(notebook).items()
+        if pid not in before and "launch.py exec" in words
+    }
+    ((pid, parent),) = (
+        (pid, parent)
+        for pid, (parent, _) in processes(notebook).items()
+        if parent in launchers and pid not in launchers
+    )
+    subprocess.run(["kill", "-9", str({"pid": pid, "ppid": parent}[victim])], check=True)
 
 
 def sleeping(notebook: Notebook) -> str:
@@ -342,6 +401,71 @@ def test_a_commit_has_what_was_installed_and_no_secret(
     assert "%docker_rm -f" in refused.traceback
     notebook.ok("%docker_stop from-commit")
     assert f"Untagged: {reference}" in notebook.ok(f"%docker_rmi {reference}").printed()
+
+
+UNSTEADY = """
+import os, socket, threading
+os.mkfifo('/var/tmp/a-fifo')
+listening = socket.socket(socket.AF_UNIX); listening.bind('/var/tmp/a-socket'); listening.listen()
+gone = open('/var/tmp/removed', 'w'); os.remove('/var/tmp/removed')
+writes = threading.Event(); writes.set()
+def write(n=0):
+    with open('/var/tmp/grows', 'wb') as file:
+        while writes.is_set():
+            n += 1
+            file.write(b'x' * 1000)
+            open('/var/tmp/comes-and-goes-%d' % (n % 20), 'w').close()
+            os.remove('/var/tmp/comes-and-goes-%d' % (n % 20))
+threading.Thread(target=write, daemon=True).start()
+open('/var/tmp/steady', 'w').write('steady')
+"""
+
+
+def test_a_commit_of_files_that_no_layer_can_hold_or_that_go_away_meanwhile(
+    notebook: Notebook, engine: DockerEngine, reference: str
+) -> None:
+    """The container is paused for it, and a layer leaves sockets out."""
+    notebook.ok(f"%%docker_cell tf-life\n{UNSTEADY}")
+    notebook.ok(f"%docker_commit tf-life {reference}")
+    stop = "writes.clear(); listening.close(); gone.close(); 6 * 7"
+    assert notebook.ok(f"%%docker_cell tf-life\n{stop}").result == "42"
+    container = engine._client.api.create_container(reference, ["true"])["Id"]
+    try:
+        assert engine.read_file(container, PurePosixPath("/var/tmp/steady")) == b"steady"
+        assert engine.read_file(container, PurePosixPath("/var/tmp/removed")) is None
+    finally:
+        engine.remove(container)
+
+
+def test_the_stop_button_ends_a_commit_and_leaves_no_image(
+    notebook: Notebook, engine: DockerEngine, reference: str
+) -> None:
+    container = container_of(notebook)
+
+    def status() -> str:
+        return str(engine._client.api.inspect_container(container)["State"]["Status"])
+
+    def images() -> set[str]:
+        return {i["Id"] for i in engine._client.api.images(all=True, filters={"label": ours})}
+
+    ours = f"{labels.COMMITS}={reference}"
+    large = "open('/var/tmp/large', 'wb').write(os.urandom(200 << 20))"
+    notebook.ok(f"%%docker_cell tf-life\nimport os\n{large}\nvariable = 42")
+    running = notebook.send(f"%docker_commit tf-life {reference}")
+    wait_until(lambda: status() == "paused", what="the engine to begin the commit")
+    notebook.interrupt()
+    cell = notebook.finish(running)
+    assert cell.reply["ename"] == "CommitStopped"
+    assert [line.strip() for line in cell.traceback.splitlines()] == [
+        "CommitStopped: The commit of 'tf-life' was stopped: there will be no image.",
+        "Its container is paused until the engine has done what it began; cells go on after that.",
+    ]
+    assert (
+        notebook.ok("%%docker_cell tf-life\nos.remove('/var/tmp/large'); variable").result == "42"
+    )
+    assert status() == "running"
+    wait_until(lambda: not images(), what="the unnamed image to be removed")
+    assert engine.find_image(reference) is None
 
 
 def test_a_name_that_is_none_is_refused_before_anything_is_done(notebook: Notebook) -> None:

@@ -51,8 +51,8 @@ def strangers_stay(engine: DockerEngine, image: Image) -> Iterator[None]:
 
 def nothing_is_there(ours: Ours) -> None:
     """See all go: what a notebook leaves at its end goes by itself."""
-    wait_until(lambda: not ours(), 5.0, "the containers to go")
-    wait_until(lambda: not list(folders.runtime_root().iterdir()), 5.0, "the folders to go")
+    wait_until(lambda: not ours(), what="the containers to go")
+    wait_until(lambda: not list(folders.runtime_root().iterdir()), what="the folders to go")
 
 
 def test_thirty_environments_started_at_once_by_one_process(

@@ -96,7 +96,7 @@ def notebook(
         with Notebook(folder, python_with(ipykernel), variables) as notebook:
             notebook.ok("%load_ext dockml_magic")
             yield notebook
-        wait_until(lambda: not containers_of(folder), timeout=5.0, what="no container to be left")
+        wait_until(lambda: not containers_of(folder), what="no container to be left")
 
 
 @pytest.fixture
@@ -400,8 +400,13 @@ def test_an_interrupt_during_the_start_leaves_no_container(fresh: Notebook, cell
     msg_id = fresh.send(cell)
     wait_until(lambda: containers_of(fresh.folder), what="its container")
     fresh.interrupt()
-    assert fresh.finish(msg_id).reply["ename"] == "KeyboardInterrupt"
-    wait_until(lambda: not containers_of(fresh.folder), timeout=5.0, what="no container")
+    stopped = fresh.finish(msg_id)
+    assert stopped.reply["ename"] == "StartStopped"
+    assert [line.strip() for line in stopped.traceback.splitlines()] == [
+        f"StartStopped: The start of '{PIP}' was stopped.",
+        "What is kept is as it was; nothing else is left.",
+    ]
+    wait_until(lambda: not containers_of(fresh.folder), what="no container")
     assert fresh.ok("1 + 1").result == "2"
     assert "No environment runs" in fresh.ok("%docker_ps").result
 
@@ -513,4 +518,4 @@ def test_ending_the_notebook_ends_its_containers(
     sleeping(fresh)
     assert len(containers_of(fresh.folder)) == 2
     end(fresh)
-    wait_until(lambda: not containers_of(fresh.folder), timeout=5.0, what="no container to be left")
+    wait_until(lambda: not containers_of(fresh.folder), what="no container to be left")

@@ -154,7 +154,7 @@ def test_a_shutdown_after_the_restart_removes_it(notebook: Notebook, is_adopted:
         notebook.ok(LOAD)
     assert len(containers_of(notebook.folder)) == 1
     notebook.manager.shutdown_kernel()
-    wait_until(lambda: not containers_of(notebook.folder), timeout=5.0, what="no container")
+    wait_until(lambda: not containers_of(notebook.folder), what="no container")
 
 
 def test_kill_9_after_it_was_adopted_removes_it(notebook: Notebook) -> None:
@@ -162,7 +162,7 @@ def test_kill_9_after_it_was_adopted_removes_it(notebook: Notebook) -> None:
     notebook.restart()
     notebook.ok(LOAD)
     notebook.kill()
-    wait_until(lambda: not containers_of(notebook.folder), timeout=5.0, what="no container")
+    wait_until(lambda: not containers_of(notebook.folder), what="no container")
 
 
 def test_a_container_that_was_removed_by_hand_meanwhile_is_started_anew(
@@ -185,7 +185,7 @@ def test_stopping_a_kept_one_and_unloading_remove_it(notebook: Notebook) -> None
     assert notebook.ok(f"%docker_stop {PIP}").printed() == f"Stopped {PIP!r}.\n"
     assert len(containers_of(notebook.folder)) == 1
     notebook.ok("%unload_ext dockml_magic")
-    wait_until(lambda: not containers_of(notebook.folder), timeout=5.0, what="no container")
+    wait_until(lambda: not containers_of(notebook.folder), what="no container")
 
 
 def test_the_keeper_leaves_nothing(notebook: Notebook, own_folders: Path) -> None:
@@ -215,7 +215,7 @@ def test_the_end_of_the_server_removes_what_was_kept(
         assert len(containers_of(workspace)) == 1
         server.send_signal(signal.SIGKILL)
         server.wait()
-        wait_until(lambda: not containers_of(workspace), timeout=5.0, what="no container")
+        wait_until(lambda: not containers_of(workspace), what="no container")
     wait_until(lambda: keepers(own_folders) == [], what="the keeper to end")
 
 

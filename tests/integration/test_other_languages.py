@@ -411,7 +411,7 @@ def notebook(
             notebook.ok("%load_ext dockml_magic")
             notebook.use(R, "--kernel", "ir")
             yield notebook
-        wait_until(lambda: not containers_of(folder), timeout=5.0, what="no container to be left")
+        wait_until(lambda: not containers_of(folder), what="no container to be left")
 
 
 @pytest.fixture

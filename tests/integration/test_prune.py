@@ -16,12 +16,14 @@ import docker
 import pytest
 
 from dockml_magic import folders, labels, prune
+from dockml_magic import kept as notes
 from dockml_magic.engine import DockerEngine, _KeptLayers, build_reference, connect
 from dockml_magic.options import build_parser
 from dockml_magic.prune import decide, find_holdings
 from dockml_magic.spec import RUNTIME, ContainerSpec, Mount
 from tests.images.build import build
 from tests.integration.registry import MirroredEngine, can_run_a_second_engine
+from tests.integration.strangers import untouched_strangers
 
 IMAGE = "dockml/bare:3.11"
 
@@ -66,7 +68,8 @@ def other(second: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerEngine
     """Give the second engine, which has nothing but the image."""
     monkeypatch.setenv("DOCKER_HOST", second)
     engine = connect(second)
-    yield engine
+    with untouched_strangers(engine, IMAGE):
+        yield engine
     client = engine._client
     for container in client.containers.list(all=True):
         container.remove(force=True)
@@ -133,6 +136,13 @@ def keep_layers(engine: DockerEngine) -> str:
     _KeptLayers(engine._client.api, PULLED, engine.facts)._replace_by([layer])
     (kept,) = (i for i in engine.images({labels.KEEPS: ""}) if len(i.labels) == 2)
     return kept.id
+
+
+def note_as_kept(engine: DockerEngine, session: str, container_id: str) -> Path:
+    """Note a container as a kept environment's."""
+    container = {"container_id": container_id, "session": session, "plan": {"kept": True}}
+    notes.write("tf1.10", {"workspace": "/home/ada", "container": container}, engine)
+    return folders.state_root() / "kept" / f"{session}.json"
 
 
 def everything_of(client: docker.DockerClient) -> dict[str, set[str]]:
@@ -212,13 +222,21 @@ def test_ours_goes_and_a_strangers_stays_whatever_he_calls_it(
     layers = keep_layers(other)
     lost = folders.runtime_root() / "eeeeeeeeeeee"
     lost.mkdir()
+    noted = note_as_kept(other, "dddddddddddd", kept)
+    of_nothing = note_as_kept(other, "eeeeeeeeeeee", "e" * 64)
 
     before = everything_of(client)
     code, said = run(other)
     assert code == 0
     assert everything_of(client) == before, "a dry run changes nothing"
     listed = {row["id"] for row in json.loads(run(other, "--json")[1])}
-    ours_by_default = {never_started, client.images.get(changed).id, layers, str(lost)}
+    ours_by_default = {
+        never_started,
+        client.images.get(changed).id,
+        layers,
+        str(lost),
+        str(of_nothing),
+    }
     ours_by_default.add(str(folders.runtime_root() / "cccccccccccc"))
     assert listed == ours_by_default
 
@@ -228,6 +246,7 @@ def test_ours_goes_and_a_strangers_stays_whatever_he_calls_it(
     assert before["containers"] - after["containers"] == {never_started}
     assert before["names"] - after["names"] == {changed}
     assert not lost.exists()
+    assert (noted.exists(), of_nothing.exists()) == (True, False)
     assert (folders.runtime_root() / "bbbbbbbbbbbb").exists()
     assert (folders.runtime_root() / "dddddddddddd").exists()
 
@@ -235,6 +254,7 @@ def test_ours_goes_and_a_strangers_stays_whatever_he_calls_it(
     assert code == 0, said
     assert everything_of(client) == stay
     assert kept not in stay["containers"]
+    assert not noted.exists()
     assert current not in stay["names"]
 
 

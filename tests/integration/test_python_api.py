@@ -158,4 +158,4 @@ def test_the_end_of_a_script_ends_its_container(workspace: Path, bare: str, end:
         script.kill()
     code = script.wait(timeout=30)
     assert code == (-9 if end == "kill -9" else 0)
-    wait_until(lambda: not containers_of(workspace), timeout=5.0, what="no container")
+    wait_until(lambda: not containers_of(workspace), what="no container")

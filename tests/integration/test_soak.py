@@ -371,6 +371,7 @@ class World:
 
 
 @pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("strangers")
 def test_the_world_is_what_we_believe_after_each_of_500_actions(
     workspace: Path, image: Image
 ) -> None:
@@ -385,5 +386,6 @@ def test_the_world_is_what_we_believe_after_each_of_500_actions(
         assert sum(seconds > PROMPT for seconds in world.slow) <= ACTIONS // 100
     finally:
         world.notebook.__exit__(None, None, None)
-        for container in world.containers():  # what is kept
-            world.docker("rm", "-f", container)
+        for container in world.containers():  # what is kept, and what is on its way already
+            subprocess.run(["docker", "rm", "-f", container], capture_output=True, check=False)
+        wait_until(lambda: not world.containers(), what="no container to be left")

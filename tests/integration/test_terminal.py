@@ -165,7 +165,7 @@ def test_the_end_of_ipython_leaves_nothing(terminal: Terminal, end: str) -> None
         assert terminal.process.wait() == 0
     else:
         terminal.process.kill(9)
-    wait_until(lambda: not containers_of(terminal.folder), timeout=5.0, what="no container")
+    wait_until(lambda: not containers_of(terminal.folder), what="no container")
 
 
 def test_a_script_of_ipython_may_use_the_magics(workspace: Path, image: Image) -> None:
@@ -284,4 +284,4 @@ def test_closing_the_window_leaves_nothing(screen: Screen, workspace: Path) -> N
     assert len(containers_of(workspace)) == 1
     screen.press("-l", "x")  # something is being typed
     screen.end()
-    wait_until(lambda: not containers_of(workspace), timeout=5.0, what="no container")
+    wait_until(lambda: not containers_of(workspace), what="no container")

@@ -371,7 +371,7 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(folders.Path, "home", no_home)
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert rooms()["cache"].problem == "you have no home folder."
+    assert rooms()["cache"].problem == "you have no home folder (export HOME=/home/me)."
 
 
 # --- gathering: network ---------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -123,7 +124,7 @@ def test_the_engines_own_proxy_and_mirrors_are_seen(
 
 def test_what_an_engine_says_does_not_steer_the_terminal(stand_in: StandIn) -> None:
     found = seen(stand_in({**VERSION, "Version": "28\x1b]0;title\x07\r\u202e"}))[0]
-    assert found.message.startswith("Docker 28?]0;title???, API")
+    assert found.message.startswith(r"Docker 28\x1b]0;title\x07\r\u202e, API")
 
 
 def serve(path: Path, answer: Callable[[socket.socket], None]) -> socket.socket:
@@ -164,8 +165,9 @@ def test_one_that_answers_a_byte_at_a_time_is_a_fail_and_no_hang(
     path, ended = short_folder / "slow.sock", threading.Event()
 
     def dribble(connection: socket.socket) -> None:
-        while not ended.wait(0.05):
-            connection.sendall(b"H")
+        with contextlib.suppress(OSError):  # who asked has gone
+            while not ended.wait(0.05):
+                connection.sendall(b"H")
 
     checks = [check for check in CHECKS if check.name in ("engine", "rights")]
     with serve(path, dribble):

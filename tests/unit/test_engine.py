@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import os
@@ -7,6 +8,9 @@ import platform
 import re
 import socket
 import tarfile
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -47,6 +51,96 @@ RUNC = (
     "unable to start container process: "
 )
 CONNECTIVITY = "driver failed programming external connectivity on endpoint x (0123): "
+
+
+# --- an engine that hangs, and one that is only slow ---------------------------------------------
+
+
+class SlowEngine:
+    """Listens at a socket; answers what it is told to, each after some seconds, and is silent about the rest."""
+
+    def __init__(self, path: Path, answers: dict[bytes, tuple[float, bytes]]) -> None:
+        self.answers = answers
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._taken: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self._taken.append(self._listener.accept()[0])
+                threading.Thread(target=self._serve, args=(self._taken[-1],), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while asked := connection.recv(65536):
+                for path, (seconds, body) in self.answers.items():
+                    if path in asked.partition(b"\r\n")[0]:
+                        time.sleep(seconds)
+                        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+                        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+
+    def close(self) -> None:
+        for connection in (self._listener, *self._taken):
+            connection.close()
+
+
+ALIVE = {
+    b"/_ping": (0.0, b"OK"),
+    b"/version": (0.0, b'{"ApiVersion": "1.41", "Version": "20.10.5"}'),
+    b"/info": (0.0, b"{}"),
+}
+
+
+@pytest.fixture
+def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowEngine]:
+    monkeypatch.setattr(docker.APIClient, "__init__", REAL_INIT)
+    engine = SlowEngine(tmp_path / "s", dict(ALIVE))
+    yield engine
+    engine.close()
+
+
+def test_an_engine_that_takes_a_connection_and_never_answers_is_told_of(
+    slow: SlowEngine, tmp_path: Path
+) -> None:
+    slow.answers.clear()
+    since = time.monotonic()
+    with pytest.raises(EngineUnreachableError, match="it hangs") as caught:
+        connect(f"unix://{tmp_path / 's'}")
+    assert time.monotonic() - since < 60, "it did not wait for the SDK's 120 s"
+    assert "journalctl -u docker" in caught.value.hint
+
+
+def test_an_engine_that_begins_to_hang_is_told_of_by_the_next_call_and_answers_later(
+    slow: SlowEngine, tmp_path: Path
+) -> None:
+    engine = connect(f"unix://{tmp_path / 's'}")
+    slow.answers.clear()
+    since = time.monotonic()
+    with pytest.raises(EngineUnreachableError, match="it hangs"):
+        engine.list({})
+    assert time.monotonic() - since < 60, "it did not wait for the SDK's 120 s"
+    slow.answers.update({**ALIVE, b"/containers/json": (0.0, b"[]")})
+    assert engine.list({}) == []
+
+
+def test_a_call_that_is_only_slow_is_waited_for(
+    slow: SlowEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dockml_magic.engine._QUIET", 0.05)
+    engine = connect(f"unix://{tmp_path / 's'}")
+    slow.answers[b"/containers/json"] = (1.5, b"[]")
+    assert engine.list({}) == []
+
+
+def test_a_call_ends_after_its_time_out_though_a_ping_is_answered(
+    slow: SlowEngine, tmp_path: Path
+) -> None:
+    engine = connect(f"unix://{tmp_path / 's'}", timeout=1.0)
+    with pytest.raises(EngineUnreachableError, match="does not answer"):
+        engine.list({})
 
 
 # --- what the engine says, and what we say --------------------------------------------------------
@@ -276,7 +370,10 @@ def test_an_engine_that_hangs_is_told_from_one_that_is_not_there(tmp_path: Path)
     (tmp_path / "docker.sock").touch()
     there = f"unix://{tmp_path}/docker.sock"
     error = _unreachable(there, OSError("UnixHTTPConnectionPool(...): Read timed out."))
-    assert error.message == f"The Docker engine at {there} takes requests and does not answer them."
+    assert (
+        error.message
+        == f"The Docker engine at {there} takes requests and does not answer them: it hangs."
+    )
     assert "journalctl -u docker" in error.hint
 
 
@@ -437,6 +534,8 @@ class Client:
 
     def __init__(self, **keywords: Any) -> None:
         self.base_url = keywords["base_url"]
+        self.api = docker.APIClient.__new__(docker.APIClient)
+        self.api.adapters = {}
 
     def version(self) -> dict[str, str]:
         return {"Version": "20.10.24", "ApiVersion": self.api_version}

@@ -41,7 +41,7 @@ def test_every_error_is_one_of_ours_and_public() -> None:
         for name, value in vars(errors).items()
         if inspect.isclass(value) and issubclass(value, Exception)
     }
-    interrupts = {"BackupStopped", "CommandStopped", "PullStopped", "Stopped"}
+    interrupts = {name for name in errors.__all__ if name.endswith("Stopped")}
     assert set(errors.__all__) == found | interrupts
     assert all(issubclass(getattr(errors, name), errors.Stopped) for name in interrupts)
     for name in found:

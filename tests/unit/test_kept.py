@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,13 +17,14 @@ from jupyter_client.session import Session
 from dockml_magic import environment as environments
 from dockml_magic import folders, kept, labels, planning
 from dockml_magic.cli import Dockml, Remove, Stop
-from dockml_magic.engine import EngineFacts
+from dockml_magic.engine import ContainerState, EngineFacts
 from dockml_magic.environment import Environment, Missed, open_environment
-from dockml_magic.errors import ConfigError
+from dockml_magic.errors import ConfigError, KernelPausedError
 from dockml_magic.kept import Kept
 from dockml_magic.messages import Message
 from dockml_magic.options import RunOptions, parse_words
 from dockml_magic.relay import Relay
+from dockml_magic.requirements import Extras
 from dockml_magic.spec import ContainerSpec
 from tests.unit.fake_engine import FakeEngine
 
@@ -182,6 +184,27 @@ def test_a_stop_removes_one_that_was_kept_later(engine: FakeEngine, keep: Keep) 
     kept.stop(keep(stays=False))
     assert engine.containers == []
     assert files() == []
+
+
+def test_a_stop_of_a_paused_one_asks_the_engine_for_what_it_can_do(
+    engine: FakeEngine, keep: Keep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later, stays = keep("later", stays=False), keep("stays", session="a" * 12)
+    inspect = engine.inspect
+
+    def paused(container_id: str) -> ContainerState | None:
+        state = inspect(container_id)
+        return state and replace(state, status="paused")
+
+    monkeypatch.setattr(engine, "inspect", paused)
+    kept.stop(later)
+    with pytest.raises(KernelPausedError, match="'stays' is paused") as caught:
+        kept.stop(stays)
+    assert f"docker unpause {stays.container_id[:12]}" in caught.value.hint
+    assert "%docker_rm -f stays" in caught.value.hint
+    assert [state.id for state in engine.containers] == [stays.container_id]
+    with pytest.raises(KernelPausedError):
+        kept.raise_if_paused(stays)
 
 
 def test_one_that_runs_is_only_removed_by_force(engine: FakeEngine, keep: Keep) -> None:
@@ -451,3 +474,35 @@ def test_what_concerns_our_own_widget_is_ours_whoever_moves_it(relay: Relay) -> 
     assert relay.may_publish(message("comm_msg", {"comm_id": "ours"}))
     assert not relay.may_publish(message("comm_msg", {"comm_id": "theirs"}))
     assert not relay.may_publish(message("comm_open", {"comm_id": "ours"}))
+
+
+IMAGE_NAME = RunOptions(name="tf", keep=True, memory=1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("typed", "options", "what", "meant"),
+    [
+        ("tf", RunOptions(), "image:1", ("image:1", IMAGE_NAME)),
+        ("tf", RunOptions(name="tf"), "image:1", ("image:1", IMAGE_NAME)),
+        ("tf", RunOptions(), "tf", ("tf", IMAGE_NAME)),
+        ("tf", RunOptions(memory=5), "image:1", ("image:1", RunOptions(memory=5, name="tf"))),
+        ("tf", RunOptions(memory=5), "tf", ("tf", RunOptions(memory=5))),
+        ("image:1", RunOptions(name="tf"), "image:1", ("image:1", RunOptions(name="tf"))),
+        ("other:2", RunOptions(name="tf"), "image:1", ("other:2", RunOptions(name="tf"))),
+    ],
+)
+def test_what_is_started_where_a_name_was_typed_that_was_given_by_name(
+    typed: str, options: RunOptions, what: str, meant: tuple[str, RunOptions]
+) -> None:
+    assert kept.meant(typed, options, known="tf", what=what, asked=IMAGE_NAME) == meant
+
+
+def test_a_layer_is_known_by_what_it_adds_after_it_was_noted(
+    plan: Callable[..., planning.KernelPlan],
+) -> None:
+    made = plan()
+    layered = replace(made.choice, base=IMAGE, extras=Extras(lines=("six",), constraints=("a==1",)))
+    noted = json.loads(json.dumps(replace(made, choice=layered).to_json()))
+    read = planning.KernelPlan.from_json(noted)
+    assert read.choice.image_in_words == f"{IMAGE} with six"
+    assert read.choice.extras == layered.extras

@@ -16,6 +16,7 @@ from dockml_magic.cli import main
 from dockml_magic.engine import ContainerState
 from dockml_magic.errors import (
     CommandStopped,
+    CommitStopped,
     ConfigError,
     ContainerNotRunningError,
     ImageBuildError,
@@ -188,12 +189,32 @@ def test_in_what_does_not_run_nothing_is_started(
     assert engine.commands == []
 
 
+@pytest.mark.parametrize("code", [None, 137])
+@pytest.mark.parametrize("magic", ["docker_env", "docker_start"])
 def test_a_container_that_ends_under_a_command_is_told(
+    engine: FakeEngine,
+    container: ContainerState,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int | None,
+    magic: str,
+) -> None:
+    running = SimpleNamespace(read=lambda: None, exit_code=lambda: code, close=lambda: None)
+    monkeypatch.setattr(engine, "exec", lambda *a, **k: running)
+    kept = {labels.KEPT: "true"} if magic == "docker_start" else {}
+    ended = replace(container, status="exited", labels={**container.labels, **kept})
+    monkeypatch.setattr(engine, "inspect", lambda _: ended)
+    with pytest.raises(ContainerNotRunningError, match="'tf' ended before the command") as caught:
+        run_command(engine, container, Command(words=("x",)), print)
+    assert caught.value.hint == f"Start it again with: %{magic} tf"
+
+
+def test_a_command_that_was_killed_beside_its_container_has_an_exit_code(
     engine: FakeEngine, container: ContainerState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running = SimpleNamespace(read=lambda: None, exit_code=lambda: None, close=lambda: None)
+    running = SimpleNamespace(read=lambda: None, exit_code=lambda: 137, close=lambda: None)
     monkeypatch.setattr(engine, "exec", lambda *a, **k: running)
-    engine.end(container.id, 137)
+    assert run_command(engine, container, Command(words=("x",)), print) == 137
+    monkeypatch.setattr(engine, "inspect", lambda _: None)
     with pytest.raises(ContainerNotRunningError, match="'tf' ended before the command"):
         run_command(engine, container, Command(words=("x",)), print)
 
@@ -305,6 +326,21 @@ def test_a_commit_is_told_with_the_line_that_starts_it(
     assert len(engine.committed) == 1
 
 
+def test_a_commit_that_is_interrupted_says_what_becomes_of_it(
+    engine: FakeEngine,
+    container: ContainerState,
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*args: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "commit", stop)
+    with pytest.raises(CommitStopped, match=r"The commit of 'tf' was stopped.*\n.*paused until"):
+        commit_container(engine, container, "me/new:1", tell=told.append)
+    assert told == []
+
+
 def test_an_image_is_meant_by_its_name_or_the_catalogues(
     engine: FakeEngine, container: ContainerState, workspace: Path
 ) -> None:
@@ -317,6 +353,9 @@ def test_an_image_is_meant_by_its_name_or_the_catalogues(
     with pytest.raises(ImageUnavailableError, match="not on this machine") as caught:
         find_local_image("me/mina:1", engine, workspace)
     assert IMAGE in caught.value.hint
+    with pytest.raises(ImageUnavailableError) as caught:
+        find_local_image("backup.tar.gz", engine, workspace)
+    assert caught.value.hint == "A file to write to is named with: -o backup.tar.gz"
 
 
 class FakeEngineWithout:

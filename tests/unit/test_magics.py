@@ -11,7 +11,12 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import dockml_magic
 from dockml_magic import planning
-from dockml_magic.errors import ConfigError, UnknownEnvironmentError, UnknownNameError
+from dockml_magic.errors import (
+    ConfigError,
+    LineStopped,
+    UnknownEnvironmentError,
+    UnknownNameError,
+)
 from dockml_magic.gpu import HostGpus
 from dockml_magic.options import RunOptions, options_from
 from tests.unit.fake_engine import FakeEngine
@@ -250,3 +255,15 @@ def test_a_parser_is_built_once_and_keeps_nothing_of_a_line(shell: InteractiveSh
     assert options_from(first) == RunOptions(volumes=("/a:/a",), env=("X=1",))
     assert options_from(second) == RunOptions(volumes=("/b:/b",))
     assert (first.fresh, second.fresh) == (True, False)
+
+
+def test_an_interrupt_of_a_line_is_told_without_our_stack(
+    magic: Magic, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(planning.engines, "connect", interrupted)
+    with pytest.raises(LineStopped) as told:
+        magic("docker_ps -a")
+    assert told.value._render_traceback_() == ["LineStopped: %docker_ps was stopped."]

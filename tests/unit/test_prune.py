@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from dockml_magic import folders, labels, prune
+from dockml_magic import folders, kept, labels, prune
 from dockml_magic.engine import ContainerState, DiskUsage, ImageState, build_reference
 from dockml_magic.image_memory import ImageMemory
 from dockml_magic.kernel_bundle import mark_used
@@ -177,10 +177,11 @@ def test_nothing_younger_than_ten_minutes_goes(everything: bool) -> None:
         memories=[some],
         run_folders=[some],
         handovers=[some],
+        kept_notes=[some],
     )
     assert going(holdings, everything=everything) == []
     later = replace(holdings, now=NOW + 2)
-    assert len(going(later, everything=everything)) == (9 if everything else 7)
+    assert len(going(later, everything=everything)) == (10 if everything else 8)
 
 
 # --- images ---------------------------------------------------------------------------------------
@@ -402,6 +403,19 @@ def test_a_handover_goes_when_all_its_containers_are_gone() -> None:
     assert going(held(handovers=[handover], run_folders=[answered])) == []
 
 
+def test_a_note_of_a_kept_environment_goes_with_its_container() -> None:
+    note = KeptFile(path=Path("/s/kept/1.json"), names=("c1",), changed_at=NOW - DAY)
+    assert going(held(kept_notes=[note])) == ["/s/kept/1.json"]
+    for status in ("running", "paused", "exited"):
+        assert going(held(kept_notes=[note], containers=[container(status=status)])) == []
+    # That is removed by --all: `container` has the id c1.
+    ended = container(status="exited")
+    assert going(held(kept_notes=[note], containers=[ended]), everything=True) == [
+        "c1",
+        "/s/kept/1.json",
+    ]
+
+
 def test_the_memory_of_an_image_that_is_gone_goes() -> None:
     gone = KeptFile(path=Path("/i/gone.json"), names=("sha256:gone",), changed_at=NOW - DAY)
     here = KeptFile(path=Path("/i/py.json"), names=(PYTHON.id,), changed_at=NOW - DAY)
@@ -510,6 +524,42 @@ def test_what_is_on_the_disk_is_seen(engine: FakeEngine) -> None:
     assert {f.path: f.shares_files for f in found.run_folders} == {folder: True, far: False}
     assert [(f.path, f.names) for f in found.handovers] == [(handover, (SESSION,))]
     assert [f.names for f in found.memories] == [("sha256:gone",)]
+
+
+def note_as_kept(engine: FakeEngine, session: str, container_id: str = "c9") -> Path:
+    """Note an environment as kept, a day ago."""
+    container = {"container_id": container_id, "session": session, "plan": {"kept": True}}
+    kept.write("tf", {"workspace": "/home/ada", "container": container}, engine)
+    path = folders.state_root() / "kept" / f"{session}.json"
+    make_old(path)
+    return path
+
+
+def test_only_notes_of_this_engine_and_this_machine_are_looked_at(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = note_as_kept(engine, SESSION)
+    data = json.loads(path.read_text())
+    for number, change in enumerate(({"endpoint": "ssh://far"}, {"machine": "another"})):
+        other = path.with_name(f"aaaaaaaaaaa{number}.json")
+        other.write_text(json.dumps({**data, "session": other.stem, **change}))
+        other.chmod(0o600)
+        make_old(other)
+    (path.parent / "notes.json").write_text("mine")
+    (note,) = find_holdings(engine).kept_notes
+    assert (note.path, note.names) == (path, ("c9",))
+
+
+def test_a_note_whose_container_is_there_after_all_is_not_removed(engine: FakeEngine) -> None:
+    path = note_as_kept(engine, SESSION)
+    (left,) = decide(find_holdings(engine))
+    assert (left.kind, left.id) == ("kept note", str(path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "inspect", lambda container_id: container())
+        assert prune.remove(left, engine).problem == "its container is there after all"
+    assert path.exists()
+    assert prune.remove(left, engine).problem == ""
+    assert not path.exists()
 
 
 def test_a_run_folder_in_which_somebody_listens_is_answered(engine: FakeEngine) -> None:

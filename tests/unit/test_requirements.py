@@ -147,6 +147,12 @@ def test_a_file_that_cannot_be_used_is_told(files: dict[str, str], problem: str)
         extras(files)
 
 
+def test_a_package_in_the_place_of_a_file_is_told_where_it_belongs() -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read") as told:
+        extras({}, "-r tabulate==0.9.0")
+    assert 'with = ["tabulate==0.9.0"]' in told.value.hint
+
+
 def test_a_page_of_links_may_be_named() -> None:
     line = "--find-links https://download.pytorch.org/whl/torch_stable.html"
     assert extras({"requirements.txt": line}).lines == (line,)
