@@ -281,7 +281,7 @@ def _carry(packed: Packed, parties: frozenset[str]) -> Taken:
         try:
             descriptor = payload.segment.share(writable=True)
             try:
-                agent.write(packed, descriptor)
+                agent.write(packed, descriptor, payload.segment.touched < packed.total)
             finally:
                 os.close(descriptor)
         except BaseException:

@@ -44,7 +44,8 @@ big = bytearray(b'ab' * 500000)
 SEEN = """
 v = {value}
 seen = [v[u'text'] == u'gr\\u00fc\\u00dfe \\U0001f600', v[u'all'][1] == 2 ** 70,
-        v[u'all'][2:6] == [None, True, 1.5, (1, 2)], bytes(v[u'all'][6][1]) == b'\\xff', v[u'self'][0] is v[u'all'], {big} == bytearray(b'ab' * 500000)]
+        v[u'all'][2:6] == [None, True, 1.5, (1, 2)], bytes(v[u'all'][6][1]) == b'\\xff',
+        v[u'self'][0] is v[u'all'], {big} == bytearray(b'ab' * 500000)]
 all(seen), seen
 """
 
@@ -329,19 +330,21 @@ def notebook(
 ) -> Iterator[Notebook]:
     """A notebook with two environments, a and b; its cells run in its own kernel."""
     folder, own = tmp_path_factory.mktemp("notebook"), tmp_path_factory.mktemp("own")
-    with variables_of_its_own(own / "own", engine, lasting_cache) as variables:
-        with Notebook(folder, python_with(request.param), variables) as notebook:
-            notebook.ok("%load_ext dockml_magic")
-            for name in ("aa", "bb"):
-                notebook.use(image(f"dockml/{BARE}"), "--name", name)
-            notebook.use("local")
-            notebook.ok(
-                "envs = get_ipython().magics_manager.registry['DockerMagics'].environments\n"
-                "from dockml_magic.exchange import OwnKernel, hand_over\n"
-                "own = OwnKernel(globals())\n"
-                "a, b = envs.get('aa'), envs.get('bb')"
-            )
-            yield notebook
+    with (
+        variables_of_its_own(own / "own", engine, lasting_cache) as variables,
+        Notebook(folder, python_with(request.param), variables) as notebook,
+    ):
+        notebook.ok("%load_ext dockml_magic")
+        for name in ("aa", "bb"):
+            notebook.use(image(f"dockml/{BARE}"), "--name", name)
+        notebook.use("local")
+        notebook.ok(
+            "envs = get_ipython().magics_manager.registry['DockerMagics'].environments\n"
+            "from dockml_magic.exchange import OwnKernel, hand_over\n"
+            "own = OwnKernel(globals())\n"
+            "a, b = envs.get('aa'), envs.get('bb')"
+        )
+        yield notebook
 
 
 @pytest.fixture

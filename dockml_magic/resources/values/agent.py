@@ -11,6 +11,7 @@ Standard library only, Python 2.7 and 3.5 to the newest.
 from __future__ import absolute_import, division, print_function
 
 import base64
+import contextlib
 import errno
 import json
 import mmap
@@ -20,6 +21,7 @@ import struct
 import sys
 
 from . import Damaged, Refused, pack, unpack
+from .wire import File
 
 _PYTHON_2 = sys.version_info[0] == 2
 
@@ -142,7 +144,7 @@ def _send(packed, door, request):
         try:
             if told.get("fresh"):
                 check_room(packed.total)
-            write(packed, descriptor)
+            write(packed, descriptor, told.get("fresh"))
         finally:
             os.close(descriptor)
         said["size"] = packed.total
@@ -264,8 +266,12 @@ def _buffers():
 # --- memory -----------------------------------------------------------------------------------
 
 
-def write(packed, descriptor):
-    """Write a packed value to shared memory."""
+def write(packed, descriptor, is_fresh):
+    """Write a packed value to shared memory, by the quicker way: its pages are not there yet, or they are."""
+    if is_fresh and hasattr(os, "pwrite"):
+        with contextlib.closing(File(descriptor, packed.total)) as file:
+            packed.write_into(file)
+        return
     memory = mmap.mmap(
         descriptor,
         packed.total,

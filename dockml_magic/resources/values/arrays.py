@@ -175,6 +175,9 @@ class Data(object):
         if self.array.dtype.names is not None:
             # Bytes between fields are nobody's: none of what was there before.
             numpy.ndarray((self.size,), numpy.uint8, window.view, offset)[...] = 0
+        elif window.is_file and self.array.flags[str("%s_CONTIGUOUS" % self.order)]:
+            window.write(offset, self.array.ravel(str(self.order)).view(numpy.uint8))
+            return
         there = numpy.ndarray(
             self.array.shape, self.array.dtype, window.view, offset, None, str(self.order)
         )

@@ -391,6 +391,9 @@ class Buffer(object):
     def write(self, window, offset):
         import numpy
 
+        if window.is_file:
+            window.write(offset, self.data)
+            return
         # As one copy without the interpreter's lock.
         there = numpy.frombuffer(window.view, numpy.uint8, self.size, offset)
         numpy.copyto(there, numpy.frombuffer(self.data, numpy.uint8))

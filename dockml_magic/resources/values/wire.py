@@ -20,6 +20,8 @@ from __future__ import absolute_import, division, print_function, unicode_litera
 import binascii
 import importlib
 import json
+import mmap
+import os
 import struct
 import sys
 
@@ -27,6 +29,7 @@ FORMAT = 1
 MAGIC = b"DockmlV\x01"
 HEADER = struct.Struct(str("<8sQQII"))  # magic, length of document, total, CRC-32 of document, 0
 ALIGNED = 64
+FILE_PIECE = 1 << 22  # bytes written at a time, between two looks for an interrupt
 PIECE = 1 << 24  # bytes copied at a time where a copy holds the interpreter's lock
 
 MOST_NOTES = 100
@@ -83,7 +86,7 @@ class Packed(object):
 
     def write_into(self, view):
         """Lay header, document and buffers out in a writable buffer of at least `total` bytes."""
-        window = Window(view)
+        window = view if isinstance(view, Window) else Window(view)
         window.write(
             0, HEADER.pack(MAGIC, len(self.document), self.total, _checksum(self.document), 0)
         )
@@ -105,6 +108,8 @@ class Packed(object):
 class Window(object):
     """A writable buffer, on Python 2 also an mmap, which is no memoryview's there."""
 
+    is_file = False
+
     def __init__(self, view):
         self.view = view
         if not PY2:
@@ -121,6 +126,39 @@ class Window(object):
         for start in range(0, len(data), PIECE):
             piece = data[start : start + PIECE]
             self._cells[offset + start : offset + start + len(piece)] = piece
+
+
+class File(Window):
+    """A file that is shared memory of which nothing was touched yet.
+
+    Writing to it takes half the time of writing to its mapping: its pages are neither cleared before nor mapped.
+    What cannot be written in one piece goes through a mapping, `view`.
+    """
+
+    is_file = True
+
+    def __init__(self, descriptor, size):
+        self._descriptor = descriptor
+        self._size = size
+        self._mapping = None
+
+    @property
+    def view(self):
+        if self._mapping is None:
+            self._mapping = mmap.mmap(self._descriptor, self._size)
+        return self._mapping
+
+    def write(self, offset, data):
+        data = memoryview(data).cast("B")
+        for start in range(0, len(data), FILE_PIECE):
+            piece = data[start : start + FILE_PIECE]
+            while len(piece):
+                written = os.pwrite(self._descriptor, piece, offset + start)
+                piece, start = piece[written:], start + written
+
+    def close(self):
+        if self._mapping is not None:
+            self._mapping.close()
 
 
 class Bytes(object):
