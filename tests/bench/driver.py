@@ -115,10 +115,10 @@ class Driver:
     def interrupt(self, limit: float) -> dict[str, Any]:
         """Interrupt a cell that sleeps; `seconds` is None where it slept on."""
         self.run("kept = 42")
-        msg_id = self._client.execute(
-            f"{self._prefix}import time; time.sleep(600)", allow_stdin=False
-        )
-        time.sleep(0.5)
+        code = "import time; print('asleep'); time.sleep(600)"
+        msg_id = self._client.execute(self._prefix + code, allow_stdin=False)
+        self._wait_for_word("asleep", 5.0)
+        time.sleep(0.2)
         began = time.perf_counter()
         self._manager.interrupt_kernel()
         try:
@@ -126,11 +126,20 @@ class Driver:
         except Exception:  # noqa: BLE001 - queue.Empty, or what a peer's answer made of it
             return {"seconds": None, "kept": False}
         seconds = time.perf_counter() - began
+        time.sleep(0.3)  # a kernel aborts what comes right behind an error
         try:
             self.run("assert kept == 42", limit)
         except Exception:  # noqa: BLE001 - it says what there is to say
             return {"seconds": seconds, "kept": False}
         return {"seconds": seconds, "kept": True}
+
+    def _wait_for_word(self, word: str, patience: float) -> None:
+        """Wait until a cell has printed a word, or for long enough: a peer may show output at the end."""
+        deadline = time.monotonic() + patience
+        with contextlib.suppress(Empty):
+            while (left := deadline - time.monotonic()) > 0:
+                if word in self._client.get_iopub_msg(timeout=left)["content"].get("text", ""):
+                    return
 
     def restart(self, code: str) -> dict[str, Any]:
         """Restart, by a cell or as the front end's button does; `kept`: what was written inside is there."""
