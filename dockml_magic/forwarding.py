@@ -330,6 +330,8 @@ class Forwarder:
             if request.counts and is_first:
                 self.relay.count_as(request.count)
             self.relay.note_sent(request.message.id)
+            if request.message.type == "execute_request":
+                self.relay.note_cell(request.message.header)
             self.relay.shell.send_multipart(
                 request.message.signed_by(self.relay.session), copy=False
             )
@@ -596,6 +598,7 @@ class Forwarder:
         try:
             message = Message(frames)
             message.verify(self.relay.session)
+            self.relay.adopt(message)
             if self.relay.mind_abandoned(message):
                 self.front.loop.call_soon_threadsafe(self._send_held)
             request = self.requests.get(message.parent_id)

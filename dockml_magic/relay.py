@@ -13,6 +13,7 @@ import re
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -76,6 +77,10 @@ NOT_PASSED_ON = frozenset({"status", "execute_input", "iopub_welcome", "shutdown
 """What a notebook says itself, for the cells that it runs a part of."""
 
 
+def _nobody() -> None:
+    """Stand for who else reads the sockets, where nobody does: in a script."""
+
+
 class Sink(Protocol):
     """Where a cell's output goes, and where its questions are asked."""
 
@@ -116,6 +121,8 @@ class Relay:
         one is sent when they have ended, as it would be aborted with them.
     kernel_info : dict
         The content of the kernel_info_reply.
+    last_cell : dict of str to str
+        Of the header of the last cell: what the kernel publishes for what is evaluated is shown below that.
     next_count : int
         The execution count of the kernel's next cell.
     is_shared : callable
@@ -147,7 +154,9 @@ class Relay:
         self.shell_lock = threading.RLock()
         self.iopub_lock = threading.RLock()
         self._control_lock = threading.RLock()
-        self.let_go: Callable[[], None] = lambda: None
+        self.let_go: Callable[[], None] = _nobody
+        self._unread: deque[list[zmq.Frame]] = deque()
+        self.last_cell: dict[str, str] = {}
         self.is_shared: Callable[[], bool] = lambda: False
         self.was_shared: Callable[[], bool] = lambda: False
         self.has_comm: Callable[[str], bool] = lambda _: False
@@ -248,6 +257,24 @@ class Relay:
         if len(self._sent) > _REMEMBERED:
             del self._sent[next(iter(self._sent))]
 
+    def note_cell(self, header: Mapping[str, Any]) -> None:
+        """Remember the header of a cell that is sent."""
+        self.last_cell = {name: value for name, value in header.items() if isinstance(value, str)}
+
+    def adopt(self, message: Message) -> None:
+        """Let what is published for what was evaluated belong to the last cell.
+
+        It is what iterators print, and what threads do between two cells, or meanwhile.
+        """
+        session = self._asks_session
+        if (
+            session is not None
+            and self.last_cell
+            and message.type not in NOT_PASSED_ON
+            and message.parent.get("session") == session.session
+        ):
+            message.replace_parent(self.last_cell)
+
     def may_publish(self, message: Message) -> bool:
         """Tell whether a message on IOPub is this kernel's to say: for a request that it got from us, or for none.
 
@@ -331,6 +358,7 @@ class Relay:
         """
         msg_id = header["msg_id"]
         self.note_sent(msg_id)
+        self.note_cell(header)
         self.is_interrupted = was_told = False
         since = time.monotonic()
         with self._held(), self._interrupts_passed_on():
@@ -551,6 +579,7 @@ class Relay:
                 if stop is not None and time.monotonic() > deadline:
                     raise stop
                 if not socket.poll(round(_LOOK_INTERVAL * 1000)):
+                    self._make_room(session)
                     self._raise_if_dead()
                     paused = self.pause()
                     if paused is not None and stop is not None:
@@ -569,10 +598,33 @@ class Relay:
                 self.interrupt()
                 continue
             if received["parent_header"].get("msg_id") == sent["header"]["msg_id"]:
+                self._make_room(session)
                 if stop is not None:
                     raise stop
                 answer: dict[str, Any] = received["content"]
                 return answer
+
+    def _make_room(self, session: Session) -> None:
+        """Take in what was published for what is evaluated, where nobody else reads.
+
+        The kernel waits behind a full queue. What is not for that waits for the next cell, as it would have.
+        """
+        if self.let_go is not _nobody or not self.iopub_lock.acquire(blocking=False):
+            return
+        try:
+            while len(self._unread) < _QUEUE:
+                frames = self.iopub.recv_multipart(zmq.NOBLOCK, copy=False)
+                with contextlib.suppress(*UNUSABLE):
+                    message = Message(frames)
+                    if message.type in NOT_PASSED_ON and (
+                        message.parent.get("session") == session.session
+                    ):
+                        continue
+                self._unread.append(frames)
+        except zmq.Again:
+            pass
+        finally:
+            self.iopub_lock.release()
 
     def _asking(self) -> tuple[zmq.Socket[bytes], Session]:
         if self._asks is None or self._asks_session is None:
@@ -630,12 +682,17 @@ class Relay:
         idle = False
         while True:
             try:
-                frames = self.iopub.recv_multipart(zmq.NOBLOCK, copy=False)
+                frames = (
+                    self._unread.popleft()
+                    if self._unread
+                    else self.iopub.recv_multipart(zmq.NOBLOCK, copy=False)
+                )
             except zmq.Again:
                 return idle
             try:
                 message = Message(frames)
                 message.verify(self.session)
+                self.adopt(message)
                 self.mind_abandoned(message)
                 if not self.may_publish(message):
                     log.debug("a %s that is for no cell of this kernel", message.type)

@@ -309,6 +309,18 @@ def test_two_notebooks_that_share_an_environment_both_hand_over(
         one.detach()
 
 
+@pytest.mark.parametrize("name", [BARE, "tensorflow:1.10.0-py27", "ipykernel:5"])
+def test_many_in_a_row_do_not_fill_the_kernels_queue_and_no_output_is_lost(
+    environments: dict[str, Environment], name: str
+) -> None:
+    environment = environments[name]
+    environment.run("from __future__ import print_function; import threading; x = 1")
+    environment.run("threading.Timer(0.3, print, ['late']).start()")
+    for _ in range(700):  # two messages each, which nobody reads in a script
+        assert environment.get("x") == 1
+    assert "late" in environment.run("pass").stdout
+
+
 def test_what_waits_for_a_busy_kernel_gets_its_turn(bare: Environment) -> None:
     busy = threading.Thread(target=bare.run, args=["import time; time.sleep(1); late = 5"])
     busy.start()
@@ -368,7 +380,7 @@ def test_a_routed_cell_goes_on_with_an_iterator_of_another_environment_and_of_th
     local: Notebook,
 ) -> None:
     local.use("aa")
-    local.ok("g = (bytes([n]) * 100000 for n in range(10))")
+    local.ok("g = (print('made', n) or bytes([n]) * 100000 for n in range(10))")
     local.use("local")
     local.ok("h = (n * n for n in range(5))")
     local.ok("hand_over(a.side, b.side, {'g': 'g'}); hand_over(own, b.side, {'h': 'h'})")

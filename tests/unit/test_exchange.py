@@ -399,7 +399,7 @@ agent.{what} = slow
 """
 
 
-@pytest.mark.parametrize("what", ["pack", "unpack", "_write_into"])
+@pytest.mark.parametrize("what", ["pack", "unpack", "write"])
 def test_an_interrupt_stops_a_hand_over_and_leaves_the_names_as_they_were(
     pair: tuple[StandIn, ContainerSide, StandIn, ContainerSide], tmp_path: Path, what: str
 ) -> None:
@@ -462,7 +462,7 @@ def test_the_death_of_either_side_is_an_error_and_frees_the_memory(
     one, source, other, target = pair
     one.run("x = bytearray(1 << 20); y = 1")
     hand_over(source, target, {"y": "y"})
-    dying, what = (one, "_write_into") if dies == "source" else (other, "unpack")
+    dying, what = (one, "write") if dies == "source" else (other, "unpack")
     dying.run(SLOW.format(path=str(tmp_path / "slow"), what=what))
 
     def kill() -> None:
@@ -559,8 +559,8 @@ def test_a_payload_that_is_none_is_refused(start: Start) -> None:
     hand_over(OwnKernel({"y": 1}), side, {"y": "y"})
     kernel.run(
         "import sys; agent = sys.modules['dockml_values.agent']\n"
-        "def nothing(packed, memory): memory[:100] = b'x' * 100\n"
-        "agent._write_into = nothing"
+        "def nothing(packed, descriptor, is_fresh): agent.os.pwrite(descriptor, b'x' * 100, 0)\n"
+        "agent.write = nothing"
     )
     with pytest.raises(ExchangeError, match="not what is handed over"):
         hand_over(side, OwnKernel(own), {"x": "x"})

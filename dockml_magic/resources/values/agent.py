@@ -19,6 +19,8 @@ import os
 import socket
 import struct
 import sys
+import threading
+import time
 
 from . import Damaged, Refused, pack, unpack
 from .wire import File
@@ -272,16 +274,58 @@ def write(packed, descriptor, is_fresh):
         with contextlib.closing(File(descriptor, packed.total)) as file:
             packed.write_into(file)
         return
-    memory = mmap.mmap(
-        descriptor,
-        packed.total,
-        flags=mmap.MAP_SHARED | _POPULATE,
-        prot=mmap.PROT_READ | mmap.PROT_WRITE,
-    )
-    try:
+    with _mapping_lock:
+        memory = _find_mapping(descriptor)
         _write_into(packed, memory)
+        if len(memory) < _LARGE:
+            memory.close()
+        else:
+            _keep_mapping(descriptor, memory)
+
+
+_LARGE = 64 << 20
+"""Bytes from which on a mapping is kept for a while: to map and unmap memory takes as long as to write to it."""
+
+_KEPT_TIME = 8.0
+"""Seconds for which it is kept."""
+
+_mapping_lock = threading.Lock()
+_mapping = {}
+"""The one that is kept: its memory, what it is a mapping of, and since when."""
+
+
+def _find_mapping(descriptor):
+    status = os.fstat(descriptor)
+    found = _mapping.pop("memory", None)
+    if found is not None:
+        if _mapping["of"] == (status.st_dev, status.st_ino):
+            return found
+        found.close()
+    # Without the lock that comes with the descriptor, which says that somebody uses it.
+    unlocked = os.open("/proc/self/fd/%d" % descriptor, os.O_RDWR)
+    try:
+        return mmap.mmap(
+            unlocked,
+            status.st_size,
+            flags=mmap.MAP_SHARED | _POPULATE,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+        )
     finally:
-        memory.close()
+        os.close(unlocked)
+
+
+def _keep_mapping(descriptor, memory):
+    status = os.fstat(descriptor)
+    _mapping.update(memory=memory, of=(status.st_dev, status.st_ino), since=time.time())
+    timer = threading.Timer(_KEPT_TIME, _drop_mapping)
+    timer.daemon = True
+    timer.start()
+
+
+def _drop_mapping():
+    with _mapping_lock:
+        if "memory" in _mapping and time.time() - _mapping["since"] > _KEPT_TIME - 0.5:
+            _mapping.pop("memory").close()
 
 
 def _write_into(packed, memory):
@@ -598,7 +642,7 @@ class _FarSource(object):
                 return None, {"problem": "the notebook that hands it over is gone"}
             if "busy" not in told:
                 break
-            _sleep()
+            time.sleep(0.05)
         if descriptor is not None:
             return read(descriptor, told["size"]), told
         if "payload" in told:
@@ -608,12 +652,6 @@ class _FarSource(object):
     def drop(self):
         with _Door(self._path, self._token) as door:
             door.ask(token=self._token, drop=True)
-
-
-def _sleep():
-    import time
-
-    time.sleep(0.05)
 
 
 # --- words ------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def dtype_detail(dtype):
         found = dtype_detail(base)
         return found and {"of": found, "shape": [int(part) for part in shape]}
     if dtype.names is not None:
-        types, offsets = [], []
+        types, offsets, titles = [], [], []
         for name in dtype.names:
             field = dtype.fields[name]
             found = dtype_detail(field[0])
@@ -57,14 +57,18 @@ def dtype_detail(dtype):
                 return None
             types.append(found)
             offsets.append(int(field[1]))
+            titles.append(plain.name_text(field[2]) if len(field) > 2 else None)
         names = [plain.name_text(name) for name in dtype.names]
-        return {
+        found = {
             "names": names,
             "types": types,
             "offsets": offsets,
             "size": int(dtype.itemsize),
             "aligned": bool(dtype.isalignedstruct),
         }
+        if any(isinstance(title, TEXT) for title in titles):
+            found["titles"] = [title if isinstance(title, TEXT) else None for title in titles]
+        return found
     told = dtype.str
     told = told.decode("ascii") if isinstance(told, bytes) else told
     import numpy
@@ -96,7 +100,8 @@ def dtype_of(numpy, detail, depth=0):
         base = dtype_of(numpy, detail["of"], depth + 1)
         _must(base.itemsize * _product(shape) < 1 << 31, "a dtype is too long")
         return numpy.dtype((base, shape))
-    _must(set(detail) == {"names", "types", "offsets", "size", "aligned"}, "a dtype is none")
+    keys = {"names", "types", "offsets", "size", "aligned"}
+    _must(set(detail) - {"titles"} == keys, "a dtype is none")
     names, types, offsets = detail["names"], detail["types"], detail["offsets"]
     size = detail["size"]
     for part in (names, types, offsets):
@@ -115,6 +120,11 @@ def dtype_of(numpy, detail, depth=0):
     if PY2:
         names = [name.encode("utf-8") for name in names]
     built = {"names": names, "formats": formats, "offsets": offsets, "itemsize": size}
+    if "titles" in detail:
+        titles = built["titles"] = detail["titles"]
+        _must(isinstance(titles, list) and len(titles) == len(names), "a dtype is none")
+        for title in titles:
+            _must(title is None or isinstance(title, TEXT), "a field has no title")
     return numpy.dtype({str(key): value for key, value in built.items()}, align=detail["aligned"])
 
 

@@ -204,9 +204,8 @@ def _write_vector(packer, vector, number):
     if kind == "CategoricalDtype":
         return _write_category(packer, owner, number)
     if kind == "DatetimeTZDtype":
-        data = numpy.asarray(owner.values)
-        if data.dtype.kind != "M":
-            data = numpy.asarray(owner.astype("datetime64[ns]"))
+        array = owner.array if hasattr(owner, "array") else owner.values
+        data = numpy.asarray(array, dtype=str("M8[%s]" % dtype.unit))
         zone = packer.element(dtype.tz, number, plain.step(".tz"))
         return [
             "vector",
@@ -219,9 +218,8 @@ def _write_vector(packer, vector, number):
             [zone],
         ]
     if kind == "PeriodDtype":
-        data = numpy.asarray(
-            owner.values.asi8 if hasattr(owner.values, "asi8") else owner.array.asi8
-        )
+        array = owner.array if hasattr(owner, "array") else owner.values
+        data = numpy.asarray(array.asi8 if hasattr(array, "asi8") else owner.asi8)
         return [
             "vector",
             [
@@ -490,6 +488,7 @@ def _read_zoned(reader, node, dtype, length, number):
 def _in_zone(pandas, value, zone):
     """A Timestamp or an index in another zone, as pandas itself would hold that; None where it cannot."""
     name = zone if isinstance(zone, TEXT) else moments.name_of(zone)
+    _must(name is None or moments.is_name(name), "a time zone is none")
     candidates = [zone, name]
     if (
         name is not None

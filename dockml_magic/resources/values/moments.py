@@ -130,6 +130,10 @@ def zone_detail(packer, zone):
     return {"by": "fixed", "name": told, "offset": microseconds(offset)}
 
 
+def is_name(text):
+    return _NAME.match(text) is not None
+
+
 def name_of(zone):
     """What others know a zone by, or None."""
     family = type(zone).__module__.split(".")[0]

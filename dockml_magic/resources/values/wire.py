@@ -18,10 +18,12 @@ allocated that the payload's own length does not account for.
 from __future__ import absolute_import, division, print_function, unicode_literals
 
 import binascii
+import gc
 import importlib
 import json
 import mmap
 import os
+import re
 import struct
 import sys
 
@@ -190,8 +192,9 @@ def pack(values):
         A value, or something in it, cannot be handed over.
     """
     packer = Packer()
-    roots = [[_text_of_name(name), packer.element(value, None, name)] for name, value in values]
-    packer.run()
+    with _WithoutCollection():
+        roots = [[_text_of_name(name), packer.element(value, None, name)] for name, value in values]
+        packer.run()
     document = {
         "format": FORMAT,
         "roots": roots,
@@ -375,7 +378,8 @@ def unpack(payload, copy=False):
     """
     reader = Reader(payload, copy)
     try:
-        return reader.read()
+        with _WithoutCollection():
+            return reader.read()
     except (Damaged, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001  (libraries have exceptions of their own)
@@ -402,6 +406,7 @@ class Reader(object):
         self.nodes = []
         self.built = []
         self.is_built = bytearray()
+        self._weights = {}  # of the tuples: parts, depth
 
     def read(self):
         document = self._document()
@@ -509,7 +514,7 @@ class Reader(object):
         _must(_checksum(raw) == checksum, "its document is not as it was written")
         try:
             text = raw.decode("ascii")
-            document = _DECODER.decode(text)
+            document = (_SLOW_DECODER if _LONG_NUMBER.search(text) else _DECODER).decode(text)
         except (ValueError, RuntimeError) as error:  # RecursionError is a RuntimeError
             raise Damaged("its document is no JSON of ours: %s" % plain.short(error))
         _must(
@@ -534,8 +539,12 @@ class Reader(object):
         """Build mutable containers empty, what cannot change after its parts, and then fill the first."""
         nodes, built, is_built = self.nodes, self.built, self.is_built
         builders = [None] * len(nodes)
+        known = {}
         for number, node in enumerate(nodes):
-            builders[number] = builder = _find_builder(node[0])
+            builder = known.get(node[0])
+            if builder is None:
+                builder = known[node[0]] = _find_builder(node[0])
+            builders[number] = builder
             if builder.shell is not None:
                 built[number] = builder.shell(self, node)
                 is_built[number] = 1
@@ -553,14 +562,43 @@ class Reader(object):
                     opened[number] = 1
                     stack.extend(missing)
                     continue
+                if nodes[number][0] in _HASHED:
+                    self._must_be_hashable(nodes[number])
                 built[number] = builders[number].build(self, nodes[number])
                 is_built[number] = 1
+                if nodes[number][0] == "tuple":
+                    self._weigh(number)
                 stack.pop()
         for number, node in enumerate(nodes):
             if builders[number].fill is not None:
+                if node[0] in _HASHED:
+                    self._must_be_hashable(node)
                 builders[number].fill(self, node, built[number])
         for action in self._later:
             action()
+
+    def _weigh(self, number):
+        """Note how many parts a tuple has, those of its parts included, and how deep it is."""
+        weight, depth = 1, 1
+        items = self.nodes[number][2]
+        for element in items if isinstance(items, list) else ():
+            if isinstance(element, list):
+                theirs = self._weights.get(element[0], (1, 0))
+                weight += theirs[0]
+                depth = max(depth, theirs[1] + 1)
+        self._weights[number] = (min(weight, 1 << 60), depth)
+
+    def _must_be_hashable(self, node):
+        """Refuse tuples as keys whose hash would take for ever, or all of the stack."""
+        if not self._weights or len(node) < 3:
+            return
+        weight = 0
+        for element in node[2] if isinstance(node[2], list) else ():
+            if isinstance(element, list):
+                theirs = self._weights.get(element[0], (1, 0))
+                weight += theirs[0]
+                _must(theirs[1] <= _DEEPEST_KEY, "a key is too deep")
+        _must(weight <= 16 * self.length + 10000, "a key has too many parts")
 
     def _missing_parts(self, node):
         missing = []
@@ -580,6 +618,10 @@ class Reader(object):
         return missing
 
 
+_HASHED = ("set", "frozenset", "dict", "ordered", "counter", "vector")
+_DEEPEST_KEY = 500
+
+
 class Builder(object):
     """How a kind of node is read: `build` it, or make its `shell` and `fill` that in the end."""
 
@@ -591,15 +633,12 @@ class Builder(object):
 
 def _find_builder(kind):
     builder = plain.BUILDERS.get(kind)
-    if builder is None:
-        for names in _MODULES.values():
-            if kind in names[1]:
-                builder = _import(names[0]).BUILDERS[kind]
-                break
-    _must(
-        builder is not None, "it has a kind of value that is unknown here: %s" % plain.short(kind)
-    )
-    return builder
+    if builder is not None:
+        return builder
+    for module, kinds in _MODULES.values():
+        if kind in kinds:
+            return _import(module).BUILDERS[kind]
+    raise Damaged("it has a kind of value that is unknown here: %s" % plain.short(kind))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -676,12 +715,9 @@ def _is_ascii(text):
     return all(ord(letter) < 128 for letter in text)
 
 
-_INTEGER_MAX = 20
-
-
 def _integer(digits):
     # Longer ones are nodes; here they would cost time that grows with their square.
-    _must(len(digits) <= _INTEGER_MAX, "a number is too long")
+    _must(len(digits) <= 20, "a number is too long")
     return int(digits)
 
 
@@ -689,6 +725,22 @@ def _constant(name):
     raise Damaged("%s is no number of JSON" % name)
 
 
-_DECODER = json.JSONDecoder(parse_int=_integer, parse_constant=_constant)
+# Perhaps in a text; then each number is looked at.
+_LONG_NUMBER = re.compile("[0-9]{21}")
+_DECODER = json.JSONDecoder(parse_constant=_constant)
+_SLOW_DECODER = json.JSONDecoder(parse_constant=_constant, parse_int=_integer)
+
+
+class _WithoutCollection(object):
+    """Many containers are made, and none is garbage: collecting would double the time."""
+
+    def __enter__(self):
+        self._was = gc.isenabled()
+        gc.disable()
+
+    def __exit__(self, *_):
+        if self._was:
+            gc.enable()
+
 
 from . import plain  # noqa: E402  (it needs the names above)

@@ -1,0 +1,25 @@
+"""A short run of the coverage-guided fuzzer; a long one: python -m tests.fuzz --seconds 3600 FOLDER."""
+
+import os
+import re
+import subprocess
+import sys
+
+
+def test_the_fuzzer_finds_nothing_in_twenty_seconds(tmp_path):
+    found = tmp_path / "found"
+    found.mkdir()
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz", "--seconds", "20", tmp_path / "corpus"],
+        env={**os.environ, "FUZZ_FOUND": str(found)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-5000:]
+    assert not list(found.iterdir()), ran.stderr[-5000:]
+    executed = re.search(r"number_of_executed_units: (\d+)", ran.stderr)
+    assert executed
+    assert int(executed[1]) > 1000, ran.stderr[-5000:]
+    # It is guided: inputs that reached new code were kept.
+    assert int(re.search(r"new_units_added: +(\d+)", ran.stderr)[1]) > 20
