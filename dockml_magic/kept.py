@@ -80,7 +80,7 @@ def is_same(typed: RunOptions, asked: RunOptions, name: str) -> bool:
 
     `--keep` does not tell two apart: it says nothing of what runs.
     """
-    typed, asked = (_without_keep(options) for options in (typed, asked))
+    typed, asked = (replace(options, keep=False) for options in (typed, asked))
     return typed in (RunOptions(), RunOptions(name=name), asked)
 
 
@@ -103,12 +103,6 @@ def meant(
     if options in (RunOptions(), RunOptions(name=known)):
         return what, asked
     return (typed, options) if what == known else (what, replace(options, name=known))
-
-
-def _without_keep(options: RunOptions) -> RunOptions:
-    plain = options.to_json()
-    plain.pop("keep", None)
-    return RunOptions.from_json(plain)
 
 
 # --- the files ------------------------------------------------------------------------------------

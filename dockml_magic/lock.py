@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import InvalidRequirement, Requirement
-
 from dockml_magic import toml
 from dockml_magic.errors import ProjectFileError
 
@@ -91,6 +89,9 @@ def entry_of(entry: Mapping[str, Any]) -> str:
 
 
 def _is_requirement(line: str) -> bool:
+    # Here, as it takes a sixth of the time in which the extension loads.
+    from packaging.requirements import InvalidRequirement, Requirement
+
     try:
         Requirement(line)
     except InvalidRequirement:

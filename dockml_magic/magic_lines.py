@@ -38,10 +38,7 @@ class MagicLines(Magics):
 
     def parser(self, magic: str) -> argparse.ArgumentParser:
         """Return the parser of a magic; its help is the magic's docstring, and its arguments."""
-        description = inspect.getdoc(getattr(self, magic.lstrip("%"))) or ""
-        parser = build_parser(f"%{magic}", description)
-        self.ARGUMENTS[magic](parser)
-        return parser
+        return _parser(type(self), magic)
 
     def parse(self, magic: str, line: str) -> argparse.Namespace | None:
         """Return a magic's line as its arguments, None when only help was asked for.
@@ -74,6 +71,14 @@ class MagicLines(Magics):
         if event.symbol.startswith("-"):
             return sorted(self.parser(magic)._option_string_actions)  # noqa: SLF001  # argparse lists them nowhere else
         return sorted(set(self.names_for(magic)))
+
+
+@functools.cache  # to build one takes half the time of a switch
+def _parser(magics: type[MagicLines], magic: str) -> argparse.ArgumentParser:
+    description = inspect.getdoc(getattr(magics, magic.lstrip("%"))) or ""
+    parser = build_parser(f"%{magic}", description)
+    magics.ARGUMENTS[magic](parser)
+    return parser
 
 
 def _tell_stop(magic: str, function: Callable[..., Any]) -> Callable[..., Any]:

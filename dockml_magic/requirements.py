@@ -13,9 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
-
 from dockml_magic.errors import ConfigError
 
 REPOSITORY = "dockml/with"
@@ -104,6 +101,9 @@ def parse_packages(text: str) -> tuple[str, ...]:
 
 
 def _is_requirement(text: str) -> bool:
+    # Here, as it takes a sixth of the time in which the extension loads.
+    from packaging.requirements import InvalidRequirement, Requirement
+
     if _is_path(text) and "://" not in text:
         return False
     try:
@@ -236,6 +236,9 @@ def from_folder(packages: Iterable[str], folder: Path) -> tuple[str, ...]:
 
 def names_of(lines: Iterable[str]) -> set[str]:
     """Return the names of the distributions that requirements ask for, as indexes write them."""
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
+
     names: set[str] = set()
     for line in lines:
         try:

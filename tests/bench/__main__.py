@@ -9,60 +9,94 @@ import platform
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import docker
 
-from dockml_magic.labels import WORKSPACE
-from tests.bench.floor import LABEL, remove_labelled
-from tests.bench.peers import PEERS, end_processes
-from tests.bench.rows import FIGURES, Bench
-from tests.bench.table import Row, markdown, write
+from tests.bench.bench import Bench
+from tests.bench.peers import PEERS
+from tests.bench.plot import plot
+from tests.bench.rows import ROWS, images_of
+from tests.bench.sessions import end_processes
+from tests.bench.table import US, Absent, Figure, Goal, markdown, write
+from tests.images.build import build
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, print the table and write it; return 1 where a goal is missed under --strict."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--rows", default=",".join(FIGURES), help="default: %(default)s")
+    parser.add_argument("--rows", default=",".join(ROWS), help="default: %(default)s")
     parser.add_argument("--peers", default=",".join(PEERS), help="'' is none; default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a smoke run: two samples each")
-    parser.add_argument("--out", type=Path, help="write PATH.csv and PATH.md")
+    parser.add_argument("--out", type=Path, help="write PATH.csv, PATH.md and PATH.svg")
     parser.add_argument("--strict", action="store_true", help="fail where a goal is missed")
     parsed = parser.parse_args(words)
     names = parsed.rows.split(",")
     peers = [name for name in parsed.peers.split(",") if name]
-    for what, given, known in (("rows", names, list(FIGURES)), ("peers", peers, list(PEERS))):
+    for what, given, known in (("rows", names, list(ROWS)), ("peers", peers, list(PEERS))):
         if unknown := set(given) - set(known):
             parser.error(f"no such {what}: {', '.join(sorted(unknown))}; of {', '.join(known)}")
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    rows: list[Row] = []
-    engine = docker.from_env()
+    figures: list[Figure] = []
+    was_stopped = False
+    engine = docker.from_env(timeout=120)
+    build(images_of(names, peers), engine)
+    began = time.monotonic()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dockml-bench-"))
-        for label in (LABEL, WORKSPACE):
-            stack.callback(remove_labelled, engine, f"{label}={folder}")
-        stack.callback(end_processes, Path(folder))
         bench = Bench(
             engine=engine,
             workspace=Path(folder),
             quick=parsed.quick,
             peers=tuple(PEERS[name] for name in peers),
         )
-        for name in names:
-            for row in FIGURES[name](bench):
-                rows.append(row)
-                print(f"{row.figure}: {row.result}", file=sys.stderr, flush=True)
+        stack.callback(_clear_up, bench)
+        try:
+            for name in names:
+                since = time.monotonic()
+                for figure in _figures(bench, name):
+                    figures.append(figure)
+                    print(markdown([figure]), file=sys.stderr, flush=True)
+                print(f"{name}: {time.monotonic() - since:.0f} s", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            was_stopped = True
+            print("Stopped. Clearing up.", file=sys.stderr, flush=True)
     note = (
         f"Medians, in brackets the quartiles; n samples each, taken in turns; "
         f"what relaying adds is a block's median of ten cells less the direct client's. "
         f"{os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"Docker engine {engine.version()['Version']}."
+        f"Docker engine {engine.version()['Version']}; {(time.monotonic() - began) / 60:.0f} minutes."
     )
-    print(markdown(rows) + "\n" + note)
+    print(markdown(figures) + "\n" + note)
     if parsed.out:
-        write(rows, parsed.out, note)
-    return int(parsed.strict and any(row.met is False for row in rows))
+        write(figures, parsed.out, note)
+        plot(figures, parsed.out.with_name(parsed.out.name + ".svg"))
+    if was_stopped:
+        return 130
+    return int(parsed.strict and any(f.is_met(who) is False for f in figures for who in f.samples))
+
+
+def _figures(bench: Bench, name: str) -> Iterator[Figure]:
+    """Give a row's figures; one that says why, where we could not be measured at all."""
+    try:
+        yield from ROWS[name](bench)
+    except Absent as error:
+        never = Goal(factor=0)
+        yield Figure(
+            row=name, title=name, samples={US: []}, notes={US: str(error)}, goals={US: never}
+        )
+
+
+def _clear_up(bench: Bench) -> None:
+    """Remove all of the run; a second Ctrl+C does not stop that."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        end_processes(bench.workspace)
+        bench.images.remove_all()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":

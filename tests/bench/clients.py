@@ -1,22 +1,20 @@
-"""A notebook without a browser: a real host kernel, and a client that runs cells in any kernel."""
+"""A front end without a browser: runs cells in any kernel. Needs jupyter_client alone: peers run it too."""
 
 from __future__ import annotations
 
-import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from jupyter_client.blocking.client import BlockingKernelClient
-from jupyter_client.manager import KernelManager
 
 CELL_TIMEOUT = 120.0
+READY_TIMEOUT = 60.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Cell:
     """A cell that has run: how long until its reply and its idle were in, and its output."""
 
@@ -35,13 +33,13 @@ class Cell:
         return "".join(m["data"].get("text/plain", "") for m in self.outputs if "data" in m)
 
 
-def run_cell(client: BlockingKernelClient, code: str) -> Cell:
+def run_cell(client: BlockingKernelClient, code: str, timeout: float = CELL_TIMEOUT) -> Cell:
     """Run a cell as a front end does, and raise where it fails."""
     began = time.perf_counter()
     msg_id = client.execute(code, allow_stdin=False)
     outputs = []
     while True:
-        message = client.get_iopub_msg(timeout=CELL_TIMEOUT)
+        message = client.get_iopub_msg(timeout=timeout)
         if message["parent_header"].get("msg_id") != msg_id:
             continue
         if message["msg_type"] == "status":
@@ -49,14 +47,22 @@ def run_cell(client: BlockingKernelClient, code: str) -> Cell:
                 break
         elif message["msg_type"] in ("stream", "display_data", "execute_result", "error"):
             outputs.append(message["content"])
-    while True:
-        reply = client.get_shell_msg(timeout=CELL_TIMEOUT)
-        if reply["parent_header"].get("msg_id") == msg_id:
-            break
+    reply = wait_for_reply(client, msg_id, timeout)
     seconds = time.perf_counter() - began
-    if reply["content"]["status"] != "ok":
-        raise RuntimeError(f"the cell {code[:60]!r} failed: {reply['content']}")
-    return Cell(seconds=seconds, reply=reply["content"], outputs=outputs)
+    if reply["status"] != "ok":
+        raise RuntimeError(
+            f"the cell {code[:60]!r} failed: {reply.get('ename')}: {reply.get('evalue')}"
+        )
+    return Cell(seconds, reply, outputs)
+
+
+def wait_for_reply(client: BlockingKernelClient, msg_id: str, timeout: float) -> dict[str, Any]:
+    """Return the content of the reply to a message."""
+    while True:
+        reply = client.get_shell_msg(timeout=timeout)
+        if reply["parent_header"].get("msg_id") == msg_id:
+            content: dict[str, Any] = reply["content"]
+            return content
 
 
 @contextmanager
@@ -72,26 +78,16 @@ def connected(info: Mapping[str, Any]) -> Iterator[BlockingKernelClient]:
         client.stop_channels()
 
 
-def until_heard(client: BlockingKernelClient) -> None:
+def until_heard(client: BlockingKernelClient, is_alive: Callable[[], bool] = lambda: True) -> None:
     """Return when the shell has answered and the first IOPub message has come: ready, no later."""
+    deadline = time.monotonic() + READY_TIMEOUT
     client.kernel_info()
-    client.shell_channel.socket.poll(60_000)
+    while not client.shell_channel.socket.poll(500):
+        if not is_alive():
+            raise RuntimeError("the kernel died as it started")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the kernel did not answer within {READY_TIMEOUT:g} s")
     while not client.iopub_channel.socket.poll(50):
         client.kernel_info()
-
-
-@contextmanager
-def started(manager: KernelManager, folder: Path, env: Mapping[str, str]) -> Iterator[
-    BlockingKernelClient
-]:  # fmt: skip
-    """Start a manager's kernel, give its client, and shut it down in the end."""
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    manager.start_kernel(cwd=str(folder), env=dict(env), **silent)
-    client = manager.client()
-    client.start_channels(stdin=False, hb=False)
-    try:
-        client.wait_for_ready(timeout=60)
-        yield client
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=False)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"nothing of the kernel's output came within {READY_TIMEOUT:g} s")

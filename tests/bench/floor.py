@@ -20,11 +20,8 @@ import docker.errors
 from jupyter_client.blocking.client import BlockingKernelClient
 
 from dockml_magic import folders
-from dockml_magic.labels import NAMESPACE
 from tests.bench.clients import run_cell, until_heard
-
-LABEL = f"{NAMESPACE}.bench"
-"""On every container that the bench makes by hand; its value is the run's folder."""
+from tests.bench.images import LABEL
 
 _RUNTIME = "/run/dockml"
 _BUNDLES = "/opt/dockml/bundles"
@@ -74,7 +71,7 @@ class Floor:
         api = self._engine.api
         created = api.create_container(
             image=self._image,
-            entrypoint=["python3", "-c", _KERNEL.format(paths=self._paths, runtime=_RUNTIME)],
+            entrypoint=["python", "-c", _KERNEL.format(paths=self._paths, runtime=_RUNTIME)],
             command=[],
             user=f"{os.getuid()}:{os.getgid()}",
             working_dir=str(self._workspace),
@@ -125,10 +122,3 @@ class Floor:
 
 
 _SOCKETS = ("shell", "iopub", "stdin", "control", "hb")
-
-
-def remove_labelled(engine: docker.DockerClient, label: str) -> None:
-    """Remove every container that carries `label` ("name=value"), running or not."""
-    for row in engine.api.containers(all=True, filters={"label": label}):
-        with contextlib.suppress(docker.errors.APIError):  # on its way out by --rm already
-            engine.api.remove_container(row["Id"], force=True, v=True)

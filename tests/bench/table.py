@@ -1,64 +1,158 @@
-"""The bench's table: medians with their spread, the ratio, the goal, and whether it is met."""
+"""The bench's table: one line for each who was measured, the floor first, with what it means."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 
-HEAD = ["figure", "dockml_magic", "compared with", "it took", "result", "goal", "met", "n"]
+HEAD = ["figure", "who", "median (quartiles)", "to the floor", "us beside it", "goal", "met", "n"]
+US = "dockml_magic"
+
+
+class Absent(Exception):
+    """Somebody cannot be measured here; says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One figure: our samples and those of what it is compared with, in the same unit.
+class Goal:
+    """What our median should be at most: a factor of somebody's, and so much more.
 
     Attributes
     ----------
-    figure, reference : str
-        What is measured, and beside what.
-    ours, theirs : sequence of float
-        The samples, taken in turns; `theirs` may be empty.
-    result : str
-        How the two compare.
-    goal : str
-        In the same words, "" where the row only informs.
-    met : bool or None
-        None without a goal.
-    unit, scale
+    factor : float
+        Of the median of whom we are compared with; 0.0 for a goal that has nothing to do with others.
+    plus : float
+        Before it is scaled.
+    ours : str
+        Whose median is meant, where that is not the figure's `us`.
+    strictly : bool
+        Less than that, not as much.
+    """
+
+    factor: float = 1.0
+    plus: float = 0.0
+    ours: str = ""
+    strictly: bool = False
+
+    def is_met(self, ours: float, theirs: float) -> bool:
+        """Tell whether `ours` meets it."""
+        limit = self.factor * theirs + self.plus
+        return ours < limit if self.strictly else ours <= limit
+
+    def in_words(self, unit: str, scale: float) -> str:
+        """Return it as the table says it."""
+        parts = []
+        if self.factor:
+            parts.append("it" if self.factor == 1 else f"{self.factor:.2f}x")
+        if self.plus or not self.factor:
+            parts.append(f"{self.plus * scale:g} {unit}".rstrip())
+        return f"{'<' if self.strictly else '<='} {' + '.join(parts)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure of everybody who was measured for it.
+
+    Attributes
+    ----------
+    row, title : str
+        The row that it belongs to, and what is measured.
+    samples : mapping of str to sequence of float
+        By who it was, in the order of the table. Nothing where somebody could not be measured.
+    goals : mapping of str to Goal
+        What our median should be, by whom it is compared with; or, without a factor, that one's own.
+    notes : mapping of str to str
+        What else is to be said of somebody, such as why there are no samples.
+    floor : str
+        Whose median the others' are shown as multiples of; "" for none.
+    us : str
+        Who we are in it.
+    unit, scale : str, float
         What the samples are shown in, and the factor to it.
     """
 
-    figure: str
-    reference: str
-    ours: Sequence[float]
-    theirs: Sequence[float]
-    result: str
-    goal: str = ""
-    met: bool | None = None
+    row: str
+    title: str
+    samples: Mapping[str, Sequence[float]]
+    goals: Mapping[str, Goal] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    floor: str = ""
+    us: str = US
     unit: str = "s"
     scale: float = 1.0
 
-    def cells(self) -> list[str]:
-        """Return the row as text."""
-        return [
-            self.figure,
-            self._shown(self.ours),
-            self.reference,
-            self._shown(self.theirs),
-            self.result,
-            self.goal or "-",
-            "-" if self.met is None else "yes" if self.met else "NO",
-            str(len(self.ours)),
-        ]
+    def median_of(self, who: str) -> float | None:
+        """Return somebody's median, None without samples."""
+        samples = self.samples.get(who)
+        return median(samples) if samples else None
 
-    def _shown(self, samples: Sequence[float]) -> str:
-        if not samples:
-            return "-"
-        low, middle, high = (value * self.scale for value in quartiles(samples))
-        return f"{middle:.2f} {self.unit} ({low:.2f}-{high:.2f})"
+    def is_met(self, who: str) -> bool | None:
+        """Tell whether the goal beside somebody is met; None where there is none, or no telling."""
+        goal = self.goals.get(who)
+        if goal is None:
+            return None
+        ours = self.median_of((goal.ours or self.us) if goal.factor else who)
+        theirs = self.median_of(who)
+        if ours is None:
+            return False
+        return None if theirs is None else goal.is_met(ours, theirs)
+
+    def order(self) -> list[str]:
+        """Return who was measured: the floor, we, the others, and last those who could not be."""
+
+        def place(who: str) -> int:
+            if not self.samples[who]:
+                return 3
+            return 0 if who == self.floor else 1 if who.startswith(US) else 2
+
+        return sorted(self.samples, key=place)
+
+    def lines(self) -> list[list[str]]:
+        """Return its lines of the table as text."""
+        ours, floor = self.median_of(self.us), self.median_of(self.floor)
+        lines = []
+        for who in self.order():
+            samples = self.samples[who]
+            value, met = self.median_of(who), self.is_met(who)
+            beside = "-"
+            goal = self.goals.get(who)
+            mine = self.median_of(goal.ours) if goal and goal.ours else ours
+            if mine is not None and value is not None and who != self.us:
+                beside = self._beside(mine, value)
+            lines.append(
+                [
+                    self.title,
+                    who,
+                    self._shown(samples, self.notes.get(who, "")),
+                    f"{value / floor:.2f}x" if value is not None and floor else "-",
+                    beside,
+                    goal.in_words(self.unit, self.scale) if goal else "-",
+                    "-" if met is None else "yes" if met else "NO",
+                    str(len(samples)),
+                ]
+            )
+        return lines
+
+    def _beside(self, ours: float, theirs: float) -> str:
+        difference = f"{(ours - theirs) * self.scale:+.2f} {self.unit}".rstrip()
+        return f"{ours / theirs:.2f}x ({difference})" if theirs else difference
+
+    def _shown(self, samples: Sequence[float], note: str) -> str:
+        parts = []
+        if samples:
+            low, middle, high = (number(value * self.scale) for value in quartiles(samples))
+            spread = f" ({low} to {high})" if len(samples) > 1 else ""
+            parts.append(f"{middle} {self.unit}".rstrip() + spread)
+        return "; ".join([*parts, note] if note else parts) or "-"
+
+
+def number(value: float) -> str:
+    """Return a number for people."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
@@ -69,66 +163,13 @@ def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
     return low, median(samples), high
 
 
-def ratio(
-    figure: str,
-    reference: str,
-    ours: Sequence[float],
-    theirs: Sequence[float],
-    *,
-    at_most: float | None = None,
-    throughput_at_least: float | None = None,
-) -> Row:
-    """Return a row of times: ours over theirs, or for a throughput theirs over ours."""
-    goal: str = ""
-    met: bool | None = None
-    if throughput_at_least is not None:
-        value = median(theirs) / median(ours)
-        goal, met = f">= {throughput_at_least:.2f}x", value >= throughput_at_least
-    else:
-        value = median(ours) / median(theirs)
-        if at_most is not None:
-            goal, met = f"<= {at_most:.2f}x", value <= at_most
-    return Row(
-        figure=figure,
-        reference=reference,
-        ours=ours,
-        theirs=theirs,
-        result=f"{value:.2f}x",
-        goal=goal,
-        met=met,
-    )
-
-
-def difference(
-    figure: str,
-    reference: str,
-    ours: Sequence[float],
-    theirs: Sequence[float],
-    at_most: float | None = None,
-) -> Row:
-    """Return a row of short times: by how many milliseconds our median is above theirs."""
-    value = (median(ours) - median(theirs)) * 1000
-    return Row(
-        figure=figure,
-        reference=reference,
-        ours=ours,
-        theirs=theirs,
-        result=f"{value:+.2f} ms ({median(ours) / median(theirs):.2f}x)",
-        goal="" if at_most is None else f"<= +{at_most:.1f} ms",
-        met=None if at_most is None else value <= at_most,
-        unit="ms",
-        scale=1000,
-    )
-
-
-def missing(figure: str, reference: str, why: str) -> Row:
-    """Return the row of a comparison that could not be made, which meets no goal."""
-    return Row(figure=figure, reference=reference, ours=[], theirs=[], result=why, met=False)
-
-
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(figures: Sequence[Figure]) -> str:
     """Return the table in Markdown, which is also what is printed."""
-    lines = [HEAD, *(row.cells() for row in rows)]
+    lines = [HEAD]
+    for figure in figures:
+        first, *others = figure.lines()
+        lines += [first, *(["", *line[1:]] for line in others)]
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
     text = [
         "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
@@ -138,24 +179,71 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(text) + "\n"
 
 
-def write(rows: Sequence[Row], out: Path, note: str) -> None:
-    """Write `out`.csv and `out`.md."""
+def write(figures: Sequence[Figure], out: Path, note: str) -> None:
+    """Write `out`.csv, with all samples in it, and `out`.md."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.with_name(out.name + ".csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*HEAD, "our median", "their median", "unit"])
-        for row in rows:
-            medians = [f"{median(s) * row.scale:.4f}" if s else "" for s in (row.ours, row.theirs)]
-            writer.writerow([*row.cells(), *medians, row.unit])
-    out.with_name(out.name + ".md").write_text(f"{markdown(rows)}\n{note}\n")
+        writer.writerow(
+            ["row", *HEAD, "lower quartile", "median", "upper quartile", "unit", "samples"]
+        )
+        for figure in figures:
+            for who, line in zip(figure.order(), figure.lines(), strict=True):
+                samples = figure.samples[who]
+                values = (
+                    [f"{v * figure.scale:.6g}" for v in quartiles(samples)] if samples else [""] * 3
+                )
+                all_of_them = " ".join(f"{v * figure.scale:.6g}" for v in samples)
+                writer.writerow([figure.row, *line, *values, figure.unit, all_of_them])
+    out.with_name(out.name + ".md").write_text(f"{markdown(figures)}\n{note}\n")
 
 
-def in_turns(ours: Callable[[], float], theirs: Callable[[], float], n: int) -> tuple[
-    list[float], list[float]
-]:  # fmt: skip
-    """Take n samples of each, one after the other, the first of a pair in turns."""
-    samples: tuple[list[float], list[float]] = ([], [])
-    for i in range(n):
-        for which in (0, 1) if i % 2 else (1, 0):
-            samples[which].append((ours, theirs)[which]())
-    return samples
+@dataclass
+class Turns:
+    """Samples of several, taken one after the other, each round beginning with another one.
+
+    Attributes
+    ----------
+    samples : dict
+        By who it was.
+    notes : dict
+        Why somebody has no more samples.
+    """
+
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def lacks(self, who: str, why: str) -> None:
+        """Note that somebody cannot be measured."""
+        self.samples.setdefault(who, [])
+        first = why.rpartition(" failed: ")[2].strip().splitlines() or [""]
+        self.notes[who] = first[0][:200]
+
+    @contextmanager
+    def excusing(self, who: str) -> Iterator[None]:
+        """Note why somebody could not be measured, where that is so."""
+        try:
+            yield
+        except Absent as error:
+            self.lacks(who, str(error))
+
+    def take(
+        self, takers: Mapping[str, Callable[[], float]], n: int, *, warm_up: bool = False
+    ) -> Turns:
+        """Take n samples of each; who fails is asked no more, and its line says why.
+
+        With `warm_up` there is a round before that does not count: what is imported or read once.
+        """
+        names = list(takers)
+        if warm_up:
+            before = {who: list(self.samples.get(who, ())) for who in names}
+            self.take(takers, 1)
+            self.samples.update(before)
+        for who in names:
+            self.samples.setdefault(who, [])
+        for i in range(n):
+            for who in names[i % len(names) :] + names[: i % len(names)]:
+                if who not in self.notes:
+                    with self.excusing(who):
+                        self.samples[who].append(takers[who]())
+        return self

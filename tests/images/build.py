@@ -49,6 +49,10 @@ from matplotlib import pyplot
 pyplot.plot([1, 2]); pyplot.savefig(io.BytesIO())
 print("matplotlib " + matplotlib.__version__)
 """
+VALUES_CHECK = """
+import pandas, pyarrow
+print("pandas " + pandas.__version__ + ", pyarrow " + pyarrow.__version__)
+"""
 KERNEL_CHECK = """
 import ipykernel.kernelapp
 print("ipykernel " + ipykernel.__version__)
@@ -157,6 +161,20 @@ RECIPES: dict[str, Recipe] = {
         "3.6", "installed", "ipykernel==5.5.6", pip=PIP_36, check=KERNEL_CHECK
     ),
     "dockml/ipykernel:7": _on("3.11", "installed", "ipykernel==7.4.0", check=KERNEL_CHECK),
+    # The same, and what gateway_provisioners' launcher imports: for the benchmark.
+    "dockml/peers:3.11": _on(
+        "3.11", "installed", "ipykernel==7.4.0", "pycryptodomex==3.23.0", check=KERNEL_CHECK
+    ),
+    # What values are measured with.
+    "dockml/values:3.11": _on(
+        "3.11",
+        "installed",
+        "ipykernel==7.4.0",
+        "numpy==2.4.6",
+        "pandas==3.1.1",
+        "pyarrow==26.0.1",
+        check=VALUES_CHECK,
+    ),
     "dockml/widgets:3.11": _on(
         "3.11", "installed", "ipykernel==7.4.0", "ipywidgets==8.1.7", check=KERNEL_CHECK
     ),

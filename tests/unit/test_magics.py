@@ -18,6 +18,7 @@ from dockml_magic.errors import (
     UnknownNameError,
 )
 from dockml_magic.gpu import HostGpus
+from dockml_magic.options import RunOptions, options_from
 from tests.unit.fake_engine import FakeEngine
 
 Magic = Callable[[str], Any]
@@ -244,6 +245,16 @@ def test_a_cell_with_our_line_is_cut_into_calls(shell: InteractiveShell) -> None
     assert two == "get_ipython().run_line_magic('docker_ps', '-a')"
     assert "print 'x'" in three
     assert compile("\n".join([one, two, three]), "cell", "exec")
+
+
+def test_a_parser_is_built_once_and_keeps_nothing_of_a_line(shell: InteractiveShell) -> None:
+    magics = shell._dockml_magics
+    first = magics.parse("docker_env", "tf1.10 -v /a:/a -e X=1 --fresh")
+    second = magics.parse("docker_env", "tf1.10 -v /b:/b")
+    assert magics.parser("docker_env") is magics.parser("docker_env")
+    assert options_from(first) == RunOptions(volumes=("/a:/a",), env=("X=1",))
+    assert options_from(second) == RunOptions(volumes=("/b:/b",))
+    assert (first.fresh, second.fresh) == (True, False)
 
 
 def test_an_interrupt_of_a_line_is_told_without_our_stack(

@@ -1,0 +1,108 @@
+"""From a name to the first result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import dockml_magic
+from tests.bench.bench import (
+    FLOOR,
+    IPYKERNEL7,
+    LOCAL,
+    PYTHON311,
+    TENSORFLOW,
+    TENSORFLOW27,
+    Bench,
+    starts_containers,
+)
+from tests.bench.sessions import Session, opened
+from tests.bench.table import US, Figure, Goal, Turns
+
+
+def start(bench: Bench) -> Iterator[Figure]:
+    """Give the way to the first result, the image present: by hand, ours, a local kernel, the peers."""
+    for image in bench.some(IPYKERNEL7, PYTHON311, TENSORFLOW, TENSORFLOW27):
+        turns = Turns()
+        paths = bench.bundle_paths(image)
+        contestants = [bench.as_kernel(image), bench.local()]
+        peers = bench.peers_in(image, turns, of=starts_containers)
+        takers: dict[str, Callable[[], float]] = {
+            FLOOR: partial(_by_hand, bench, image, paths),
+            US: partial(_ours, bench, image),
+        }
+        with bench.sessions([*contestants, *peers], turns, start=False) as sessions:
+            takers |= {who: partial(_started, session) for who, session in sessions.items()}
+            turns.take(takers, bench.repetitions(5), warm_up=not bench.quick)
+        ahead = {peer.who: Goal(factor=0.5) for peer in peers}
+        yield Figure(
+            row="start",
+            title=f"name to first result, {image}",
+            samples=turns.samples,
+            notes=turns.notes,
+            floor=FLOOR,
+            goals={FLOOR: Goal(factor=1.15), LOCAL: Goal(plus=0.25), **ahead},
+        )
+
+
+def _ours(bench: Bench, image: str) -> float:
+    began = time.perf_counter()
+    with dockml_magic.start(image, folder=bench.workspace) as environment:
+        text = environment.run("1+1").text
+        seconds = time.perf_counter() - began
+    assert text == "2"
+    return seconds
+
+
+def _by_hand(bench: Bench, image: str, paths: list[str]) -> float:
+    floor = bench.floor(image, paths)
+    try:
+        return floor.start()
+    finally:
+        floor.stop()
+
+
+def _started(session: Session) -> float:
+    seconds = session.start()
+    session.shut_down()
+    return seconds
+
+
+def first(bench: Bench) -> Iterator[Figure]:
+    """Give the first start of a notebook: `%load_ext`, `%docker_env` and a cell, all imports in it."""
+
+    def ours() -> float:
+        with opened(bench.routed(PYTHON311)) as session:
+            return session.start()
+
+    def local() -> float:
+        with opened(bench.local()) as session:
+            return session.start()
+
+    turns = Turns().take({LOCAL: local, US: ours}, bench.repetitions(5))
+    yield Figure(
+        row="first",
+        title=f"a new notebook to the first result in {PYTHON311}",
+        samples=turns.samples,
+        notes=turns.notes,
+        floor=LOCAL,
+    )
+
+
+def unseen(bench: Bench) -> Iterator[Figure]:
+    """Give the first start of an image never seen, beside its second."""
+    again = "its second start"
+    for image in bench.some(PYTHON311, IPYKERNEL7):
+        samples: dict[str, list[float]] = {again: [], US: []}
+        for _ in range(bench.repetitions(5)):
+            new = bench.images.new("unseen", image)
+            samples[US].append(_ours(bench, new))
+            samples[again].append(_ours(bench, new))
+        yield Figure(
+            row="unseen",
+            title=f"first start of an image never seen, {image}",
+            samples=samples,
+            floor=again,
+            goals={again: Goal(factor=1.5)},
+        )
