@@ -1,4 +1,4 @@
-"""Fuzz the reader of payloads, guided by coverage: python -m tests.fuzz [--seconds N] [FOLDER].
+"""Fuzz the reader of payloads, guided by coverage: python -m tests.fuzz [--seconds N] [--runs N] [--seed N] [FOLDER].
 
 FOLDER keeps what was found to reach new code, for the next run. What must hold: a payload is read or refused with
 `Damaged`; nothing is executed, no file or process opened, no memory taken that the payload does not account for.
@@ -83,6 +83,8 @@ def main() -> None:
     global known, most_memory
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--runs", type=int, default=-1, help="inputs to try, -1: as many as there is time for")
+    parser.add_argument("--seed", type=int, default=0, help="0: another one each time")
     parser.add_argument("folder", nargs="?", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -101,6 +103,8 @@ def main() -> None:
             sys.argv[0],
             str(where),
             f"-max_total_time={options.seconds}",
+            f"-runs={options.runs}",
+            f"-seed={options.seed}",
             "-timeout=20",
             "-rss_limit_mb=0",
         ]

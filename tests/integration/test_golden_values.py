@@ -159,7 +159,7 @@ def test_tensors_are_arrays_where_there_is_no_torch_and_that_is_said(image, tens
             ("weight", ("ndarray", "float32", (1, 2))),
         ],
     }
-    assert set(notes) == {"tensor: array", "tensor that requires a gradient: array"}
+    assert set(notes) == {"tensor: array (no torch here)", "tensor that requires a gradient: array"}
 
 
 @pytest.mark.parametrize("image", ["dockml/tensorflow:1.10.0", "dockml/tensorflow:1.4.0"])

@@ -10,7 +10,7 @@ import re
 import struct
 import sys
 
-from .wire import INTS, LONG, PY2, TEXT, Builder, Simpler, Step, _must
+from .wire import INTS, LONG, PY2, TEXT, Builder, Bytes, Simpler, Step, _must
 
 LONGEST_TEXT = 2048  # longer text is a buffer
 LONGEST_BYTES = 512
@@ -159,6 +159,8 @@ def _write_bytes(packer, value, number):
 
 
 def _write_bytearray(packer, value, number):
+    if len(value) > LONGEST_BYTES:
+        return ["bytearray", packer.buffer(Bytes(value))]  # itself: a copy may be what memory lacks
     return ["bytearray", _write_data(packer, bytes(value))]
 
 
