@@ -4,6 +4,7 @@ Without the option every test that needs a container engine is skipped and says 
 engine that does not answer is a failure, never a skip.
 """
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell's `make test &` has SIGINT ignored, and all that it starts: no test of an interrupt could pass.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "docker: starts containers, " + NEEDS_DOCKER)
 
 

@@ -83,7 +83,9 @@ def main() -> None:
     global known, most_memory
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("--seconds", type=int, default=60)
-    parser.add_argument("--runs", type=int, default=-1, help="inputs to try, -1: as many as there is time for")
+    parser.add_argument(
+        "--runs", type=int, default=-1, help="inputs to try, -1: as many as there is time for"
+    )
     parser.add_argument("--seed", type=int, default=0, help="0: another one each time")
     parser.add_argument("folder", nargs="?", type=Path)
     options = parser.parse_args()

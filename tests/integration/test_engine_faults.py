@@ -204,4 +204,4 @@ def test_a_notebook_ends_while_the_engine_hangs(notebook: Notebook, second: OwnE
         notebook.manager.shutdown_kernel()
         print(f"the notebook's end: {time.monotonic() - since:.1f} s")
         assert time.monotonic() - since < PATIENCE_OF_A_READER
-    wait_until(lambda: not second.docker("ps", "-aq"), what="no container to be left")
+    wait_until(lambda: not ours(second), what="no container to be left")

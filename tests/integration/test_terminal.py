@@ -137,7 +137,7 @@ def test_ctrl_c_during_the_start_leaves_no_container(terminal: Terminal) -> None
     terminal.process.sendline(f"%docker_env {BARE}")
     wait_until(lambda: containers_of(terminal.folder), what="its container")
     terminal.process.sendintr()
-    assert "KeyboardInterrupt" in terminal.until_prompt()
+    assert "StartStopped: The start of" in terminal.until_prompt()
     assert containers_of(terminal.folder) == []
     assert terminal.is_at_home
 

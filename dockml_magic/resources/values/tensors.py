@@ -208,7 +208,9 @@ def _read(reader, node):
     elif library == "torch" and asks:
         reader.note("tensor that requires a gradient: array")
     else:
-        reader.note("tensor: array" + ("" if sys.modules.get(library) else " (no %s here)" % library))
+        reader.note(
+            "tensor: array" + ("" if sys.modules.get(library) else " (no %s here)" % library)
+        )
     return found
 
 
