@@ -1,10 +1,9 @@
-"""A short run of the coverage-guided fuzzer, with dice of its own; a long one: python -m tests.fuzz --seconds 3600 FOLDER."""
+"""A short run of the fuzzer, with dice of its own; a long one: python -m tests.fuzz --seconds 3600 FOLDER."""
 
 import os
 import re
 import subprocess
 import sys
-
 
 LIMITS = ("--runs", "20000", "--seconds", "300", "--seed", "1")
 
