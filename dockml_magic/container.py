@@ -206,7 +206,7 @@ class KernelContainer:
 
     def _start_planned(self) -> None:
         memory = ImageMemory.read(self.plan.image.id)
-        if self._shares_files:
+        if self.shares_files:
             self._settings = read_host_settings()
         else:
             self._tell("this engine does not share our files: the workspace is not mounted")
@@ -217,7 +217,7 @@ class KernelContainer:
             self.container_id = self.engine.create(self._spec(entry))
             self.created(self)
             try:
-                if not self._shares_files:
+                if not self.shares_files:
                     self.engine.copy_in(self.container_id, self._archive())
                 self.engine.start(self.container_id)
                 break
@@ -252,7 +252,7 @@ class KernelContainer:
         self.session = described["session"]
         self.container_id = described["container_id"]
         with self._undone_by(self.stop):
-            if self._shares_files:
+            if self.shares_files:
                 self._settings = read_host_settings()
             runtime = _runtime_of(described)
             runtime.remove()
@@ -283,10 +283,6 @@ class KernelContainer:
         memory.write(self.plan.image.id)
 
     @property
-    def _shares_files(self) -> bool:
-        return self.engine.facts.shares_files
-
-    @property
     def runtime(self) -> RuntimeFolder | None:
         """The runtime folder, which its container has too where the engine shares our files."""
         return self._runtime
@@ -294,26 +290,19 @@ class KernelContainer:
     @property
     def shares_files(self) -> bool:
         """Whether its engine sees our files."""
-        return self._shares_files
+        return self.engine.facts.shares_files
 
     def give_file(self, name: str, content: bytes) -> PurePosixPath:
         """Give a running container a file; return its path in there.
 
         Raises
         ------
-        KernelError
+        KernelError, HostFileError
             If its runtime folder is gone, or full.
         """
-        assert self._runtime is not None
         path = RUNTIME / name
-        try:
-            self._runtime.write(name, content)
-        except OSError as error:
-            raise KernelError(
-                f"The runtime folder '{self._runtime.shared}' cannot be written to: {error.strerror}.",
-                hint="Is the disk full, or was the folder removed? Start the environment again.",
-            ) from error
-        if not self._shares_files:
+        self._write({name: content})
+        if not self.shares_files:
             self.engine.copy_in(self.container_id, make_archive({path: content}))
         return path
 
@@ -327,7 +316,7 @@ class KernelContainer:
                 PublishedPort(container_port=inner, host_port=outer)
                 for inner, outer in zip(KERNEL_PORTS, wanted, strict=True)
             )
-        if not self._shares_files:
+        if not self.shares_files:
             ports += (PublishedPort(container_port=CONTROL_PORT),)
         spec = container_spec(
             self.plan.choice,
@@ -359,20 +348,19 @@ class KernelContainer:
             user=_login_name(),
             environ=os.environ,
             carried=self._settings.env,
-            shares_files=self._shares_files,
+            shares_files=self.shares_files,
             rootless=self.engine.facts.rootless,
         )
 
     def _write_files(self, memory: ImageMemory) -> None:
         """Write what the container finds in its runtime folder."""
-        assert self._runtime is not None
         choice = self.plan.choice
         inner = self._inner_connection()
         user = inner_user(choice, self._host_facts())
         given = [text.partition("=")[0] for text in choice.options.env]
         config = {
             "key": self.plan.key,
-            "control": str(RUNTIME / "control") if self._shares_files else CONTROL_PORT,
+            "control": str(RUNTIME / "control") if self.shares_files else CONTROL_PORT,
             "connection": inner,
             "connection_file": str(RUNTIME / "connection.json"),
             "extra_arguments": list(self.plan.extra_arguments),
@@ -400,8 +388,15 @@ class KernelContainer:
         }
         if self._settings.ca_bundle:
             self._files[CA_FILE] = self._settings.ca_bundle.read_bytes()
+        self._write(self._files)
+        if self.container_id and not self.shares_files:
+            self.engine.copy_in(self.container_id, self._archive())
+
+    def _write(self, files: Mapping[str, bytes]) -> None:
+        """Write files into the runtime folder."""
+        assert self._runtime is not None
         try:
-            for name, content in self._files.items():
+            for name, content in files.items():
                 self._runtime.write(name, content)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -410,8 +405,6 @@ class KernelContainer:
                 f"The runtime folder '{self._runtime.shared}' cannot be written to: {error.strerror}.",
                 hint="Is the disk full, or was the folder removed? Start the environment again.",
             ) from error
-        if self.container_id and not self._shares_files:
-            self.engine.copy_in(self.container_id, self._archive())
 
     def _archive(self) -> bytes:
         """Return what we write into the runtime folder as a tar, for an engine that cannot mount it."""
@@ -445,12 +438,12 @@ class KernelContainer:
         """Open the control channel: from now on we hold the lease."""
         address: Address
         assert self._runtime is not None
-        if self._shares_files:
+        if self.shares_files:
             address = self._runtime.shared / "control"
-        if not self._shares_files or self.plan.transport == "tcp":
+        if not self.shares_files or self.plan.transport == "tcp":
             state = self.engine.inspect(self.container_id)
             published = state.host_ports if state else {}
-            if not self._shares_files and CONTROL_PORT in published:
+            if not self.shares_files and CONTROL_PORT in published:
                 address = ("127.0.0.1", published[CONTROL_PORT])
             self._host_ports = tuple(published.get(port, 0) for port in KERNEL_PORTS)
             if not all(self._host_ports):
@@ -499,7 +492,7 @@ class KernelContainer:
             )
         )
         try:
-            if not self._shares_files:
+            if not self.shares_files:
                 self.engine.copy_in(container, self._archive())
             self.engine.start(container)
             code = self.engine.wait(container, timeout=10.0)
@@ -573,7 +566,7 @@ class KernelContainer:
             if hint := _hint_of_kernelspecs(state.report):
                 raise KernelMissingError(error.message, hint=hint) from error
             raise
-        if not self._shares_files:
+        if not self.shares_files:
             files: dict[PurePosixPath, bytes | None] = {BUNDLES / folder.name: None}
             for path in sorted(folder.rglob("*")):
                 inside = BUNDLES / folder.name / PurePosixPath(path.relative_to(folder))
@@ -716,7 +709,7 @@ class KernelContainer:
         """Raise where somebody has removed the runtime folder under a container, which goes on."""
         if (
             self.state.phase != "gone"
-            and self._shares_files
+            and self.shares_files
             and self._runtime
             and not (self._runtime.shared / "launch.py").is_file()
         ):

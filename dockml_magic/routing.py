@@ -430,15 +430,12 @@ class Router:
         content: Mapping[str, Any],
         count: int,
     ) -> dict[str, Any]:
-        """Run code there; an error of ours becomes the cell's error, as one of the code would."""
+        """Run code there."""
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         self.kernel._allow_stdin = content["allow_stdin"]
         header = self.kernel.get_parent("shell")["header"]
-        try:
-            return environment.execute(header, content, self._sink(environment), count=count)
-        except (DockmlError, KeyboardInterrupt) as error:
-            return self._error_reply(error)
+        return environment.execute(header, content, self._sink(environment), count=count)
 
     def _error_reply(self, error: DockmlError | KeyboardInterrupt) -> dict[str, Any]:
         """Publish an error of ours as the cell's, and return the reply that says so.

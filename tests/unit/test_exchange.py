@@ -767,6 +767,7 @@ def test_a_crowd_is_sent_away_and_closes_its_own_door_only(
 
 # --- iterators --------------------------------------------------------------------------------
 
+NEXT_FAILS = "try:\n    next(g)\nexcept RuntimeError as error:\n    text = str(error)"
 COUNT = """
 made = []
 def count():
@@ -813,9 +814,7 @@ def test_what_an_iterator_raises_is_raised_over_there_with_its_name(
     one, source, other, target = pair
     one.run("def bad():\n    yield 1\n    raise ValueError('oops')\ng = bad()")
     hand_over(source, target, {"g": "g"})
-    other.run(
-        "found = next(g)\ntry:\n    next(g)\nexcept RuntimeError as error:\n    text = str(error)"
-    )
+    other.run("found = next(g)\n" + NEXT_FAILS)
     assert "ValueError: oops" in other.value("text")
     assert other.value("[found, list(g)]") == [1, []]
     own: dict[str, Any] = {}
@@ -832,7 +831,7 @@ def test_what_an_iterator_gives_that_cannot_be_handed_over_is_an_error(
     one, source, other, target = pair
     one.run("g = iter([object()])")
     hand_over(source, target, {"g": "g"})
-    other.run("try:\n    next(g)\nexcept RuntimeError as error:\n    text = str(error)")
+    other.run(NEXT_FAILS)
     assert "object" in other.value("text")
 
 
@@ -844,7 +843,7 @@ def test_the_death_of_an_iterators_kernel_is_an_error_over_there(
     hand_over(source, target, {"g": "g"})
     assert other.value("next(g)[0]") == 0
     one.process.kill()
-    other.run("try:\n    next(g)\nexcept RuntimeError as error:\n    text = str(error)")
+    other.run(NEXT_FAILS)
     assert "died" in other.value("text")
 
 
@@ -855,7 +854,7 @@ def test_an_iterator_without_its_notebook_is_an_error(
     one.run(COUNT.format(size=1))
     hand_over(source, target, {"g": "g"})
     target.close()
-    other.run("try:\n    next(g)\nexcept RuntimeError as error:\n    text = str(error)")
+    other.run(NEXT_FAILS)
     assert "gone" in other.value("text")
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import atexit
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,18 +21,6 @@ from dockml_magic.options import RunOptions, options_from
 from tests.unit.fake_engine import FakeEngine
 
 Magic = Callable[[str], Any]
-
-
-@pytest.fixture(scope="module")
-def ipython() -> Iterator[InteractiveShell]:
-    """A shell, as `ipython` in a terminal has one; its history is off."""
-    InteractiveShell.clear_instance()
-    shell = InteractiveShell.instance()
-    shell.history_manager.enabled = False
-    yield shell
-    atexit.unregister(shell.atexit_operations)
-    shell.atexit_operations()
-    InteractiveShell.clear_instance()
 
 
 @pytest.fixture
