@@ -33,6 +33,10 @@ notebook is attached).
 A kernel of another language is the ``argv`` of the image's own kernelspec (``spec``), started by the supervisor.
 
 ``launch.py exec CONFIG OPTIONS COMMAND...`` runs a command beside it, as the kernel's user.
+
+``start.py``, which lies beside us, is what is really run: it has us use the compiled code of an earlier start. The
+first start of an image leaves that behind: its kernel has a last word, ``record``, and reports the digest of what it
+has written into the runtime folder, before anything runs there that is not the image's own.
 """
 
 from __future__ import print_function
@@ -62,6 +66,9 @@ FIRST_CONTACT = 60.0
 BOUND_CHECK = 0.003
 """Seconds between two looks at the kernel's sockets while it starts."""
 
+CODE = globals().get("CODE")
+"""The compiled code that start.py has, None where this script is run without it."""
+
 OTHER_PYTHONS = ("python", "python3", "/opt/conda/bin/python", "/usr/local/bin/python3", "python2")
 
 PYTHON_KERNELS = ("python", "python3")
@@ -82,6 +89,21 @@ LONGEST_LINE = 1024 * 1024
 
 MOST_CONNECTIONS = 200
 """Connections at a time; select can do with 1024."""
+
+LATER_IMPORTS = (
+    "IPython.core.completerlib",
+    "IPython.core.debugger",
+    "IPython.core.oinspect",
+    "IPython.extensions.storemagic",
+    "encodings.ascii",
+    "encodings.idna",
+    "encodings.latin_1",
+    "faulthandler",
+    "ipykernel.debugger",
+    "sqlite3",
+    "tornado.platform.asyncio",
+)
+"""What ipykernel of one version or another imports while it starts, when its own modules are there."""
 
 STALLED = 30.0
 """Seconds that the kernel of a kept environment waits for a notebook that does not read its output."""
@@ -713,8 +735,11 @@ class Supervisor(object):
                     os.chdir("/")
                 if mode == "spec":
                     self._become_spec(interpreter, env, write_fd)
-                command = [interpreter, os.path.abspath(__file__), "kernel", self.config_path]
-                os.execve(interpreter, command + [str(write_fd), mode], env)
+                script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "start.py")
+                command = [interpreter, script, "kernel", self.config_path, str(write_fd), mode]
+                if self.config.get("records") and self.state["generation"] == 1:
+                    command.append("record")
+                os.execve(interpreter, command, env)
             except Exception as error:
                 print("dockml: cannot start %s: %s" % (interpreter, error), file=sys.stderr)
             finally:
@@ -777,6 +802,8 @@ class Supervisor(object):
         self.report_fd = None
         if self.report_bytes:
             self.state["report"] = json.loads(self.report_bytes.decode("utf-8"))
+        if self.state["report"].get("compiled"):
+            self.tell()  # to be fetched while the kernel goes on
 
     def _check_bound(self):
         if self.state["phase"] != "starting" or self.report_fd is not None:
@@ -1141,6 +1168,38 @@ def wait_not_for_ever(iopub, patience=STALLED):
     iopub._really_send = really_send
 
 
+def stop_using_code(config, report):
+    """Import what will be imported while the compiled code is there; leave what was recorded, and report it."""
+    for name in LATER_IMPORTS:
+        try:
+            __import__(name)
+        except Exception:  # not in this version, or not in this image
+            pass
+    code = CODE.stop()
+    if code is None or not is_path_the_images(config):
+        return
+    import hashlib
+
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "compiled")
+    try:
+        with open(path, "wb") as file:
+            file.write(code)
+        os.chmod(path, 0o644)
+    except (IOError, OSError):  # full
+        return
+    report["compiled"] = hashlib.sha256(code).hexdigest()
+
+
+def is_path_the_images(config):
+    """Tell whether Python looks for modules nowhere but in the image and in the kernel bundle."""
+    mounted = [path for path in mount_points() if path not in ("/", config["bundles"])]
+    for folder in sys.path:
+        for path in mounted:
+            if (folder + "/").startswith(path + "/") or path.startswith(folder + "/"):
+                return False
+    return True
+
+
 def run_kernel(config_path, report_fd, mode):
     """Become ipykernel."""
     config = read_json(config_path)
@@ -1156,6 +1215,9 @@ def run_kernel(config_path, report_fd, mode):
         import zmq
         from ipykernel import __version__
         from ipykernel.kernelapp import IPKernelApp
+
+        if CODE is not None:
+            stop_using_code(config, report)
     except Exception as error:
         report["problem"] = "%s: %s" % (type(error).__name__, error)
         os.write(report_fd, json.dumps(report).encode("utf-8"))
@@ -1290,6 +1352,8 @@ def kill_group(pid, signum):
 
 
 if __name__ == "__main__":
+    if CODE is not None and sys.argv[1] != "kernel":
+        CODE.stop()  # all that they import is there
     if sys.argv[1] == "kernel":
         run_kernel(sys.argv[2], int(sys.argv[3]), sys.argv[4])
     elif sys.argv[1] == "exec":
