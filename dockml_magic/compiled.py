@@ -74,8 +74,8 @@ def keep(folder: Path, runtime: RuntimeFolder, digest: str) -> None:
         try:
             scratch.write_bytes(code)
             scratch.chmod(0o644)
-            _empty(folder)  # of what an earlier version of ours has left
             scratch.replace(folder / _name())
+            _empty(folder, but=_name())  # of what an earlier version of ours has left
         finally:
             scratch.unlink(missing_ok=True)
         _make_room(folder)
@@ -104,7 +104,8 @@ def _make_room(ours: Path) -> None:
         _empty(folder)
 
 
-def _empty(folder: Path) -> None:
+def _empty(folder: Path, but: str = "") -> None:
     """Remove what is in an image's folder, which stays: a container may have it mounted, or be about to."""
     for file in folder.iterdir():
-        file.unlink(missing_ok=True)
+        if file.name != but:
+            file.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib.util
 import json
 import os
@@ -317,6 +318,60 @@ def test_the_images_own_kernel_is_bound_and_reported(machine: Machine) -> None:
     assert state.report["python"] == version
     names = [Path(f"{machine.runtime}/kernel-{port}") for port in range(1, 6)]
     assert all(path.stat().st_mode & 0o777 == 0o666 for path in names)
+
+
+# --- compiled code, which the first start leaves --------------------------------------------------
+
+
+def start_recording(machine: Machine, *mounts: Path, **changes: Any) -> ControlChannel:
+    """Start as a container does, with the scripts in the runtime folder, and these mounts in it."""
+    mountinfo = machine.folder / "mountinfo"
+    lines = [f"1 1 0:1 / {path} rw - x x rw\n" for path in (Path("/"), *mounts)]
+    mountinfo.write_text("".join(lines))
+    for name in ("start.py", "launch.py"):
+        text = LAUNCHER.with_name(name).read_text()
+        text = text.replace("/proc/self/mountinfo", str(mountinfo))
+        (machine.runtime / name).write_text(text)
+    machine.write_config(**{"records": True, **changes})
+    script = machine.runtime / "start.py"
+    machine.run([machine.python, str(script), "supervise", str(machine.config_path)])
+    return machine.connect()
+
+
+def test_the_first_kernel_leaves_compiled_code_and_says_which(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    channel = start_recording(machine, machine.runtime, machine.bundles)
+    left = machine.runtime / "compiled"
+    # It is told while the kernel still starts.
+    state = channel.wait(lambda state: "compiled" in state.report, TIMEOUT)
+    assert state is not None
+    code = left.read_bytes()
+    assert state.report["compiled"] == hashlib.sha256(code).hexdigest()
+    assert str(machine.image / "ipykernel" / "kernelapp.py").encode() in code
+    wait_for(channel, "bound")
+    left.unlink()
+    # By now the user's own code has run.
+    channel.signal(signal.SIGKILL)
+    wait_for(channel, "exited")
+    channel.start({}, None)
+    assert "compiled" not in wait_for(channel, "bound", generation=2).report
+    assert not left.exists()
+
+
+@extremes
+def test_where_modules_may_come_from_a_mount_none_is_left(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    channel = start_recording(machine, machine.image)
+    assert "compiled" not in wait_for(channel, "bound").report
+    assert not (machine.runtime / "compiled").exists()
+
+
+@extremes
+def test_where_none_is_asked_for_none_is_left(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    channel = start_recording(machine, records=False)
+    assert "compiled" not in wait_for(channel, "bound").report
+    assert not (machine.runtime / "compiled").exists()
 
 
 @extremes
