@@ -29,7 +29,8 @@ had no room, and whether it is this connection that gets the output (one at a ti
 notebook is attached).
 
 ``launch.py kernel CONFIG FD MODE`` is the kernel: it makes ipykernel importable, from the image itself
-(MODE ``image``) or from the mounted bundle (``bundle``), says on FD what it found, and becomes ipykernel.
+(MODE ``image``) or from the mounted bundle (``bundle``; ``any``: where the image has none), says on FD what it found,
+and becomes ipykernel.
 A kernel of another language is the ``argv`` of the image's own kernelspec (``spec``), started by the supervisor.
 
 ``launch.py exec CONFIG OPTIONS COMMAND...`` runs a command beside it, as the kernel's user.
@@ -479,6 +480,7 @@ class Supervisor(object):
         for fd in (self.wake_read, self.wake_write):
             self.set_fd(fd)
         self.stopping = False
+        self.begun = None  # what was compiled for us in a first start, as the kernel's is left
 
     @staticmethod
     def set_fd(fd):
@@ -513,6 +515,9 @@ class Supervisor(object):
         signal.signal(signal.SIGTERM, self._on_sigterm)
         signal.signal(signal.SIGINT, self._on_sigint)
         server = self.listen()
+        if self.begun and self.config.get("records"):
+            self._write_beside("begun", self.begun)
+        self.begun = None
         self.start_kernel()
         while not self.stopping:
             if not self.trusted and not self.kept and now() > self.deadline:
@@ -548,6 +553,14 @@ class Supervisor(object):
             self._check_bound()
         self._end_kernel()
         self._empty_folder()
+
+    def _write_beside(self, name, content):
+        """Write a file into the runtime folder, if there is room."""
+        try:
+            with open(os.path.join(os.path.dirname(self.config_path), name), "wb") as file:
+                file.write(content)
+        except (IOError, OSError):
+            pass
 
     def _empty_folder(self):
         """Leave nothing in the runtime folder: nobody may be left outside who would do it."""
@@ -737,6 +750,8 @@ class Supervisor(object):
                     self._become_spec(interpreter, env, write_fd)
                 script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "start.py")
                 command = [interpreter, script, "kernel", self.config_path, str(write_fd), mode]
+                if mode == "image" and self._may_be_bundle(interpreter):
+                    command[-1] = "any"
                 if self.config.get("records") and self.state["generation"] == 1:
                     command.append("record")
                 os.execve(interpreter, command, env)
@@ -749,6 +764,10 @@ class Supervisor(object):
         self.report_fd, self.report_bytes = read_fd, b""
         self.state.update(phase="starting", report={}, exit=None)
         self.tell()
+
+    def _may_be_bundle(self, interpreter):
+        """Tell whether the bundle is what comes next, so that a kernel without an ipykernel may take it at once."""
+        return self.attempts == [(interpreter, "bundle")] and not self._only_other_kernel()
 
     def _become_spec(self, name, env, report_fd):
         """Say which kernelspec it is, and become its program, as jupyter_client would start it."""
@@ -1084,6 +1103,21 @@ def installed_distributions():
     return found
 
 
+def has_module(name):
+    """Tell whether the image has a module, without importing it."""
+    try:
+        from importlib.util import find_spec
+    except ImportError:  # Python 2.7
+        import imp
+
+        try:
+            imp.find_module(name)
+            return True
+        except ImportError:
+            return False
+    return find_spec(name) is not None
+
+
 def add_bundle(config):
     """Put on sys.path what the image lacks (at the end) or has too old (in front)."""
     index = bundle_index(config, facts())
@@ -1180,8 +1214,11 @@ def stop_using_code(config, report):
         return
     import hashlib
 
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "compiled")
+    folder = os.path.dirname(os.path.abspath(__file__))
+    path = os.path.join(folder, "compiled")
     try:
+        if os.path.exists(os.path.join(folder, "begun")):
+            os.remove(os.path.join(folder, "begun"))
         with open(path, "wb") as file:
             file.write(code)
         os.chmod(path, 0o644)
@@ -1210,6 +1247,9 @@ def run_kernel(config_path, report_fd, mode):
     prepare_home()
     log_crashes()
     try:
+        if mode == "any":
+            lacks = not has_module("ipykernel") and os.path.isfile(bundle_index(config, report))
+            mode = "bundle" if lacks else "image"
         if mode == "bundle":
             add_bundle(config)
         import zmq
@@ -1352,11 +1392,14 @@ def kill_group(pid, signum):
 
 
 if __name__ == "__main__":
+    begun = None
     if CODE is not None and sys.argv[1] != "kernel":
-        CODE.stop()  # all that they import is there
+        begun = CODE.stop()  # all that they import is there
     if sys.argv[1] == "kernel":
         run_kernel(sys.argv[2], int(sys.argv[3]), sys.argv[4])
     elif sys.argv[1] == "exec":
         sys.exit(run_command(sys.argv[2], json.loads(sys.argv[3]), sys.argv[4:]))
     else:
-        Supervisor(sys.argv[2]).run()
+        supervisor = Supervisor(sys.argv[2])
+        supervisor.begun = begun
+        supervisor.run()

@@ -22,6 +22,9 @@ from posix import listdir, stat
 
 FOLDER = "/opt/dockml/compiled"
 
+BEGUN = "begun"
+"""In the runtime folder: what the supervisor of a first start has compiled, for the kernel, which needs it too."""
+
 MOST = 64 * 1024 * 1024
 """Bytes of code that are kept of an image."""
 
@@ -61,11 +64,20 @@ class Code(object):
 
     # --- what is there ------------------------------------------------------------------------
 
-    def read(self, folder):
-        """Read the file that is mounted, if there is one."""
+    def read_folder(self, folder):
+        """Read the file in a folder, if there is one; tell whether the folder is there and empty."""
         try:
-            (name,) = listdir(folder)
-            with open("%s/%s" % (folder, name), "rb") as file:
+            names = listdir(folder)
+        except OSError:
+            return False
+        if len(names) == 1:
+            self.read("%s/%s" % (folder, names[0]))
+        return not names
+
+    def read(self, path):
+        """Read a file, if it is for us."""
+        try:
+            with open(path, "rb") as file:
                 line = file.readline(200)
                 begin = head().encode("ascii")
                 size, crc = map(int, line[len(begin) :].split())
@@ -73,7 +85,7 @@ class Code(object):
                 if line.startswith(begin) and checksum(index) == crc:
                     self.index = marshal.loads(index)
                     self.data = file.read()
-        except Exception:  # no folder, no file, another Python's, a damaged one
+        except Exception:  # no file, another Python's, a damaged one
             self.index = {}
 
     def find(self, path):
@@ -84,7 +96,11 @@ class Code(object):
             if (found.st_mtime, found.st_size) != (mtime, size):
                 return None
             data = self.data[begin:end]
-            return marshal.loads(data) if checksum(data) == crc else None
+            if checksum(data) != crc:
+                return None
+            if self.kept is not None:
+                self.kept[path] = (mtime, size, data)
+            return marshal.loads(data)
         except Exception:
             return None
 
@@ -93,7 +109,7 @@ class Code(object):
     def use(self):
         """Have Python import what is there; see `stop`."""
         if IS_OLD:
-            if self.index:
+            if self.index or self.kept is not None:
                 self._use_finder()
             return
         loader = machinery().SourceFileLoader
@@ -108,10 +124,9 @@ class Code(object):
             self.undo.append(lambda: delattr(loader, "get_code"))  # it was inherited
 
     def record(self):
-        """Keep what Python compiles from now on, and use what was kept; see `stop`."""
+        """Keep what Python compiles from now on and what of ours it takes; to be called before `use`, see `stop`."""
         self.kept = {}
         if IS_OLD:
-            self._use_finder()
             return
         loader = machinery().SourceFileLoader
         cache, writes = loader._cache_bytecode, sys.dont_write_bytecode
@@ -218,19 +233,25 @@ class OldFinder(object):
 
 def main():
     """Become `launch.py`."""
-    path = "%s/launch.py" % (__file__.rpartition("/")[0] or ".")
+    beside = __file__.rpartition("/")[0] or "."
+    path = "%s/launch.py" % beside
     code = Code()
-    code.read(FOLDER)
+    is_empty = code.read_folder(FOLDER)
+    is_kernel = sys.argv[1] == "kernel"
+    if is_kernel and sys.argv[-1] == "record":
+        code.read("%s/%s" % (beside, BEGUN))
+        code.record()
+    elif is_empty and sys.argv[1] == "supervise":
+        code.record()
+    elif not is_kernel:
+        code.write_none()
     code.use()
     script = code.find(path)
     if script is None:
         with open(path, "rb") as file:
             script = compile(file.read(), path, "exec", 0, 1)
-    if sys.argv[1] != "kernel":
-        code.write_none()
-    elif sys.argv[-1] == "record":
-        code.record()
-        code._keep(path, marshal.dumps(script))
+        if code.kept is not None:
+            code._keep(path, marshal.dumps(script))
     sys.argv[0] = path
     eval(script, {"__name__": "__main__", "__file__": path, "CODE": code})
 

@@ -307,7 +307,8 @@ for name in ("plain", "package", "package.part", "broken"):
         found[name] = str(error)
 code = CODE.stop()
 if code is not None:
-    with io.open(os.path.join(os.environ["LEFT"], "0.code"), "wb") as file:
+    name = "0.code" if sys.argv[1] == "kernel" else os.environ.get("BEGUN", "0.code")
+    with io.open(os.path.join(os.environ["LEFT"], name), "wb") as file:
         file.write(code)
 if sys.version_info > (3,):
     loader = vars(__import__("importlib.machinery").machinery.SourceFileLoader)
@@ -352,9 +353,9 @@ class Place:
             path.write_text(text.replace("A", letter))
             os.utime(path, (mtime, mtime))
 
-    def start(self, *words: str, options: tuple[str, ...] = (), **env: str) -> Any:
-        """Run the script as a kernel is; return what it has found."""
-        command = [self.python, *options, str(self.start_script), "kernel", "config", "7", "image"]
+    def start(self, *words: str, kind: str = "kernel", **env: str) -> Any:
+        """Run the script as a kernel is, or another kind; return what it has found."""
+        command = [self.python, str(self.start_script), kind, "config", "7", "image"]
         done = subprocess.run(
             [*command, *words],
             env={"IMAGE": str(self.image), "LEFT": str(self.left), "PATH": os.defpath, **env},
@@ -366,8 +367,8 @@ class Place:
         assert done.stderr == ""
         return json.loads(done.stdout)
 
-    def values(self, *words: str, **env: str) -> dict[str, str]:
-        found, *_ = self.start(*words, **env)
+    def values(self, *words: str, kind: str = "kernel", **env: str) -> dict[str, str]:
+        found, *_ = self.start(*words, kind=kind, **env)
         return {
             name: entry["value"] if isinstance(entry, dict) else entry
             for name, entry in found.items()
@@ -496,6 +497,36 @@ def test_the_launcher_itself_is_kept(place: Place) -> None:
     place.launcher.write_text("(" * found.st_size)
     os.utime(place.launcher, ns=(found.st_atime_ns, found.st_mtime_ns))
     assert place.values() == of_letter("A")
+
+
+@on_each_python
+def test_what_the_supervisor_has_compiled_the_kernel_takes_and_leaves_too(place: Place) -> None:
+    begun = place.start_script.with_name("begun")
+    assert place.values(kind="supervise", BEGUN=str(begun)) == of_letter("A")
+    assert begun.stat().st_size > 1000
+    assert place.own_files == []
+    place.write("B")
+    assert place.values("record") == of_letter("A")
+    begun.unlink()
+    assert place.values() == of_letter("A")
+
+
+@on_extremes
+def test_what_lies_in_the_runtime_folder_is_not_used_later(place: Place) -> None:
+    begun = place.start_script.with_name("begun")
+    place.values(kind="supervise", BEGUN=str(begun))
+    place.write("B")
+    for kind in ("kernel", "supervise", "exec"):
+        assert place.values(kind=kind) == of_letter("B")
+        for path in [*place.own_files, *place.left.iterdir()]:
+            path.unlink()
+
+
+@on_extremes
+def test_without_a_folder_nothing_is_recorded_by_a_supervisor(place: Place) -> None:
+    place.left.rmdir()
+    assert place.values(kind="supervise", BEGUN="/nonexistent/begun") == of_letter("A")
+    assert place.own_files == []
 
 
 @on_extremes

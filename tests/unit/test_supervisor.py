@@ -320,17 +320,51 @@ def test_the_images_own_kernel_is_bound_and_reported(machine: Machine) -> None:
     assert all(path.stat().st_mode & 0o777 == 0o666 for path in names)
 
 
+COUNT_ATTEMPTS = """
+attempt = launch.Supervisor._attempt
+def counted(self):
+    sys.stderr.write("attempt\\n")
+    sys.stderr.flush()
+    attempt(self)
+launch.Supervisor._attempt = counted
+"""
+
+
+def facts_of(python: str) -> dict[str, Any]:
+    """Return what the launcher says of an interpreter."""
+    code = f"import json, sys; sys.path.insert(0, {str(LAUNCHER.parent)!r}); import launch; "
+    code += "print(json.dumps(launch.facts()))"
+    done = subprocess.run([python, "-B", "-c", code], capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize(("version", "attempts"), [(None, 1), ("0.1", 2)])
+def test_an_image_without_a_kernel_gets_the_bundles_at_once(
+    machine: Machine, version: str | None, attempts: int
+) -> None:
+    machine.build_bundle(facts_of(machine.python))
+    if version:  # it has one, which is broken: that is known when it was tried
+        package = machine.install("ipykernel", version)
+        (package / "kernelapp.py").write_text("raise ImportError('broken')")
+    machine.start_with(COUNT_ATTEMPTS)
+    assert wait_for(machine.connect(), "bound").report["kernel"] == "bundle"
+    assert machine.log.count("attempt") == attempts
+
+
 # --- compiled code, which the first start leaves --------------------------------------------------
 
 
 def start_recording(machine: Machine, *mounts: Path, **changes: Any) -> ControlChannel:
     """Start as a container does, with the scripts in the runtime folder, and these mounts in it."""
+    (machine.folder / "compiled").mkdir()
     mountinfo = machine.folder / "mountinfo"
     lines = [f"1 1 0:1 / {path} rw - x x rw\n" for path in (Path("/"), *mounts)]
     mountinfo.write_text("".join(lines))
     for name in ("start.py", "launch.py"):
         text = LAUNCHER.with_name(name).read_text()
         text = text.replace("/proc/self/mountinfo", str(mountinfo))
+        text = text.replace("/opt/dockml/compiled", str(machine.folder / "compiled"))
         (machine.runtime / name).write_text(text)
     machine.write_config(**{"records": True, **changes})
     script = machine.runtime / "start.py"
@@ -348,6 +382,7 @@ def test_the_first_kernel_leaves_compiled_code_and_says_which(machine: Machine) 
     code = left.read_bytes()
     assert state.report["compiled"] == hashlib.sha256(code).hexdigest()
     assert str(machine.image / "ipykernel" / "kernelapp.py").encode() in code
+    assert not (machine.runtime / "begun").exists()
     wait_for(channel, "bound")
     left.unlink()
     # By now the user's own code has run.
