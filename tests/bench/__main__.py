@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -59,6 +60,8 @@ def main(words: Sequence[str] | None = None) -> int:
                 for figure in _figures(bench, name):
                     figures.append(figure)
                     print(markdown([figure]), file=sys.stderr, flush=True)
+                    if parsed.out:  # what is known so far, should this end before its end
+                        write(figures, parsed.out, "Not all rows yet.")
                 print(f"{name}: {time.monotonic() - since:.0f} s", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
             was_stopped = True
@@ -79,13 +82,19 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _figures(bench: Bench, name: str) -> Iterator[Figure]:
-    """Give a row's figures; one that says why, where we could not be measured at all."""
+    """Give a row's figures; one that says why, where we could not be measured at all. The other rows go on."""
     try:
         yield from ROWS[name](bench)
-    except Absent as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is not the other rows'
+        traceback.print_exc()
+        why = str(error) if isinstance(error, Absent) else f"{type(error).__name__}: {error}"
         never = Goal(factor=0)
         yield Figure(
-            row=name, title=name, samples={US: []}, notes={US: str(error)}, goals={US: never}
+            row=name,
+            title=f"the rest of {name}",
+            samples={US: []},
+            notes={US: why},
+            goals={US: never},
         )
 
 

@@ -86,7 +86,7 @@ def test_the_table_shows_medians_quartiles_ratios_and_whose_goal_is_missed() -> 
         "1.00x",
         "1.20x (+0.20 s)",
         "<= 1.15x",
-        "NO",
+        "NO, by 0.05 s",
         "1",
     ]
     assert cells[1] == ["", US, "1.2 s (1.15 to 1.3)", "1.20x", "-", "-", "-", "3"]
