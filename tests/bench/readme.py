@@ -66,7 +66,7 @@ def _others(figure: Sequence[Line]) -> str:
     for line in figure:
         if not _is_ours(line):
             ratio = re.match(r"[\d.]+x", line["us beside it"])
-            beside = f" ({ratio[0]})" if ratio else ""
+            beside = f" ({ratio[0]})" if ratio and line["unit"] else ""  # not of counts
             parts.append(f"{line['who']}: {_value(line)}{beside}")
     return "<br>".join(parts)
 
