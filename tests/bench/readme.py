@@ -132,19 +132,19 @@ def shown(figures: Sequence[Sequence[Line]]) -> list[Figure]:
     return found
 
 
-def put(text: str, into: str) -> str:
-    """Return a README with this between its marks.
+def put(text: str, into: str, begin: str = BEGIN) -> str:
+    """Return a page with this between its marks.
 
     Raises
     ------
     ValueError
         If it has none.
     """
-    before, begin, rest = into.partition(BEGIN)
+    before, found, rest = into.partition(begin)
     _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README has no {BEGIN} with {END} behind it")
-    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+    if not found or not end:
+        raise ValueError(f"the page has no {begin} with {END} behind it")
+    return f"{before}{begin}\n\n{text}\n{END}{after}"
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import readme
+from tests.bench import readme, stages
 from tests.bench.table import US, Figure, Goal, read, write
 
 PEERS = ("one peer", "another")
@@ -72,9 +72,10 @@ def test_what_stands_between_the_marks_is_replaced_and_nothing_else() -> None:
 
 
 def test_a_readme_without_marks_is_left_alone() -> None:
-    with pytest.raises(ValueError, match="README has no"):
+    with pytest.raises(ValueError, match="the page has no"):
         readme.put("new\n", "nothing\n")
 
 
-def test_ours_has_the_marks() -> None:
+def test_our_pages_have_the_marks() -> None:
     readme.put("new\n", readme.README.read_text())
+    readme.put("new\n", (readme.ROOT / "CONTRIBUTING.md").read_text(), stages.BEGIN)
