@@ -56,12 +56,13 @@ from dockml_magic.pull import (
     pull_error,
     split_reference,
 )
-from dockml_magic.registry import Layer, Registry
 from dockml_magic.spec import ContainerSpec
 
 if TYPE_CHECKING:
     import docker
     import requests
+
+    from dockml_magic.registry import Layer, Registry
 
 log = logging.getLogger(__name__)
 
@@ -1276,6 +1277,8 @@ class DockerEngine:
     def _registry(self, name: ImageName, login: Mapping[str, str]) -> Registry:
         user = login.get("username") or login.get("Username")
         password = login.get("password") or login.get("Password")
+        from dockml_magic.registry import Registry  # here: `%load_ext` does without it
+
         return Registry(
             name=name,
             mirrors=self.facts.mirrors,
