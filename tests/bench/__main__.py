@@ -11,15 +11,16 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import docker
 
 from tests.bench.bench import Bench
-from tests.bench.peers import PEERS
+from tests.bench.peers import PEERS, Peer
 from tests.bench.plot import plot
-from tests.bench.rows import ROWS, images_of
+from tests.bench.rows import ALONE, ROWS, images_of
 from tests.bench.sessions import end_processes
 from tests.bench.table import US, Absent, Figure, Goal, markdown, write
 from tests.images.build import build
@@ -45,6 +46,8 @@ def main(words: Sequence[str] | None = None) -> int:
     engine = docker.from_env(timeout=120)
     build(images_of(names, peers), engine)
     began = time.monotonic()
+    if set(names) - ALONE:
+        _install(PEERS[name] for name in peers)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dockml-bench-"))
         bench = Bench(
@@ -79,6 +82,17 @@ def main(words: Sequence[str] | None = None) -> int:
     if was_stopped:
         return 130
     return int(parsed.strict and any(f.is_met(who) is False for f in figures for who in f.samples))
+
+
+def _install(peers: Iterable[Peer]) -> None:
+    """Make the environments of peers, several at a time. Why one cannot be made is said in its rows."""
+
+    def install(peer: Peer) -> None:
+        with contextlib.suppress(Absent):
+            peer.install()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(install, peers))
 
 
 def _figures(bench: Bench, name: str) -> Iterator[Figure]:
