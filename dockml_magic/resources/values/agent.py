@@ -293,18 +293,20 @@ _LARGE = 64 << 20
 _KEPT_TIME = 8.0
 """Seconds for which it is kept."""
 
+_MOST_KEPT = 2
+"""Mappings that are kept: while a value has its memory over there, the one that is to replace it needs other memory."""
+
 _mapping_lock = threading.Lock()
-_mapping = {}
-"""The one that is kept: its memory, what it is a mapping of, and since when."""
+_mappings = []
+"""Those that are kept, the newest last: what each is a mapping of, the memory, and since when."""
 
 
 def _find_mapping(descriptor):
     status = os.fstat(descriptor)
-    found = _mapping.pop("memory", None)
-    if found is not None:
-        if _mapping["of"] == (status.st_dev, status.st_ino):
-            return found
-        found.close()
+    for kept in _mappings:
+        if kept[0] == (status.st_dev, status.st_ino):
+            _mappings.remove(kept)
+            return kept[1]
     # Without the lock that comes with the descriptor, which says that somebody uses it.
     unlocked = os.open("/proc/self/fd/%d" % descriptor, os.O_RDWR)
     try:
@@ -320,16 +322,18 @@ def _find_mapping(descriptor):
 
 def _keep_mapping(descriptor, memory):
     status = os.fstat(descriptor)
-    _mapping.update(memory=memory, of=(status.st_dev, status.st_ino), since=time.time())
-    timer = threading.Timer(_KEPT_TIME, _drop_mapping)
+    _mappings.append(((status.st_dev, status.st_ino), memory, time.time()))
+    while len(_mappings) > _MOST_KEPT:
+        _mappings.pop(0)[1].close()
+    timer = threading.Timer(_KEPT_TIME, _drop_mappings)
     timer.daemon = True
     timer.start()
 
 
-def _drop_mapping():
+def _drop_mappings():
     with _mapping_lock:
-        if "memory" in _mapping and time.time() - _mapping["since"] > _KEPT_TIME - 0.5:
-            _mapping.pop("memory").close()
+        while _mappings and time.time() - _mappings[0][2] > _KEPT_TIME - 0.5:
+            _mappings.pop(0)[1].close()
 
 
 def _write_into(packed, memory):
