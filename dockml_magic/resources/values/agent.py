@@ -183,9 +183,10 @@ def _write(request):
 
 
 def _put(request):
-    """Make values of a payload, and bind all of them or none.
+    """Make values of a payload, and bind all of them or none, at once with what waits for that (`with`).
 
-    Whether they are bound is for the notebook's side to say, when they are there: it may have been interrupted.
+    Or have them wait until all others are there, which may go to other kernels (`hold`). Whether they are bound is
+    for the notebook's side to say, when they are there: it may have been interrupted.
     """
     with _Door.of(request) as door:
         told, descriptor = door.begin()
@@ -212,25 +213,26 @@ def _put(request):
             "types": {name: type_name(values[name]) for name in values},
             "notes": list(unpacked.notes) + [READ_ONLY] * unpacked.views,
         }
-        if not door.is_open:
-            _held[request["token"]] = values
+        if "hold" in request:
+            _held[request["hold"]] = values
             return said
         is_to_be = False
         try:
             is_to_be = "bind" in door.ask(ready=True)[0]
             if is_to_be:
-                _bind(values)
+                _bind(values, request["with"])
         except KeyboardInterrupt:
             if not is_to_be:
                 raise
-            _bind(values)  # it counts as done by now
+            _bind(values, request["with"])  # it counts as done by now
         if not is_to_be:
             raise Closed("it was stopped")
         return said
 
 
 def _bind_held(request):
-    _bind(_held.pop(request["token"]))
+    """Bind what waits for it. To be asked again does no harm."""
+    _bind({}, request["tokens"])
     return {}
 
 
@@ -252,8 +254,14 @@ _OPERATIONS = {
 }
 
 
-def _bind(values):
+def _bind(values, tokens):
+    """Bind values, and those that wait by tokens, all at once."""
+    values = dict(values)
+    for token in tokens:
+        values.update(_held.get(token, {}))
     _shell().push(values)
+    for token in tokens:
+        _held.pop(token, None)
 
 
 def _shell():
