@@ -284,11 +284,12 @@ def test_an_interrupt_stops_what_a_kernel_does_for_a_hand_over_piece_by_piece(
 ) -> None:
     with dockml_magic.start(image(f"dockml/{BARE}")) as far:
         far.run(
-            "import time\ndef slow():\n    open('asked', 'w').close(); time.sleep(600)\n    yield\n"
+            "import time\ndef slow():\n    open('/tmp/asked', 'w').close(); time.sleep(600)\n    yield\n"
             "slowly = slow(); after = 'alive'"
         )
         values = far.get("slowly")
-        thread = _interrupt_when((workspace / "asked").exists)
+        container = far_engine._client.containers.get(far._container.container_id)
+        thread = _interrupt_when(lambda: container.exec_run(["ls", "/tmp/asked"]).exit_code == 0)
         with pytest.raises(KeyboardInterrupt):
             next(values)
         thread.join()
