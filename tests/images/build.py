@@ -180,7 +180,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     **{
         f"dockml/bare:{python}": _on(python, "bare", check=LACKS_ALL)
-        for python in ("3.6", "3.9", "3.11", "3.13")
+        for python in ("3.6", "3.9", "3.11", "3.13", "3.14")
     },
     "dockml/pip:3.11": _on("3.11", "plain", check=LACKS_KERNEL + PIP_CHECK),
     "dockml/entrypoint:3.11": _on("3.11", "entrypoint", check=FOLDER_CHECK),

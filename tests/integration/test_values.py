@@ -29,6 +29,7 @@ IMAGES = (
     BARE,
     "tensorflow:1.10.0",
     "bare:3.13",
+    "bare:3.14",
     "bare:3.6",
     "ipykernel:5",
     "tensorflow:1.4.0",
