@@ -33,7 +33,7 @@ def find_writer(value, kind):
 
 
 def _refused(packer, number, what, hint):
-    return Refused("%s is %s, which cannot be handed over" % (packer.place_of(number), what), hint)
+    return Refused("%s is %s, which cannot be handed over." % (packer.place_of(number), what), hint)
 
 
 # ---------------------------------------------------------------------------------------------
