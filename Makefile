@@ -22,7 +22,7 @@ check: $(VENV)/.ready  ## Lint, types, floors and unit tests: seconds, no Docker
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest tests/unit tests/contract
 
-test: $(VENV)/.bench $(VENV)/.tensors $(OLD)/.ready engine browser registry  ## All suites: checks, unit, integration, notebooks, browser
+test: $(VENV)/.bench $(OLD)/.ready engine browser registry  ## All suites: checks, unit, integration, notebooks, browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -64,10 +64,6 @@ $(VENV)/.ready: pyproject.toml
 # What the benchmark measures with and draws with.
 $(VENV)/.bench: pyproject.toml $(VENV)/.ready
 	@$(BIN)/python -m pip install $(PIP_FLAGS) --group bench
-	@touch $@
-
-$(VENV)/.tensors: pyproject.toml $(VENV)/.ready
-	@$(BIN)/python -m pip install $(PIP_FLAGS) --group tensors
 	@touch $@
 
 # The other generation of the notebook's own kernel, for the tests.

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
+import importlib
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -17,9 +21,12 @@ from dockml_magic.errors import ValueRefusedError
 from dockml_magic.exchange import OwnKernel, hand_over
 from tests.integration.conftest import Image, variables_of_its_own
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import torch
+pytestmark = pytest.mark.timeout(600)  # torch is installed once
+
+VERSION = "torch==2.13.0"
+"""Whichever build the package index has; the CPU's will do."""
+
+FOLDER = Path(__file__).parents[2] / "build"
 
 BARE, NUMPY, TORCH, TF2 = "bare:3.11", "tensorflow:1.10.0", "pytorch:1.1.0", "tensorflow:2.15.1"
 """Without NumPy; with it, and a TensorFlow that makes no eager tensors; torch without bfloat16; TensorFlow 2."""
@@ -58,7 +65,39 @@ def own() -> dict[str, Any]:
 
 # --- torch ------------------------------------------------------------------------------------
 
-BFLOAT16 = torch.tensor([[1.5, -2.0, float("inf")], [0.0, 2.0**100, 1 / 3]], dtype=torch.bfloat16)
+
+@pytest.fixture(scope="module")
+def torch() -> Iterator[Any]:
+    """Give a torch that has bfloat16.
+
+    It is in a folder of its own, kept from run to run: with it in the environment of all tests, notebooks would
+    get tensors where they are to get arrays.
+    """
+    folder = FOLDER / VERSION
+    if not folder.exists():
+        FOLDER.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=FOLDER) as fresh:
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-compile",
+                "--target",
+            ]
+            subprocess.run([*command, f"{fresh}/torch", VERSION], check=True)
+            Path(fresh, "torch").rename(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(folder)])
+        yield importlib.import_module("torch")
+
+
+@pytest.fixture(scope="module")
+def bfloat16(torch: Any) -> Any:
+    """Give a tensor."""
+    numbers = [[1.5, -2.0, float("inf")], [0.0, 2.0**100, 1 / 3]]
+    return torch.tensor(numbers, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -71,19 +110,25 @@ BFLOAT16 = torch.tensor([[1.5, -2.0, float("inf")], [0.0, 2.0**100, 1 / 3]], dty
     ],
 )
 def test_bfloat16_keeps_its_numbers_where_torch_or_the_type_is_missing_and_back(
-    environments: dict[str, Environment], own: dict[str, Any], target: str, kind: str, note: str
+    environments: dict[str, Environment],
+    own: dict[str, Any],
+    torch: Any,
+    bfloat16: Any,
+    target: str,
+    kind: str,
+    note: str,
 ) -> None:
-    done = environments[target].put("b", BFLOAT16)
+    done = environments[target].put("b", bfloat16)
     assert done.types["b"].startswith(kind)
     assert note in done.notes
     hand_over(environments[target].side, OwnKernel(own), {"b": "back"})
     back = torch.as_tensor(own["back"])
-    assert torch.equal(back.to(torch.bfloat16), BFLOAT16)
+    assert torch.equal(back.to(torch.bfloat16), bfloat16)
     assert kind == "list" or str(back.dtype) == "torch.float32"
 
 
 def test_bfloat16_in_shared_memory_keeps_its_numbers(
-    environments: dict[str, Environment], own: dict[str, Any]
+    environments: dict[str, Environment], own: dict[str, Any], torch: Any
 ) -> None:
     large = torch.arange(LARGE, dtype=torch.float32).to(torch.bfloat16)
     assert environments[TORCH].put("large", large).bytes > 2 * LARGE
@@ -92,18 +137,20 @@ def test_bfloat16_in_shared_memory_keeps_its_numbers(
     assert torch.equal(own["large"], large.float())
 
 
-def test_within_one_version_bfloat16_and_gradients_stay(own: dict[str, Any]) -> None:
+def test_within_one_version_bfloat16_and_gradients_stay(
+    own: dict[str, Any], torch: Any, bfloat16: Any
+) -> None:
     asks = torch.ones(2, requires_grad=True)
     history = asks * 2
     values = {
-        "b": BFLOAT16,
+        "b": bfloat16,
         "asks": asks,
-        "weights": torch.nn.Parameter(BFLOAT16),
+        "weights": torch.nn.Parameter(bfloat16),
         "history": history,
     }
     done = hand_over(OwnKernel(values), OwnKernel(own), {name: name for name in values})
     assert own["b"].dtype == own["weights"].dtype == torch.bfloat16
-    assert torch.equal(own["b"], BFLOAT16)
+    assert torch.equal(own["b"], bfloat16)
     assert type(own["weights"]) is torch.nn.Parameter
     assert [own[name].requires_grad for name in values] == [False, True, True, True]
     assert own["history"].is_leaf
@@ -111,7 +158,7 @@ def test_within_one_version_bfloat16_and_gradients_stay(own: dict[str, Any]) -> 
 
 
 def test_what_asks_for_a_gradient_does_so_in_an_older_torch_and_back(
-    environments: dict[str, Environment], own: dict[str, Any]
+    environments: dict[str, Environment], own: dict[str, Any], torch: Any
 ) -> None:
     environments[TORCH].put("w", torch.nn.Parameter(torch.ones(2, 2)))
     environments[TORCH].run("import torch; (w * 3).sum().backward(); grad = w.grad")
@@ -124,9 +171,9 @@ def test_what_asks_for_a_gradient_does_so_in_an_older_torch_and_back(
     assert own["grad"].tolist() == [[3, 3], [3, 3]]
 
 
-def test_a_tensor_without_data_is_refused(environments: dict[str, Environment]) -> None:
+def test_a_tensor_without_data_is_refused(environments: dict[str, Environment], torch: Any) -> None:
     with pytest.raises(
-        ValueRefusedError, match=r"without data \(device meta\), which cannot be handed over\.$"
+        ValueRefusedError, match=r"without data \(device meta\), which cannot be handed over\."
     ):
         environments[TORCH].put("m", torch.empty(2, device="meta"))
 
