@@ -172,7 +172,8 @@ class ValueMagics(MagicLines):
         """
         from dockml_magic.exchange import hand_several_over  # here, as above
 
-        ways = [(self._side(p.source), self._side(p.target), p.names) for p in parcels]
+        sides = {name: self._side(name) for p in parcels for name in (p.source, p.target)}
+        ways = [(sides[p.source], sides[p.target], p.names) for p in parcels]
         try:
             for parcel, done in zip(parcels, hand_several_over(ways, copy=copy), strict=True):
                 if not quiet:

@@ -104,6 +104,28 @@ def test_a_cell_that_fails_hands_nothing_back(notebook: Notebook) -> None:
     assert notebook.ok("kept").result == "'as it was'"
 
 
+def test_where_one_of_two_targets_has_no_room_the_other_gets_nothing(notebook: Notebook) -> None:
+    notebook.ok("big = 'before'")
+    notebook.ok("%docker_cp -q big new:")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, ({}, -1))"
+    notebook.ok(f"%%docker_cell old\n{limit.format(1 << 20)}")
+    cell = notebook.run(
+        "%%docker_cell tf1.10 -o new:big -o old:big -o big\nbig = bytearray(50 << 20)"
+    )
+    assert cell.reply["ename"] == "ExchangeError"
+    assert "'old' cannot do it" in cell.reply["evalue"]
+    assert "→" not in cell.printed()
+    assert notebook.ok("%%docker_cell new\nbig").result == "'before'"
+    assert notebook.ok("big").result == "'before'"
+    notebook.ok(f"%%docker_cell old\n{limit.format(-1)}")
+    cell = notebook.ok(
+        "%%docker_cell tf1.10 -o new:big -o old:big -o big\nbig = bytearray(50 << 20)"
+    )
+    assert cell.printed().count("→") == 3
+    for place in ("new", "old", "local"):
+        assert notebook.ok(f"%%docker_cell {place}\nlen(big) >> 20").result == "50"
+
+
 def test_what_a_cell_lacks_is_its_error_and_stops_those_behind_it(notebook: Notebook) -> None:
     first = notebook.send("%%docker_cell new -q -o made,lost\nmade = 1\nprint('ran')")
     second = notebook.send("1 + 1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ IMAGES = (
     BARE,
     "tensorflow:1.10.0",
     "bare:3.13",
+    "bare:3.14",
     "bare:3.6",
     "ipykernel:5",
     "tensorflow:1.4.0",
@@ -276,6 +278,35 @@ def test_an_engine_that_shares_no_files_hands_over_piece_by_piece(
         assert list(far.get("g")) == [0, 1, 2]
         with pytest.raises(ExchangeError, match="iterator"):
             far.put("g", iter([1]))
+
+
+def test_an_interrupt_stops_what_a_kernel_does_for_a_hand_over_piece_by_piece(
+    far_engine: DockerEngine, image: Image, workspace: Path
+) -> None:
+    with dockml_magic.start(image(f"dockml/{BARE}")) as far:
+        far.run(
+            "import time\ndef slow():\n    open('/tmp/asked', 'w').close(); time.sleep(600)\n    yield\n"
+            "slowly = slow(); after = 'alive'"
+        )
+        values = far.get("slowly")
+        container = far_engine._client.containers.get(far._container.container_id)
+        thread = _interrupt_when(lambda: container.exec_run(["ls", "/tmp/asked"]).exit_code == 0)
+        with pytest.raises(KeyboardInterrupt):
+            next(values)
+        thread.join()
+        assert far.get("after") == "alive"
+
+
+def _interrupt_when(condition: Callable[[], object]) -> threading.Thread:
+    """Interrupt this process, as the stop button does."""
+
+    def wait() -> None:
+        wait_until(condition)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
 
 
 def test_over_tcp_memory_is_shared_all_the_same(image: Image, workspace: Path) -> None:
