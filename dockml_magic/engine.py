@@ -109,6 +109,7 @@ _COPIES = re.compile(
 
 STOP_TIMEOUT = 3
 """Seconds that a program has to end when it is told to."""
+_LOOK_INTERVAL = 0.02
 
 
 class NotStartableError(EngineError):
@@ -365,14 +366,6 @@ class Engine(Protocol):
         `report` gets each line of the build. Raises `ImageBuildError` with the last of them.
         """
 
-    def commit_layer(
-        self, container_id: str, base: str, reference: str, image_labels: Mapping[str, str]
-    ) -> None:
-        """Make an image of what a container has changed in its image `base`, and tag it.
-
-        How it runs (user, program, variables, folder) is as `base` says, not as the container was told.
-        """
-
     def tag(self, image: str, reference: str) -> None:
         """Call an image by one more name, which no other has any more then."""
 
@@ -417,12 +410,21 @@ class Engine(Protocol):
         """Start a command in a running container, with a standard input; "" is as the container itself."""
 
     def commit(
-        self, container_id: str, reference: str, *, message: str = "", author: str = ""
+        self,
+        container_id: str,
+        reference: str,
+        *,
+        message: str = "",
+        author: str = "",
+        as_layer: Mapping[str, str] | None = None,
     ) -> ImageState:
         """Make an image of a container's files, running or not; return it.
 
         It has the configuration of the container's image: neither variables that the container was given,
         nor its labels and command. An interrupt leaves nothing.
+
+        `as_layer` are labels for the image of a container that was given nothing which must not be in an image: it
+        keeps its own labels too, and what the engine makes by itself will do, which is quicker.
         """
 
     def save(self, references: Sequence[str]) -> Iterator[bytes]:
@@ -451,6 +453,16 @@ class Engine(Protocol):
 
 
 GpuRoute = Literal["device-requests", "cdi", "runtime"]
+
+
+def wait_removed(engine: Engine, container_id: str, timeout: float) -> bool:
+    """Wait until the engine has a container no more; tell whether that was within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while engine.inspect(container_id) is not None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK_INTERVAL)
+    return True
 
 
 def gpu_route(facts: EngineFacts) -> GpuRoute:
@@ -807,6 +819,9 @@ _METADATA_STEPS = tuple(
 )
 """How steps are told in an image's history that make no layer: WORKDIR may, where it makes the folder."""
 
+_RUNS_AS: dict[str, Any] = {"User": "", "Entrypoint": [], "Cmd": [], "WorkingDir": "", "Env": []}
+"""What of an image's configuration says how it runs, and what is none of it."""
+
 
 class _Commit:
     """Makes an image of a container's files, and of the configuration of the container's image.
@@ -814,12 +829,19 @@ class _Commit:
     What an engine commits by itself has the container's variables, and no change can take one away. So that
     image gets no name, and lives until an image of the same layers with a configuration of ours is loaded:
     without their contents, as `_KeptLayers` does it, or where the engine cannot do that as an archive of all of it.
+    As a layer (see `Engine.commit`) it gets its name at once.
 
     The engine goes on with a commit whoever asked has gone. A thread waits for it, and cleans up after an interrupt.
     """
 
     def __init__(
-        self, engine: DockerEngine, container_id: str, reference: str, message: str, author: str
+        self,
+        engine: DockerEngine,
+        container_id: str,
+        reference: str,
+        message: str,
+        author: str,
+        as_layer: Mapping[str, str] | None,
     ) -> None:
         self._api = engine._client.api  # noqa: SLF001  # a part of it
         self._engine = engine
@@ -827,6 +849,7 @@ class _Commit:
         self._reference = reference
         self._message = message
         self._author = author
+        self._as_layer = as_layer
         self._is_abandoned = False
         self._problem: BaseException | None = None
 
@@ -859,19 +882,15 @@ class _Commit:
                 "The image that this container was made of is not here any more.",
                 hint="Copy out of the container what you need: docker cp",
             ) from error
-        # Not api.commit: it gives up after its time-out, and a large layer takes minutes.
-        response = api.post(
-            f"{api.base_url}/v{api.api_version}/commit",
-            params={
-                "container": self._container_id,
-                "changes": f"LABEL {labels.COMMITS}={self._reference}",
-            },
-            json={},
-            timeout=None,
-        )
-        if not response.ok:
-            raise _error_of(_refusal_in(response), self._reference, "")
-        raw = response.json()["Id"]
+        if self._as_layer is not None:
+            image_labels = {**(base_config.get("Labels") or {}), **self._as_layer}
+            config = {key: base_config.get(key) or empty for key, empty in _RUNS_AS.items()}
+            repository, _, tag = self._reference.rpartition(":")
+            # Nothing in it writes any more; and not every engine can pause.
+            query = {"repo": repository, "tag": tag, "pause": "false"}
+            self._give_name(lambda: self._ask_engine(query, {**config, "Labels": image_labels}))
+            return
+        raw = self._ask_engine({"changes": f"LABEL {labels.COMMITS}={self._reference}"}, {})
         try:
             made = api.inspect_image(raw)
             diff_ids = made["RootFS"]["Layers"]
@@ -887,14 +906,36 @@ class _Commit:
             }
             if made.get("Variant"):
                 about["variant"] = made["Variant"]
-            config = json.dumps({key: value for key, value in about.items() if value}).encode()
-            if not self._is_abandoned:
-                was_there = self._engine.find_image(self._reference) is not None
-                self._load(config, diff_ids, raw)
-                if self._is_abandoned and not was_there:
-                    api.remove_image(self._reference, noprune=True)
+            written = json.dumps({key: value for key, value in about.items() if value}).encode()
+            self._give_name(lambda: self._load(written, diff_ids, raw))
         finally:
             api.remove_image(raw, force=True, noprune=True)
+
+    def _ask_engine(self, query: Mapping[str, str], config: Mapping[str, Any]) -> str:
+        """Have the engine commit; return the image's id."""
+        api = self._api
+        # Not api.commit: it gives up after its time-out, and a large layer takes minutes.
+        response = api.post(
+            f"{api.base_url}/v{api.api_version}/commit",
+            params={"container": self._container_id, **query},
+            json=config,
+            timeout=None,
+        )
+        if not response.ok:
+            raise _error_of(_refusal_in(response), self._reference, "")
+        return str(response.json()["Id"])
+
+    def _give_name(self, make: Callable[[], object]) -> None:
+        """Make what has the name, unless an interrupt came; one that comes meanwhile takes the name away again.
+
+        But not where there was an image of that name: it would be lost.
+        """
+        if self._is_abandoned:
+            return
+        was_there = self._engine.find_image(self._reference) is not None
+        make()
+        if self._is_abandoned and not was_there:
+            self._api.remove_image(self._reference, noprune=True)
 
     def _history(self, base: str, diff_ids: Sequence[str], created: str) -> list[dict[str, Any]]:
         """Return the base's history and this step; of the base nothing where its layers cannot be told."""
@@ -1350,28 +1391,6 @@ class DockerEngine:
                 log_tail="\n".join(lines[-BUILD_LINES:]),
             )
 
-    def commit_layer(
-        self, container_id: str, base: str, reference: str, image_labels: Mapping[str, str]
-    ) -> None:
-        """Make an image of what a container has changed in its image, and tag it."""
-        repository, _, tag = reference.rpartition(":")
-        with self._translated(reference=base):
-            config = self._client.api.inspect_image(base).get("Config") or {}
-            self._client.api.commit(
-                container_id,
-                repository,
-                tag,
-                pause=False,  # nothing in it writes any more; and not every engine can
-                conf={
-                    "User": config.get("User") or "",
-                    "Entrypoint": config.get("Entrypoint") or [],
-                    "Cmd": config.get("Cmd") or [],
-                    "WorkingDir": config.get("WorkingDir") or "",
-                    "Env": config.get("Env") or [],
-                    "Labels": {**(config.get("Labels") or {}), **image_labels},
-                },
-            )
-
     def tag(self, image: str, reference: str) -> None:
         """Call an image by one more name."""
         repository, _, tag = reference.rpartition(":")
@@ -1571,10 +1590,16 @@ class DockerEngine:
         return _DockerExec(self, made["Id"], connection, tty=tty)
 
     def commit(
-        self, container_id: str, reference: str, *, message: str = "", author: str = ""
+        self,
+        container_id: str,
+        reference: str,
+        *,
+        message: str = "",
+        author: str = "",
+        as_layer: Mapping[str, str] | None = None,
     ) -> ImageState:
         """Make an image of a container's files, with the configuration of its image."""
-        work = _Commit(self, container_id, reference, message, author)
+        work = _Commit(self, container_id, reference, message, author, as_layer)
         with self._translated(reference=reference):
             work.run()
         image = self.find_image(reference)

@@ -171,7 +171,10 @@ def test_one_of_another_engine_is_not_forgotten(
 
 def test_a_stop_leaves_one_that_was_started_to_stay(engine: FakeEngine, keep: Keep) -> None:
     found = keep()
+    runtime = Path(found.info["container"]["runtime"])
+    assert runtime.is_dir()
     kept.stop(found)
+    assert not runtime.exists()
     assert [state.status for state in engine.containers] == ["exited"]
     assert kept.all_kept() == [found]
     kept.stop(found)
