@@ -66,6 +66,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_HTTPS = 443
+
 OLDEST_API = "1.41"
 """Docker 20.10, December 2020; podman 4 answers 1.41 too."""
 
@@ -76,6 +78,9 @@ _QUIET = 0.6
 
 _PING = 1.3
 """Seconds that it has to say so. Both together are what a reader waits for an engine that hangs."""
+
+_FAR_PING = 5.0
+"""The same where it may be on another machine, and what we say may have to be sent again."""
 
 _LONGEST_QUIET = 5.0
 """Seconds between two such questions while something slow goes on."""
@@ -1005,28 +1010,57 @@ class _Commit:
                     written.addfile(member, ours.extractfile(member))
 
 
-def _answers(path: str, timeout: float) -> bool:
-    """Tell whether the engine at a socket hears us; False only where it takes a connection and keeps silent.
+_Address = str | tuple[str, int]
+"""Where an engine listens: the path of a socket of this machine, or a host and a port."""
 
-    It says so at once, however busy it is and whatever else it is doing.
+
+def _address_of(endpoint: str) -> _Address | None:
+    """Return where an endpoint is, None where it does not say."""
+    parts = urlsplit(endpoint)
+    if parts.scheme == "unix":
+        return parts.path
+    return (parts.hostname, parts.port) if parts.hostname and parts.port else None
+
+
+def _connected(address: _Address, timeout: float) -> socket.socket:
+    if not isinstance(address, str):
+        return socket.create_connection(address, timeout=timeout)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(timeout)
+    try:
+        connection.connect(address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _answers(address: _Address, more: float = 0.0, most: float = math.inf) -> bool:
+    """Tell whether the engine hears us; False only where it takes a connection and keeps silent.
+
+    It says so at once, however busy it is and whatever else it is doing. One that wants TLS says that, or hangs up.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout)
+    ping = _PING if isinstance(address, str) else _FAR_PING
+    try:
+        connection = _connected(address, min(ping + more, most))
+    except (TimeoutError, BlockingIOError):
+        # Here too many wait to be taken already. On another machine it may be the way there.
+        return not isinstance(address, str)
+    except OSError as error:
+        log.debug("no ping: %s", error)
+        return True  # it is away, which the call itself will find out
+    with connection:
         try:
-            connection.connect(path)
             connection.sendall(b"GET /_ping HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n")
             connection.recv(1)
-        except (
-            TimeoutError,
-            BlockingIOError,
-        ):  # the latter where too many wait to be taken already
+        except TimeoutError:
             return False
-        except OSError as error:  # it is away, which the call itself will find out
+        except OSError as error:
             log.debug("no ping: %s", error)
     return True
 
 
-def _await_answer(connection: socket.socket, path: str) -> None:
+def _await_answer(connection: socket.socket, address: _Address) -> None:
     """Wait for an answer; one that is slow has all of the connection's time-out, an engine that hangs has not.
 
     Raises
@@ -1042,28 +1076,64 @@ def _await_answer(connection: socket.socket, path: str) -> None:
     while not poll.poll(max(0.0, min(quiet, end - time.monotonic())) * 1000):
         if time.monotonic() >= end:
             raise TimeoutError("timed out")
-        if not _answers(path, _PING) and not poll.poll(0):
+        if not _answers(address) and not poll.poll(0):
             raise TimeoutError("no answer, to a ping neither")
         quiet = min(2 * quiet, _LONGEST_QUIET)
 
 
 def _watch(api: docker.APIClient) -> None:
-    """Let the calls of a client that uses a socket of this machine see that the engine hangs.
+    """Let the calls of a client see that the engine hangs.
 
     It sits where all of them wait, between the request and the beginning of the answer.
     """
+    import requests.adapters
     from docker.transport import unixconn
 
-    class Connection(unixconn.UnixHTTPConnection):
+    plain = api.adapters.get("http+docker://")
+    if isinstance(plain, unixconn.UnixHTTPAdapter):
+        api.mount("http+docker://", watched := _watched_adapter(plain))
+        vars(api)["_custom_adapter"] = watched  # by which the SDK finds it
+        plain.close()
+        return
+    for scheme in ("http", "https"):
+        plain = api.adapters.get(f"{scheme}://")
+        if not isinstance(plain, requests.adapters.HTTPAdapter):
+            continue
+        manager = plain.poolmanager
+        pool = manager.pool_classes_by_scheme[scheme]
+        connection = _watched(pool.ConnectionCls, lambda made: (made.host, made.port))
+        watched_pool = type(pool.__name__, (pool,), {"ConnectionCls": connection})
+        manager.pool_classes_by_scheme = {**manager.pool_classes_by_scheme, scheme: watched_pool}
+        manager.clear()
+
+
+def _watched(kind: Any, address_of: Callable[[Any], _Address]) -> Any:
+    """Return a class of connections that see that the engine hangs, made of one of plain ones."""
+
+    class Connection(kind):  # type: ignore[misc]
+        def connect(self) -> None:
+            # Over TLS two words are waited for before there is a request.
+            if self.default_port == _HTTPS and not _answers(address_of(self)):
+                raise TimeoutError("no answer to a ping")
+            super().connect()
+
         def getresponse(self) -> Any:
             if self.sock is not None:
-                _await_answer(self.sock, self.unix_socket)
+                _await_answer(self.sock, address_of(self))
             return super().getresponse()
+
+    return Connection
+
+
+def _watched_adapter(plain: Any) -> Any:
+    """Return what gives the SDK its connections to a socket of this machine."""
+    from docker.transport import unixconn
+
+    connection = _watched(unixconn.UnixHTTPConnection, lambda made: str(made.unix_socket))
 
     class Pool(unixconn.UnixHTTPConnectionPool):
         def _new_conn(self) -> Any:
-            timeout: Any = self.timeout
-            return Connection(self.base_url, self.socket_path, timeout)
+            return connection(self.base_url, self.socket_path, self.timeout)
 
     class Adapter(unixconn.UnixHTTPAdapter):
         def get_connection(self, url: Any, proxies: Any = None) -> Any:  # noqa: ARG002  # requests' own
@@ -1075,12 +1145,7 @@ def _watch(api: docker.APIClient) -> None:
                     )
             return pool
 
-    plain = api.adapters.get("http+docker://")
-    if isinstance(plain, unixconn.UnixHTTPAdapter):
-        watched = Adapter(plain.socket_path, plain.timeout, max_pool_size=plain.max_pool_size)
-        plain.close()
-        vars(api)["_custom_adapter"] = watched  # by which the SDK finds it
-        api.mount("http+docker://", watched)
+    return Adapter(plain.socket_path, plain.timeout, max_pool_size=plain.max_pool_size)
 
 
 class _Pieces:
@@ -1134,9 +1199,8 @@ class DockerEngine:
                 hint="Run the notebook on that machine, or choose a local engine with --engine default.",
             )
         with self._translated(endpoint=endpoint):
-            if endpoint.startswith("unix:") and not _answers(
-                urlsplit(endpoint).path, min(timeout, _QUIET + _PING)
-            ):
+            address = _address_of(endpoint)
+            if address is not None and not _answers(address, more=_QUIET, most=timeout):
                 raise requests.exceptions.ReadTimeout("Read timed out: no answer to a ping")
             self._client: docker.DockerClient = docker.DockerClient(
                 base_url=endpoint, timeout=timeout,  # type: ignore[arg-type]  # a float works

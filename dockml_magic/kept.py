@@ -225,6 +225,8 @@ def get(name: str, workspace: Path) -> Kept:
     ------
     ConfigError
         If there is none.
+    EngineUnreachableError
+        If the engine does not answer.
     """
     if (found := find(name, workspace)) is not None:
         return found
@@ -232,6 +234,7 @@ def get(name: str, workspace: Path) -> Kept:
         for kept in all_kept():
             if kept.container_id.startswith(name) and look(kept) is not None:
                 return kept
+    engine_for(RunOptions())  # of an engine that does not answer it is that which is to be told
     known = names(workspace)
     raise ConfigError(
         f"There is no kept environment '{name}' of this folder.",
