@@ -36,6 +36,7 @@ from dockml_magic.engine import (
     Engine,
     NotStartableError,
     make_archive,
+    wait_removed,
 )
 from dockml_magic.errors import (
     DockmlError,
@@ -928,7 +929,7 @@ class KernelContainer:
                 self._control = None
                 # It ends by itself and the engine removes it; only a stuck one needs force.
                 by_itself = is_gone and not self.plan.kept
-                if by_itself and self._is_removed(STOP_TIMEOUT):
+                if by_itself and wait_removed(self.engine, self.container_id, STOP_TIMEOUT):
                     self.container_id = ""
             if self.container_id:
                 self.engine.remove(self.container_id)
@@ -948,14 +949,6 @@ class KernelContainer:
         if self.find_pause():
             return False
         return control.wait(lambda s: s.phase == "gone", STOP_TIMEOUT - _NOTICE) is not None
-
-    def _is_removed(self, timeout: float) -> bool:
-        deadline = time.monotonic() + timeout
-        while self.engine.inspect(self.container_id) is not None:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
-        return True
 
     # --- persistence --------------------------------------------------------------------------
 

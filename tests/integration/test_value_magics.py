@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dockml_magic.engine import DockerEngine
-from tests.integration.conftest import Image, variables_of_its_own
+from tests.integration.conftest import Image, OpenNotebook
 from tests.integration.notebook import (
     IPYKERNELS,
     PATIENCE,
     Notebook,
-    containers_of,
-    python_with,
 )
 from tests.integration.test_terminal import Terminal
 from tests.integration.waiting import wait_until
@@ -36,26 +33,12 @@ image = "{TF_PY27}"
 
 
 @pytest.fixture(scope="module", params=IPYKERNELS)
-def shared(
-    request: pytest.FixtureRequest,
-    engine: DockerEngine,
-    image: Image,
-    lasting_cache: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Notebook]:
+def shared(request: pytest.FixtureRequest, open_notebook: OpenNotebook) -> Iterator[Notebook]:
     """A notebook with environments on Python 2.7, 3.6 and 3.11, for all of these tests."""
-    for name in (BARE, TF, TF_PY27):
-        image(name)
-    folder = tmp_path_factory.mktemp("values")
-    (folder / "dockml.toml").write_text(PROJECT)
-    own = tmp_path_factory.mktemp("own")
-    with variables_of_its_own(own / "own", engine, lasting_cache) as variables:
-        with Notebook(folder, python_with(request.param), variables) as notebook:
-            notebook.ok("%load_ext dockml_magic")
-            for name in ("new", "tf1.10", "old"):
-                notebook.use(name)
-            yield notebook
-        wait_until(lambda: not containers_of(folder), timeout=5.0, what="no container to be left")
+    with open_notebook(request.param, BARE, TF, TF_PY27, project=PROJECT) as notebook:
+        for name in ("new", "tf1.10", "old"):
+            notebook.use(name)
+        yield notebook
 
 
 @pytest.fixture

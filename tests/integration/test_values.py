@@ -19,8 +19,8 @@ from dockml_magic import Environment, exchange, kept, segments
 from dockml_magic.engine import DockerEngine
 from dockml_magic.errors import ExchangeError, KernelDiedError, NoMemoryError
 from dockml_magic.exchange import OwnKernel, hand_over
-from tests.integration.conftest import Image, variables_of_its_own
-from tests.integration.notebook import IPYKERNELS, Notebook, python_with
+from tests.integration.conftest import Image, OpenNotebook, variables_of_its_own
+from tests.integration.notebook import IPYKERNELS, Notebook
 from tests.integration.waiting import wait_until
 
 BARE = "bare:3.11"
@@ -364,22 +364,12 @@ def test_what_waits_for_a_busy_kernel_gets_its_turn(bare: Environment) -> None:
 
 
 @pytest.fixture(scope="module", params=IPYKERNELS)
-def notebook(
-    request: pytest.FixtureRequest,
-    engine: DockerEngine,
-    image: Image,
-    lasting_cache: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Notebook]:
+def notebook(request: pytest.FixtureRequest, open_notebook: OpenNotebook) -> Iterator[Notebook]:
     """A notebook with two environments, a and b; its cells run in its own kernel."""
-    folder, own = tmp_path_factory.mktemp("notebook"), tmp_path_factory.mktemp("own")
-    with (
-        variables_of_its_own(own / "own", engine, lasting_cache) as variables,
-        Notebook(folder, python_with(request.param), variables) as notebook,
-    ):
-        notebook.ok("%load_ext dockml_magic")
+    image = f"dockml/{BARE}"
+    with open_notebook(request.param, image) as notebook:
         for name in ("aa", "bb"):
-            notebook.use(image(f"dockml/{BARE}"), "--name", name)
+            notebook.use(image, "--name", name)
         notebook.use("local")
         notebook.ok(
             "envs = get_ipython().magics_manager.registry['DockerMagics'].environments\n"
