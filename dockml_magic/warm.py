@@ -21,6 +21,7 @@ from dockml_magic.container import KernelContainer, describe_kernel
 from dockml_magic.environment import Environment, Environments
 from dockml_magic.errors import DockmlError, StartAbandonedError
 from dockml_magic.folders import WARM_FILE
+from dockml_magic.image_memory import ImageMemory
 from dockml_magic.options import RunOptions, parse_publish
 from dockml_magic.planning import KernelPlan, engine_for, plan_here
 from dockml_magic.project import Project, find_project
@@ -64,6 +65,8 @@ class Facts:
         One of this name is kept in this folder.
     is_agreed : bool
         The project file has no part in it, or the user has started it themselves, as the file stands.
+    is_known : bool
+        The image was started here before: what it lacks is here, too.
     free : int
         Bytes of memory.
     takes : int
@@ -74,6 +77,7 @@ class Facts:
     plan: KernelPlan | None
     is_kept: bool = False
     is_agreed: bool = True
+    is_known: bool = True
     free: int = 1 << 62
     takes: int = 0
 
@@ -92,6 +96,8 @@ def why_not(facts: Facts) -> str:
         return "it publishes ports, which it would take from others while it waits."
     if not facts.is_agreed:
         return f"start it once yourself, as the project file stands; from then on it is: {start}"
+    if not facts.is_known:
+        return f"its image was never started here, and may need more than is here. This gets it: {start}"
     if facts.free < max(LEAST_MEMORY, 2 * facts.takes):
         return f"memory is short: {format_size(facts.free)} are free."
     return ""
@@ -226,6 +232,7 @@ class WarmEnvironments:
                     plan=plan,
                     is_kept=name in kept.names(folder),
                     is_agreed=plan is None or _is_agreed(find_project(folder), name, plan),
+                    is_known=plan is not None and bool(ImageMemory.read(plan.image.id).entry),
                     free=find_available_memory() if engine.facts.shares_files else 1 << 62,
                     takes=self._takes,
                 )
@@ -356,6 +363,7 @@ class WarmEnvironments:
             self._found.pop(name, None)
             _unmark(container)
         environment.decide_anew()
+        environment.options = planned.options
         return environment
 
     def drop(self, name: str) -> bool:
