@@ -42,6 +42,9 @@ DEBOUNCE = 0.5
 _AFTER_LOAD = 0.05
 """Seconds that a load has to itself, for its reply."""
 
+_SHORT = 0.5
+"""Seconds that nobody needs a word about."""
+
 _LOOK_INTERVAL = 0.1
 _PATIENCE = 10.0
 """Seconds to wait for one that is given up while it starts."""
@@ -347,6 +350,8 @@ class WarmEnvironments:
             return None
         try:
             begun(environment)
+            if not waiting.done.wait(_SHORT):
+                planned.tell(f"{name!r} is being started already, to be warm; waiting for it")
             while not waiting.done.wait(_LOOK_INTERVAL):
                 pass
         except BaseException:

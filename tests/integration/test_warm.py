@@ -57,15 +57,13 @@ def notebook(request: pytest.FixtureRequest, project: Path) -> Iterator[Notebook
 
 
 def wait_warm(notebook: Notebook) -> None:
-    """Wait until `ner` waits and what it takes is known."""
-    wait_until(
-        lambda: "ner (" in (shown := notebook.ok("%docker_ps").result) and " MB)" in shown,
-        what="the environment to be warm",
-    )
+    """Wait until `ner` waits."""
+    wait_until(lambda: " warm " in notebook.ok("%docker_ps").result, what="it to be warm")
 
 
 def test_the_waiting_one_is_used_and_is_then_as_any_other(notebook: Notebook) -> None:
     (container,) = containers_of(notebook.folder)
+    wait_until(lambda: " MB)" in notebook.ok("%docker_ps").result, what="what it takes")
     (row, note) = notebook.ok("%docker_ps").result.splitlines()[1:]
     assert row.split()[:5] == ["ner", BARE, "warm", "Python", "3.11.7"]
     assert note.endswith("To end one that you do not need: %docker_stop ner")
@@ -92,35 +90,63 @@ def test_the_waiting_one_is_used_and_is_then_as_any_other(notebook: Notebook) ->
     assert "it was warm" not in notebook.use("ner").printed()
 
 
-def test_a_single_cell_uses_it_too(notebook: Notebook) -> None:
+@pytest.mark.parametrize("notebook", IPYKERNELS[:1], indirect=True)
+def test_a_single_cell_uses_it_too_and_an_unload_ends_one(notebook: Notebook) -> None:
     before = containers_of(notebook.folder)
     assert notebook.ok("%%docker_cell ner\nimport os; os.environ['MARK']").result == "'1'"
     assert containers_of(notebook.folder) == before
+    notebook.ok("%unload_ext dockml_magic")
+    notebook.ok(LOAD)
+    wait_warm(notebook)
+    notebook.ok("%unload_ext dockml_magic")
+    assert containers_of(notebook.folder) == []
 
 
-@pytest.mark.parametrize("notebook", IPYKERNELS[:1], indirect=True)
-def test_with_other_options_another_one_starts_and_the_waiting_one_goes(notebook: Notebook) -> None:
-    (container,) = containers_of(notebook.folder)
-    assert "it was warm" not in notebook.use("ner", "-e", "MARK=2").printed()
-    assert notebook.ok("import os; os.environ['MARK']").result == "'2'"
-    (other,) = containers_of(notebook.folder)
-    assert other != container
+@pytest.fixture
+def three(project: Path) -> Iterator[Notebook]:
+    """A notebook in which `ner`, `two` and `three` are warm."""
+    write(project, "".join(PROJECT.replace("ner", name) for name in ("ner", "two", "three")))
+    with Notebook(project, python_with(IPYKERNELS[0])) as notebook:
+        notebook.ok(LOAD)
+        wait_until(
+            lambda: notebook.ok("%docker_ps").result.count(" warm ") == 3, what="three to be warm"
+        )
+        yield notebook
 
 
-@pytest.mark.parametrize("notebook", IPYKERNELS[:1], indirect=True)
-def test_what_this_process_has_become_counts_as_well(notebook: Notebook) -> None:
-    notebook.ok("import os; os.environ['TZ'] = 'Asia/Tokyo'")
-    assert "it was warm" not in notebook.use("ner").printed()
-    assert notebook.ok("import os; os.environ['TZ']").result == "'Asia/Tokyo'"
-    assert len(containers_of(notebook.folder)) == 1
+def test_what_is_not_the_same_any_more_is_started_anew_and_the_waiting_one_goes(
+    three: Notebook,
+) -> None:
+    before = container_of("ner", three), container_of("two", three), container_of("three", three)
+    assert "it was warm" not in three.use("ner", "-e", "MARK=2").printed()
+    assert three.ok("import os; os.environ['MARK']").result == "'2'"
+    subprocess.run(["docker", "rm", "-f", before[1]], capture_output=True, check=True)
+    assert "it was warm" not in three.use("two").printed()
+    three.use("local")
+    three.ok("import os; os.environ['TZ'] = 'Asia/Tokyo'")  # every container gets it
+    assert "it was warm" not in three.use("three").printed()
+    assert three.ok("import os; os.environ['TZ']").result == "'Asia/Tokyo'"
+    after = containers_of(three.folder)
+    assert len(after) == 3
+    assert not set(after) & set(before)
 
 
-@pytest.mark.parametrize("notebook", IPYKERNELS[:1], indirect=True)
-def test_one_whose_container_was_removed_is_started_anew(notebook: Notebook) -> None:
-    (container,) = containers_of(notebook.folder)
-    subprocess.run(["docker", "rm", "-f", container], capture_output=True, check=True)
-    assert "it was warm" not in notebook.use("ner").printed()
-    assert notebook.ok("6 * 7").result == "42"
+def container_of(name: str, notebook: Notebook) -> str:
+    """Return the container that `%docker_ps` shows for a name."""
+    shown = notebook.ok("%docker_ps").result.splitlines()
+    (line,) = [line for line in shown if line.split()[0] == name]
+    return line.split()[-1]
+
+
+def test_they_are_stopped_by_name_or_all_at_once(three: Notebook) -> None:
+    stopped = three.ok("%docker_stop two").printed()
+    assert stopped == "Stopped 'two', which waited warm. It is not warmed again in this notebook.\n"
+    three.ok("%docker_rm -f three")
+    assert len(containers_of(three.folder)) == 1
+    three.ok("%docker_stop --all")
+    assert containers_of(three.folder) == []
+    assert three.ok("%docker_stop --all").printed() == "No environment runs.\n"
+    assert three.ok("%docker_ps").result.startswith("No environment runs.")
 
 
 def test_unused_it_goes_with_a_kernel_that_is_killed(notebook: Notebook) -> None:
@@ -153,22 +179,13 @@ def test_a_restart_of_the_notebooks_kernel_ends_it_and_a_load_warms_another(
     assert containers_of(notebook.folder) == [other]
 
 
-@pytest.mark.parametrize("line", ["%docker_stop ner", "%docker_stop --all", "%docker_rm -f ner"])
-@pytest.mark.parametrize("notebook", IPYKERNELS[:1], indirect=True)
-def test_it_is_stopped_by_its_name(notebook: Notebook, line: str) -> None:
-    notebook.ok(line)
-    assert containers_of(notebook.folder) == []
-    assert notebook.ok("%docker_ps").result.startswith("No environment runs.")
-    notebook.ok("%unload_ext dockml_magic")
-
-
 def test_a_line_that_comes_early_waits_for_the_one_that_starts(
     project: Path,
 ) -> None:
     with Notebook(project, python_with(IPYKERNELS[0])) as notebook:
         notebook.ok(LOAD)
         wait_until(lambda: containers_of(project), what="a container")
-        assert notebook.use("ner").printed().startswith(WAS_WARM)
+        assert WAS_WARM in notebook.use("ner").printed()
         assert len(containers_of(project)) == 1
 
 
@@ -239,7 +256,7 @@ def test_what_a_picker_has_selected_waits_and_goes_with_the_selection(
     with Notebook(project, python_with(ipykernel)) as notebook:
         notebook.ok("import dockml_magic")
         notebook.ok(f"picker = dockml_magic.ImagePicker({BARE!r}); picker")
-        wait_until(lambda: f"{BARE} (" in str(notebook.ok("%docker_ps").result), what="it waits")
+        wait_until(lambda: " warm " in notebook.ok("%docker_ps").result, what="it to be warm")
         (container,) = containers_of(project)
         notebook.ok("picker._memory.value = '1g'")
         wait_until(

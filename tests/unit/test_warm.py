@@ -42,9 +42,13 @@ class StandIn:
         self.name, self.options, self.plan = name, options, plan
         self.engine = planning.engine_for(options)
         self.container_id = "c0"
+        self.told: list[str] = []
         self.made = StandInContainer(plan)
         self.is_alive = self.is_abandoned = self.is_stopped = self.is_ordinary = False
         self.made_ones.append(self)
+
+    def tell(self, line: str) -> None:
+        self.told.append(line)
 
     def start(self) -> None:
         while not self.may_start.wait(0.01):
@@ -171,16 +175,21 @@ def test_one_that_died_while_it_waited_is_none(shelf: WarmEnvironments, workspac
     assert shelf.names() == []
 
 
-def test_a_line_waits_for_one_that_starts(shelf: WarmEnvironments, workspace: Path) -> None:
+def test_a_line_waits_for_one_that_starts(
+    shelf: WarmEnvironments, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     StandIn.may_start.clear()
     write(workspace, "one")
     shelf.begin(workspace)
     wait_until(lambda: shelf.names() == ["one"])
     assert [one.status for one in shelf] == ["warming"]
     begun: list[Environment] = []
+    monkeypatch.setattr(warm, "_SHORT", 0.02)
     threading.Timer(0.2, StandIn.may_start.set).start()
-    taken = shelf.take(planned("one", workspace), begun.append)
+    asked = planned("one", workspace)
+    taken = shelf.take(asked, begun.append)
     assert [taken] == begun == StandIn.made_ones[:1]
+    assert asked.told == ["'one' is being started already, to be warm; waiting for it"]
 
 
 def test_a_line_that_is_given_up_meanwhile_says_so(
