@@ -131,6 +131,7 @@ class KernelContainer:
         self._files: dict[str, bytes] = {}
         self._host_ports: tuple[int, ...] = ()
         self._settings = HostSettings()
+        self._made_of: ContainerSpec | None = None
         self._abandoned = False
         self.stays = plan.kept
         """Whether `end` leaves the container, as `docker stop` does without --rm."""
@@ -219,7 +220,8 @@ class KernelContainer:
         self._write_files(memory)
         entries = (memory.entry,) if memory.entry else PYTHONS
         for entry in entries:
-            self.container_id = self.engine.create(self._spec(entry))
+            self._made_of = self._spec(entry)
+            self.container_id = self.engine.create(self._made_of)
             self.created(self)
             try:
                 if not self.shares_files:
@@ -297,6 +299,26 @@ class KernelContainer:
                 entry, str(report.get("executable", "")), str(report.get("kernel", ""))
             )
         memory.write(self.plan.image.id)
+
+    def is_made_by(self, plan: KernelPlan) -> bool:
+        """Tell whether what this has is what a start by `plan` would make now.
+
+        Not only by what the user says: variables of this process, pip's settings and the image behind a tag may have
+        changed since.
+        """
+        mine = self.plan
+        if self._made_of is None or (
+            (mine.image.id, mine.workspace, mine.transport, mine.kernelspec, mine.kept)
+            != (plan.image.id, plan.workspace, plan.transport, plan.kernelspec, plan.kept)
+            or mine.choice.options != plan.choice.options
+        ):
+            return False
+        twin = KernelContainer(self.engine, plan, self._tell)
+        twin.session, twin._runtime, twin._settings = self.session, self._runtime, self._settings
+        if self.shares_files:
+            twin._settings = read_host_settings()
+        same_settings = twin._settings == self._settings
+        return same_settings and twin._spec(self._made_of.entrypoint[0]) == self._made_of
 
     @property
     def runtime(self) -> RuntimeFolder | None:

@@ -29,6 +29,9 @@ moment to be lost; back, and a folder that nobody needs stays for longer.
 SESSION = re.compile(r"[0-9a-f]{12}")
 """How we call a runtime folder: any other label of a container is not ours, and may lead anywhere."""
 
+WARM_FILE = "warm"
+"""In the part of a runtime folder that no container sees: it waits for being asked for, and takes so many bytes."""
+
 _LONGEST_TAIL = len("/0123456789ab/kernel-5")
 
 
