@@ -511,6 +511,13 @@ _HINTS = (
     ("io", None, "Hand over what .read() gives."),
     ("array", None, "Convert it with list(...) or numpy.array(...)."),
     ("numpy", "dtype", "Convert it with str(...)."),
+    ("numpy.random", "Generator", "Hand over its .bit_generator.state."),
+    ("numpy.random", "RandomState", "Hand over its .get_state()."),
+    ("functools", None, "Define it in the other environment, too."),
+    ("_thread", None, "Make one in the other environment."),
+    ("thread", None, "Make one in the other environment."),
+    ("threading", None, "Make one in the other environment."),
+    ("types", "SimpleNamespace", "Convert it with vars(...)."),
 )
 _HINTS_OF_TYPES = {
     "function": "Define it in the other environment, too.",
@@ -521,6 +528,7 @@ _HINTS_OF_TYPES = {
     "classobj": "Define it in the other environment, too.",
     "module": "Import it in the other environment, too.",
     "generator": "Convert it with list(...), or hand it over by itself: then it arrives as an iterator.",
+    "coroutine": "Await it, and hand over what it gives.",
     "dict_keys": "Convert it with list(...).",
     "dict_values": "Convert it with list(...).",
     "dict_items": "Convert it with list(...).",
