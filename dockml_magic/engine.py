@@ -47,7 +47,6 @@ from dockml_magic.errors import (
     MountError,
     PortTakenError,
 )
-from dockml_magic.fit import oldest_driver
 from dockml_magic.options import GpuRequest
 from dockml_magic.pull import (
     ImageName,
@@ -57,12 +56,13 @@ from dockml_magic.pull import (
     pull_error,
     split_reference,
 )
-from dockml_magic.registry import Layer, Registry
 from dockml_magic.spec import ContainerSpec
 
 if TYPE_CHECKING:
     import docker
     import requests
+
+    from dockml_magic.registry import Layer, Registry
 
 log = logging.getLogger(__name__)
 
@@ -1277,6 +1277,8 @@ class DockerEngine:
     def _registry(self, name: ImageName, login: Mapping[str, str]) -> Registry:
         user = login.get("username") or login.get("Username")
         password = login.get("password") or login.get("Password")
+        from dockml_magic.registry import Registry  # here: `%load_ext` does without it
+
         return Registry(
             name=name,
             mirrors=self.facts.mirrors,
@@ -1928,6 +1930,8 @@ docker/cli#2425, NVIDIA/nvidia-docker#1034 and #1442, FasterLivePortrait#116, fi
 def _gpu_error_of(said: str) -> GpuUnavailableError | None:
     """Return our error where a text of the engine is about GPUs."""
     if match := re.search(r"unsatisfied condition: cuda ?>= ?(\d+\.\d+)", said, re.IGNORECASE):
+        from dockml_magic.fit import oldest_driver  # here: `%load_ext` does without it
+
         needed = oldest_driver(match[1])
         return GpuUnavailableError(
             f"The NVIDIA driver is older than this image's CUDA {match[1]} asks for.",

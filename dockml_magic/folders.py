@@ -100,7 +100,25 @@ class RuntimeFolder:
         self.shared.mkdir()
         self.shared.chmod(0o777)
 
-    def write(self, name: str, content: bytes) -> None:
+    def read(self, name: str, most: int) -> bytes:
+        """Return what is in a file that the container has written.
+
+        Raises
+        ------
+        OSError
+            If it is no file, or has more than `most` bytes.
+        """
+        with _closing(self._open_shared()) as shared:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            fd = os.open(name, flags, dir_fd=shared)
+        with os.fdopen(fd, "rb") as file:
+            found = os.fstat(fd)
+            content = file.read(most + 1) if stat.S_ISREG(found.st_mode) else None
+        if content is None or len(content) > most:
+            raise OSError(errno.EINVAL, "no file of ours", name)
+        return content
+
+    def write(self, name: str, content: bytes, mtime: float | None = None) -> None:
         """Write a file for the container, which any user there may read, whatever our umask is.
 
         Raises
@@ -117,6 +135,9 @@ class RuntimeFolder:
             with os.fdopen(fd, "wb") as file:
                 os.fchmod(file.fileno(), 0o644)
                 file.write(content)
+                file.flush()
+                if mtime is not None:
+                    os.utime(file.fileno(), (mtime, mtime))
             os.replace(scratch, name, src_dir_fd=folder, dst_dir_fd=folder)
         finally:
             os.close(folder)

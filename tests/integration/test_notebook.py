@@ -182,6 +182,17 @@ def test_a_cell_that_stores_no_history_is_not_counted(notebook: Notebook) -> Non
     assert not silent.of("execute_result")
 
 
+def test_a_cell_that_ran_elsewhere_is_in_the_notebooks_history_when_the_next_one_runs_here(
+    notebook: Notebook,
+) -> None:
+    notebook.use(PIP)
+    counts = [notebook.ok(f"'elsewhere, {n}'").reply["execution_count"] for n in range(3)]
+    look = f"%%docker_cell local\n%history {counts[0]}-{counts[-1]}"
+    assert notebook.ok(look).printed() == "".join(f"'elsewhere, {n}'\n" for n in range(3))
+    look = f"%%docker_cell local\n_i{counts[-1]}, In[{counts[0]}]"
+    assert notebook.ok(look).result == repr(("'elsewhere, 2'", "'elsewhere, 0'"))
+
+
 def test_user_expressions_are_evaluated_in_the_environment(notebook: Notebook) -> None:
     notebook.use(PIP)
     reply = notebook.ok("x = 21", user_expressions={"double": "x * 2", "bad": "1 / 0"}).reply

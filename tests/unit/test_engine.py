@@ -76,7 +76,7 @@ class SlowEngine:
     def _serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while asked := connection.recv(65536):
-                for path, (seconds, body) in self.answers.items():
+                for path, (seconds, body) in list(self.answers.items()):
                     if path in asked.partition(b"\r\n")[0]:
                         time.sleep(seconds)
                         head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"

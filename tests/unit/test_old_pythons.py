@@ -14,6 +14,7 @@ RESOURCES = Path(dockml_magic.__file__).parent / "resources"
 GUARDED = {
     ("install.py", "'os.sync' member"),
     ("launch.py", "'faulthandler' module"),
+    ("launch.py", "'importlib.util.find_spec' member"),
     ("launch.py", "'os.set_inheritable' member"),
     ("launch.py", "'time.monotonic' member"),
     ("values/agent.py", "'socket.CMSG_SPACE' member"),
