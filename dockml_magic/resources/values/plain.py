@@ -486,6 +486,12 @@ _HINTS = (
         "Graph",
         "Hand over what sess.run(...) gives, or graph.as_graph_def().SerializeToString().",
     ),
+    (
+        "tensorflow.python.data",
+        None,
+        "Hand over what it gives: its as_numpy_iterator(), or what sess.run(...) gives for get_next().",
+    ),
+    ("tensorflow.python.training", None, "Make it in the other environment, too."),
     ("keras", None, "Hand over its get_weights() and to_json()."),
     ("tensorflow.python.keras", None, "Hand over its get_weights() and to_json()."),
     ("sklearn", None, "Hand over its get_params() and the arrays that it learned (coef_, …)."),
