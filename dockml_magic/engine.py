@@ -1959,7 +1959,9 @@ def _error_of(text: str, reference: str, name: str) -> EngineError:
             said, hint="Use numbers, or a name that is in the image: --user 1000:1000."
         )
     if "invalid container name" in lower:
-        return EngineError(said, hint="Choose another --name: letters, digits and _ . - only.")
+        return EngineError(
+            said, hint="Choose another --name: two or more letters, digits and _ . - only."
+        )
     return EngineError(
         f"The Docker engine refused: {said}",
         hint="If it is about one of the options, correct it; else the engine's own log says more.",

@@ -144,7 +144,10 @@ def hand_several_over(
             said = dict.fromkeys([*taken.notes, *notes])
             done.append(
                 HandOver(
-                    notes=tuple(said), bytes=taken.size, shared=is_shared and not copy, types=types
+                    notes=tuple(said),
+                    bytes=taken.size if len(taken.streams) < len(names) else 0,
+                    shared=is_shared and not copy,
+                    types=types,
                 )
             )
         undo.pop_all()

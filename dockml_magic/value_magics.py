@@ -95,9 +95,9 @@ class ValueMagics(MagicLines):
         """
         if (parsed := self.parse_words("docker_cp", join_lists(split_line(line)))) is None:
             return
-        parcels = parse_copy(parsed.source, parsed.target)
         if ":" not in parsed.target:
             self._raise_if_environment(parsed.target)
+        parcels = parse_copy(parsed.source, parsed.target)
         self.check(parcels)
         self.carry(parcels, copy=parsed.copy, quiet=parsed.quiet)
 

@@ -239,10 +239,13 @@ def test_arrays_go_to_tensorflow_2_and_back(tf2: Environment, own: dict[str, Any
 
 
 def test_what_tensorflow_2_has_without_a_value_is_refused(tf2: Environment) -> None:
-    tf2.run(
-        "ragged = tf.ragged.constant([[1], [2, 3]]); model = tf.keras.Sequential([tf.keras.layers.Dense(1)])"
-    )
-    for name, hint in (("ragged", "to_list"), ("model", "get_weights")):
+    tf2.run("ragged = tf.ragged.constant([[1], [2, 3]]); given = tf.data.Dataset.range(3)")
+    tf2.run("model = tf.keras.Sequential([tf.keras.layers.Dense(1)])")
+    for name, hint in (
+        ("ragged", "to_list"),
+        ("model", "get_weights"),
+        ("given", "as_numpy_iterator"),
+    ):
         with pytest.raises(ValueRefusedError, match=f"^{name} is ") as refused:
             tf2.get(name)
         assert hint in refused.value.hint

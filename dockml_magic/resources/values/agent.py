@@ -675,6 +675,8 @@ class _FarSource(object):
 
 def type_name(value):
     """Return the type of a value, and its size where it has one, in a word or two."""
+    if isinstance(value, Stream):
+        return "iterator"
     name = type(value).__name__
     try:
         shape = getattr(value, "shape", None)
