@@ -515,9 +515,6 @@ class Supervisor(object):
         signal.signal(signal.SIGTERM, self._on_sigterm)
         signal.signal(signal.SIGINT, self._on_sigint)
         server = self.listen()
-        if self.begun and self.config.get("records"):
-            self._write_beside("begun", self.begun)
-        self.begun = None
         self.start_kernel()
         while not self.stopping:
             if not self.trusted and not self.kept and now() > self.deadline:
@@ -553,14 +550,6 @@ class Supervisor(object):
             self._check_bound()
         self._end_kernel()
         self._empty_folder()
-
-    def _write_beside(self, name, content):
-        """Write a file into the runtime folder, if there is room."""
-        try:
-            with open(os.path.join(os.path.dirname(self.config_path), name), "wb") as file:
-                file.write(content)
-        except (IOError, OSError):
-            pass
 
     def _empty_folder(self):
         """Leave nothing in the runtime folder: nobody may be left outside who would do it."""
@@ -700,6 +689,10 @@ class Supervisor(object):
             self.attempts = [(path, "image") for path in interpreters]
             self.attempts += [(path, "bundle") for path in interpreters]
         self.first_report = None
+        is_python = bool(self.attempts) and self.attempts[0][1] != "spec"
+        if self.begun and is_python and config.get("records"):
+            write_beside("begun", self.begun)
+        self.begun = None
         if self.attempts:
             self._attempt()
         elif interpreters:
@@ -748,8 +741,14 @@ class Supervisor(object):
                     os.chdir("/")
                 if mode == "spec":
                     self._become_spec(interpreter, env, write_fd)
-                script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "start.py")
-                command = [interpreter, script, "kernel", self.config_path, str(write_fd), mode]
+                command = [
+                    interpreter,
+                    beside("start.py"),
+                    "kernel",
+                    self.config_path,
+                    str(write_fd),
+                    mode,
+                ]
                 if mode == "image" and self._may_be_bundle(interpreter):
                     command[-1] = "any"
                 if self.config.get("records") and self.state["generation"] == 1:
@@ -1202,6 +1201,29 @@ def wait_not_for_ever(iopub, patience=STALLED):
     iopub._really_send = really_send
 
 
+def beside(name):
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+
+
+def write_beside(name, content):
+    """Write a file into the runtime folder, for any user; leave none, and say so, where there is no room."""
+    try:
+        with open(beside(name), "wb") as file:
+            file.write(content)
+        os.chmod(beside(name), 0o644)
+        return True
+    except (IOError, OSError):
+        remove_beside(name)
+        return False
+
+
+def remove_beside(name):
+    try:
+        os.remove(beside(name))
+    except OSError:
+        pass
+
+
 def stop_using_code(config, report):
     """Import what will be imported while the compiled code is there; leave what was recorded, and report it."""
     for name in LATER_IMPORTS:
@@ -1210,21 +1232,13 @@ def stop_using_code(config, report):
         except Exception:  # not in this version, or not in this image
             pass
     code = CODE.stop()
-    if code is None or not is_path_the_images(config):
+    if code is None:
         return
     import hashlib
 
-    folder = os.path.dirname(os.path.abspath(__file__))
-    path = os.path.join(folder, "compiled")
-    try:
-        if os.path.exists(os.path.join(folder, "begun")):
-            os.remove(os.path.join(folder, "begun"))
-        with open(path, "wb") as file:
-            file.write(code)
-        os.chmod(path, 0o644)
-    except (IOError, OSError):  # full
-        return
-    report["compiled"] = hashlib.sha256(code).hexdigest()
+    remove_beside("begun")
+    if is_path_the_images(config) and write_beside("compiled", code):
+        report["compiled"] = hashlib.sha256(code).hexdigest()
 
 
 def is_path_the_images(config):

@@ -86,10 +86,11 @@ def test_no_room_for_a_kernel_bundle(
 
 
 @needs_root
+@pytest.mark.parametrize("folder", ["images", "compiled"])
 def test_no_room_for_what_is_remembered_of_an_image(
-    image: Image, workspace: Path, small_disk: SmallDisk
+    image: Image, workspace: Path, small_disk: SmallDisk, folder: str
 ) -> None:
-    fill(small_disk(folders.cache_root() / "images", "4k"))
+    fill(small_disk(folders.cache_root() / folder, "4k"))
     with start_environment(image(BARE)) as environment:
         assert environment.run("6 * 7").text == "42"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dockml_magic import folders
+from dockml_magic import compiled, folders
 from dockml_magic.container import KernelContainer
 from dockml_magic.engine import DockerEngine
 from dockml_magic.errors import DockmlError, UntrustedProjectError
@@ -32,7 +32,7 @@ EVIL = "dockml/test-evil:3.11"
 
 SITECUSTOMIZE = r"""
 import json, os, socket, sys, time
-if "EVIL" in os.environ and b"launch.py\0supervise" in open("/proc/self/cmdline", "rb").read():
+if "EVIL" in os.environ and b"start.py\0supervise" in open("/proc/self/cmdline", "rb").read():
     how = os.environ["EVIL"]
     server = socket.socket(socket.AF_UNIX)
     if how == "link":
@@ -205,6 +205,10 @@ def test_only_what_was_asked_for_is_mounted_and_no_key_is_to_be_seen(
         str(workspace): (str(workspace), True),
         "/run/dockml": (str(container._runtime.shared), True),
         "/opt/dockml/bundles": (str(folders.bundles_root()), False),
+        "/opt/dockml/compiled": (
+            str(compiled.root() / found["Image"].removeprefix("sha256:")),
+            False,
+        ),
         "/data": (str(tmp_path / "data"), False),
     }
     assert container.plan.key

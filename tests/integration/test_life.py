@@ -374,6 +374,7 @@ def test_a_commit_has_what_was_installed_and_no_secret(
         SECRET,
         "dockml-magic",
         "launch.py",
+        "start.py",
         str(os.environ.get("https_proxy") or "no-proxy"),
     ):
         assert private not in whole

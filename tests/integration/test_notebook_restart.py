@@ -118,8 +118,8 @@ def test_a_restart_in_the_middle_of_a_cell_ends_it_and_its_kernel(notebook: Note
     processes = subprocess.run(
         ["docker", "top", container, "-o", "pid,args"], capture_output=True, text=True, check=True
     ).stdout
-    assert "launch.py supervise" in processes
-    assert "launch.py kernel" not in processes
+    assert "start.py supervise" in processes
+    assert "start.py kernel" not in processes
     notebook.ok(LOAD)
     notebook.use(PIP)
     assert notebook.ok("6 * 7").result == "42"

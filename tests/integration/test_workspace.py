@@ -82,7 +82,7 @@ def test_nothing_else_of_the_host_is_mounted(
     kernel = start(any_image)
     assert kernel.ok(SEE_FILE.format(str(workspace.parent / "beside"))).result == "False"
     targets = {mount["Destination"] for mount in inspect(kernel)["Mounts"]}
-    assert targets == {str(workspace), "/run/dockml", "/opt/dockml/bundles"}
+    assert targets == {str(workspace), "/run/dockml", "/opt/dockml/bundles", "/opt/dockml/compiled"}
 
 
 @pytest.mark.parametrize(

@@ -355,8 +355,13 @@ def test_an_image_without_a_kernel_gets_the_bundles_at_once(
 # --- compiled code, which the first start leaves --------------------------------------------------
 
 
-def start_recording(machine: Machine, *mounts: Path, **changes: Any) -> ControlChannel:
-    """Start as a container does, with the scripts in the runtime folder, and these mounts in it."""
+def start_recording(
+    machine: Machine, *mounts: Path, most: str = "unlimited", **changes: Any
+) -> ControlChannel:
+    """Start as a container does, with the scripts in the runtime folder, and these mounts in it.
+
+    No file gets larger than `most` blocks.
+    """
     (machine.folder / "compiled").mkdir()
     mountinfo = machine.folder / "mountinfo"
     lines = [f"1 1 0:1 / {path} rw - x x rw\n" for path in (Path("/"), *mounts)]
@@ -368,7 +373,8 @@ def start_recording(machine: Machine, *mounts: Path, **changes: Any) -> ControlC
         (machine.runtime / name).write_text(text)
     machine.write_config(**{"records": True, **changes})
     script = machine.runtime / "start.py"
-    machine.run([machine.python, str(script), "supervise", str(machine.config_path)])
+    limited = ["/bin/sh", "-c", f'ulimit -f {most}; exec "$@"', "sh"]
+    machine.run([*limited, machine.python, str(script), "supervise", str(machine.config_path)])
     return machine.connect()
 
 
@@ -399,6 +405,14 @@ def test_where_modules_may_come_from_a_mount_none_is_left(machine: Machine) -> N
     channel = start_recording(machine, machine.image)
     assert "compiled" not in wait_for(channel, "bound").report
     assert not (machine.runtime / "compiled").exists()
+
+
+@extremes
+def test_where_there_is_no_room_for_it_none_is_left(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    channel = start_recording(machine, most="16")
+    assert "compiled" not in wait_for(channel, "bound").report
+    assert not {"begun", "compiled"} & {path.name for path in machine.runtime.iterdir()}
 
 
 @extremes
