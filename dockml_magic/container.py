@@ -16,12 +16,13 @@ import secrets
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dockml_magic import folders, labels
+from dockml_magic import compiled, folders, labels
 from dockml_magic._version import __version__
 from dockml_magic.control import (
     Address,
@@ -35,6 +36,7 @@ from dockml_magic.engine import (
     Engine,
     NotStartableError,
     make_archive,
+    wait_removed,
 )
 from dockml_magic.errors import (
     DockmlError,
@@ -136,6 +138,8 @@ class KernelContainer:
         self.created: Callable[[KernelContainer], None] = lambda _: None
         """Called with this when the container was created and before it is started."""
         self._claim: int | None = None
+        self._compiled: Path | None = None
+        self._records = False
         self._is_paused = False
         self._asks_engine: threading.Thread | None = None
 
@@ -212,6 +216,7 @@ class KernelContainer:
         else:
             self._tell("this engine does not share our files: the workspace is not mounted")
         self._make_runtime(RuntimeFolder(folders.runtime_root() / self.session))
+        self._find_compiled()
         self._write_files(memory)
         entries = (memory.entry,) if memory.entry else PYTHONS
         for entry in entries:
@@ -259,6 +264,8 @@ class KernelContainer:
             runtime = _runtime_of(described)
             runtime.remove()
             self._make_runtime(runtime)
+            if self.shares_files:
+                compiled.ensure_folder(self.plan.image.id)  # it has that mounted
             self._write_files(ImageMemory.read(self.plan.image.id))
             self.engine.start(self.container_id)
             self._connect("")
@@ -269,6 +276,15 @@ class KernelContainer:
         self._runtime = runtime
         self._give_up_claim()
         self._claim = folders.claim(runtime.path)
+
+    def _find_compiled(self) -> None:
+        """Find the image's compiled code, or have this start leave it."""
+        self._compiled, self._records = None, False
+        if self.shares_files and (folder := compiled.ensure_folder(self.plan.image.id)):
+            env = [text.partition("=")[0] for text in self.plan.choice.options.env]
+            given = {*self._settings.env, *self.plan.env, *env}
+            self._compiled = folder
+            self._records = compiled.is_wanted(folder, self.plan.choice.options, given)
 
     def _remember(self, entry: str) -> None:
         report = self.state.report
@@ -347,6 +363,7 @@ class KernelContainer:
             workspace=self.plan.workspace,
             runtime=self._runtime.shared,
             bundles=folders.bundles_root(),
+            compiled=self._compiled,
             tcp_ports=ports,
             version=__version__,
         )
@@ -354,7 +371,7 @@ class KernelContainer:
             spec,
             entrypoint=(
                 entry,
-                str(RUNTIME / "launch.py"),
+                str(RUNTIME / "start.py"),
                 "supervise",
                 str(RUNTIME / "config.json"),
             ),
@@ -393,6 +410,7 @@ class KernelContainer:
             "interpreter": memory.interpreter,
             "kernel": memory.kernel,
             "kernelspec": self.plan.kernelspec,
+            "records": self._records,
             "user": user
             and {
                 "uid": user.uid,
@@ -402,9 +420,10 @@ class KernelContainer:
                 "given": given,
             },
         }
-        launcher = importlib.resources.files("dockml_magic") / "resources" / "launch.py"
+        resources = importlib.resources.files("dockml_magic") / "resources"
         self._files = {
-            "launch.py": launcher.read_bytes(),
+            "start.py": (resources / "start.py").read_bytes(),
+            "launch.py": (resources / "launch.py").read_bytes(),
             "config.json": json.dumps(config).encode(),
             "connection.json": json.dumps(inner).encode(),
         }
@@ -419,7 +438,10 @@ class KernelContainer:
         assert self._runtime is not None
         try:
             for name, content in files.items():
-                self._runtime.write(name, content)
+                # The compiled code has the launcher too, and tells by size and time whether it is the same.
+                # Which one that is says a time in the past, as the newest file tells how old the folder is.
+                mtime = zlib.crc32(content) // 4 if name == "launch.py" else None
+                self._runtime.write(name, content, mtime)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise HostFileError("The runtime folder cannot be written to", error) from error
@@ -535,10 +557,15 @@ class KernelContainer:
         tried_other_ways = False
         while True:
             state = self._control.wait(
-                lambda s, wanted=generation: s.generation >= wanted and s.phase != "starting",  # type: ignore[misc]
+                lambda s, wanted=generation: (  # type: ignore[misc]
+                    s.generation >= wanted and (s.phase != "starting" or self._has_left_code(s))
+                ),
                 timeout=deadline - time.monotonic(),
             )
             self._raise_if_abandoned()
+            if state is not None and self._has_left_code(state):
+                self._keep_code(state)
+                continue
             if state is None:
                 raise KernelStartTimeoutError(
                     f"The kernel in '{self.plan.choice.reference}' was not ready within "
@@ -560,6 +587,15 @@ class KernelContainer:
                 self._raise_not_started(state)
             generation += 1
             self._control.start({}, None)
+
+    def _has_left_code(self, state: KernelState) -> bool:
+        return self._records and "compiled" in state.report
+
+    def _keep_code(self, state: KernelState) -> None:
+        """Keep the compiled code that the kernel has left, while it goes on to get ready."""
+        self._records = False
+        if self._compiled and self._runtime:
+            compiled.keep(self._compiled, self._runtime, state.report["compiled"])
 
     def _reach_kernel(self) -> None:
         """Make the sockets of the kernel that has bound them reachable under the names that clients use."""
@@ -608,6 +644,7 @@ class KernelContainer:
         remembered = ImageMemory.read(self.plan.image.id)
         if remembered.kernel:
             ImageMemory.forget(self.plan.image.id)
+            compiled.forget(self.plan.image.id)
             self._write_files(ImageMemory())
             return True
         if state.phase == "exited" and state.report.get("kernel") == "image":
@@ -914,7 +951,7 @@ class KernelContainer:
                 self._control = None
                 # It ends by itself and the engine removes it; only a stuck one needs force.
                 by_itself = is_gone and not self.plan.kept
-                if by_itself and self._is_removed(STOP_TIMEOUT):
+                if by_itself and wait_removed(self.engine, self.container_id, STOP_TIMEOUT):
                     self.container_id = ""
             if self.container_id:
                 self.engine.remove(self.container_id)
@@ -934,14 +971,6 @@ class KernelContainer:
         if self.find_pause():
             return False
         return control.wait(lambda s: s.phase == "gone", STOP_TIMEOUT - _NOTICE) is not None
-
-    def _is_removed(self, timeout: float) -> bool:
-        deadline = time.monotonic() + timeout
-        while self.engine.inspect(self.container_id) is not None:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
-        return True
 
     # --- persistence --------------------------------------------------------------------------
 

@@ -37,7 +37,8 @@ class KernelState:
     phase : str
         starting, need_bundle, bound, exited or failed; "gone" when the channel is closed.
     report : mapping
-        What the kernel's interpreter found: python, executable, ipykernel, kernel, problem.
+        What the kernel's interpreter found: python, executable, ipykernel, kernel, problem; and the digest of the
+        compiled code that it has left.
     exit_code : int or None
         Of the last kernel, if it ended.
     out_of_memory : bool
@@ -84,6 +85,7 @@ _FORMS = {
     "kernel": r"image|bundle|spec",
     "interrupt_mode": r"signal|message",
     "ipykernel": r"[\w.+!-]{0,64}",
+    "compiled": r"[0-9a-f]{64}",
 }
 """Of what goes into names of folders, command lines and decisions here. Other texts are only shown."""
 

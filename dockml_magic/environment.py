@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 
@@ -39,14 +39,15 @@ from dockml_magic.errors import (
     UnknownEnvironmentError,
     harmless,
 )
-from dockml_magic.exchange import ContainerSide, HandOver, OwnKernel
-from dockml_magic.exchange import hand_over as hand_values_over
 from dockml_magic.handover import end_handover, find_handed_over, hand_over
 from dockml_magic.messages import Message
 from dockml_magic.options import RunOptions, parse_words
 from dockml_magic.planning import KernelPlan, engine_for, make_plan
 from dockml_magic.provisioner import PROVISIONER_NAME, DockerProvisioner, TellingManager
 from dockml_magic.relay import UNUSABLE, Relay, Sink, is_plausible
+
+if TYPE_CHECKING:
+    from dockml_magic.exchange import ContainerSide, HandOver
 
 T = TypeVar("T")
 
@@ -617,6 +618,8 @@ class Environment:
         KernelError
             If it is not running.
         """
+        from dockml_magic.exchange import ContainerSide  # here: `%load_ext` does without it
+
         relay = self._running_relay()
         if self._side is None:
             self._side = ContainerSide(
@@ -661,7 +664,9 @@ class Environment:
         ...     env.get("lengths")
         [3, 3]
         """
-        return hand_values_over(OwnKernel({name: value}), self.side, {name: name}, copy=copy)
+        from dockml_magic.exchange import OwnKernel, hand_over  # here, as above
+
+        return hand_over(OwnKernel({name: value}), self.side, {name: name}, copy=copy)
 
     def get(self, name: str, *, copy: bool = False) -> Any:
         """Return the value of a variable of its kernel; see `put`. What is not as it was is told.
@@ -671,8 +676,10 @@ class Environment:
         ExchangeError
             If there is none, or it cannot be handed over.
         """
+        from dockml_magic.exchange import OwnKernel, hand_over  # here, as above
+
         found: dict[str, Any] = {}
-        done = hand_values_over(self.side, OwnKernel(found), {name: name}, copy=copy)
+        done = hand_over(self.side, OwnKernel(found), {name: name}, copy=copy)
         for note in done.notes:
             self.tell(note)
         return found[name]

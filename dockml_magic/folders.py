@@ -103,7 +103,25 @@ class RuntimeFolder:
         self.shared.mkdir()
         self.shared.chmod(0o777)
 
-    def write(self, name: str, content: bytes) -> None:
+    def read(self, name: str, most: int) -> bytes:
+        """Return what is in a file that the container has written.
+
+        Raises
+        ------
+        OSError
+            If it is no file, or has more than `most` bytes.
+        """
+        with _closing(self._open_shared()) as shared:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            fd = os.open(name, flags, dir_fd=shared)
+        with os.fdopen(fd, "rb") as file:
+            found = os.fstat(fd)
+            content = file.read(most + 1) if stat.S_ISREG(found.st_mode) else None
+        if content is None or len(content) > most:
+            raise OSError(errno.EINVAL, "no file of ours", name)
+        return content
+
+    def write(self, name: str, content: bytes, mtime: float | None = None) -> None:
         """Write a file for the container, which any user there may read, whatever our umask is.
 
         Raises
@@ -120,6 +138,9 @@ class RuntimeFolder:
             with os.fdopen(fd, "wb") as file:
                 os.fchmod(file.fileno(), 0o644)
                 file.write(content)
+                file.flush()
+                if mtime is not None:
+                    os.utime(file.fileno(), (mtime, mtime))
             os.replace(scratch, name, src_dir_fd=folder, dst_dir_fd=folder)
         finally:
             os.close(folder)
@@ -270,25 +291,22 @@ def _remove_left_overs(root: Path) -> None:
                 newest = max(newest, shared.stat().st_mtime)
             is_old = folder.is_dir() and time.time() - newest > _LEFT_OVER_AGE
             if is_old and not is_claimed(folder):
-                if shared.is_dir() and not _is_forsaken(shared / "control"):
+                if shared.is_dir() and has_listener(shared / "control") is not False:
                     shared.rmdir()
                 _remove_tree(folder)
 
 
-def _is_forsaken(control: Path) -> bool:
-    """Tell whether this was a supervisor's socket, and nobody listens on it any more.
+def has_listener(control: Path) -> bool | None:
+    """Tell whether somebody listens on a supervisor's socket; None where there is none, or something else.
 
-    As after `docker kill` of the container and then `kill -9` of its notebook.
+    Nobody does after `docker kill` of the container and then `kill -9` of its notebook. One that is paused takes no
+    connection, and refuses none.
     """
-    try:
-        is_socket = stat.S_ISSOCK(control.lstat().st_mode)
-    except FileNotFoundError:
-        return False
-    if not is_socket:
-        return False
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(0.0)  # one that is paused takes no connection, and refuses none
-        return connection.connect_ex(str(control)) == errno.ECONNREFUSED
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+        if stat.S_ISSOCK(control.lstat().st_mode):  # the container may have put a link there
+            connection.settimeout(0.0)
+            return connection.connect_ex(str(control)) != errno.ECONNREFUSED
+    return None
 
 
 def claim(folder: Path) -> int:

@@ -41,7 +41,6 @@ from dockml_magic.errors import (
     UnknownContainerError,
     UnknownNameError,
 )
-from dockml_magic.fit import NVIDIA_SMI, image_facts, judge, parse_nvidia_smi, pick, requested
 from dockml_magic.folders import RuntimeFolder
 from dockml_magic.gpu import HostGpus, find_gpus
 from dockml_magic.host_settings import build_args, read_host_settings
@@ -515,6 +514,8 @@ def _fits(gpus: Callable[[], HostGpus]) -> Fits:
     def fits(image: Image) -> int:
         if not gpus().gpus:
             return 0
+        from dockml_magic.fit import judge  # here: `%load_ext` does without it
+
         return _FIT[judge(replace(image, gpu=True), gpus().gpus, gpus().driver).verdict]
 
     return fits
@@ -540,6 +541,8 @@ def _settle_gpus(
     request = GpuRequest(count=-1) if choice.wants_gpu else parse_gpus(asked) if asked else None
     if request is None:
         return choice
+    from dockml_magic.fit import image_facts, judge, pick, requested  # here, as above
+
     is_ours = choice.wants_gpu or asked == AUTO
     if engine.facts.shares_files:
         found = gpus_here()
@@ -596,6 +599,8 @@ def _on_the_cpu(name: str, choice: Choice) -> str:
 
 def _gpus_of_engine(engine: Engine, reference: str) -> HostGpus:
     """Ask an engine that is not on this machine for its GPUs, through a container of an image that is there."""
+    from dockml_magic.fit import NVIDIA_SMI, parse_nvidia_smi  # here, as above
+
     spec = ContainerSpec(
         image=reference,
         name=f"dockml-gpus-{secrets.token_hex(6)}",

@@ -13,6 +13,7 @@ image          built from a Dockerfile that has changed or is gone;   every one 
 layers         of a pull or a commit that was stopped
 bundle         not built to the end; not started for 30 days          every one that no running container can have
 image memory   of an image that is gone
+compiled code  of an image that is gone
 run folder     whose container is gone
 handover       all of whose containers are gone
 kept note      of an environment whose container is gone
@@ -28,7 +29,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -36,7 +36,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dockml_magic import folders, kept, labels
+from dockml_magic import compiled, folders, kept, labels
 from dockml_magic.diagnosis import size
 from dockml_magic.display import Table, tell
 from dockml_magic.engine import ContainerState, DiskUsage, Engine, ImageState, build_reference
@@ -55,6 +55,7 @@ Kind = Literal[
     "layers",
     "bundle",
     "image memory",
+    "compiled code",
     "run folder",
     "handover",
     "kept note",
@@ -130,7 +131,7 @@ class Holdings:
     current : mapping of str to str
         For each Dockerfile in a label, the name of the image that a build would have today; "" where it is gone.
         One that cannot be read is left out.
-    bundles, memories, run_folders, handovers : sequence
+    bundles, memories, compiled, run_folders, handovers : sequence
         Of this user.
     kept_notes : sequence
         Of this user's environments that are kept at this engine.
@@ -146,6 +147,7 @@ class Holdings:
     current: Mapping[str, str] = field(default_factory=dict)
     bundles: Sequence[Bundle] = ()
     memories: Sequence[KeptFile] = ()
+    compiled: Sequence[KeptFile] = ()
     run_folders: Sequence[KeptFile] = ()
     handovers: Sequence[KeptFile] = ()
     kept_notes: Sequence[KeptFile] = ()
@@ -201,7 +203,8 @@ def decide(holdings: Holdings, *, everything: bool = False) -> list[LeftOver]:
         *containers,
         *_images(holdings, remaining, everything=everything),
         *_bundles(holdings, everything=everything),
-        *_memories(holdings),
+        *_of_images("image memory", holdings.memories, holdings),
+        *_of_images("compiled code", holdings.compiled, holdings),
         *_run_folders(holdings, remaining),
         *_handovers(holdings, remaining),
         *_kept_notes(holdings, remaining),
@@ -392,13 +395,11 @@ def _bundles(holdings: Holdings, *, everything: bool) -> Iterator[LeftOver]:
         )
 
 
-def _memories(holdings: Holdings) -> Iterator[LeftOver]:
+def _of_images(kind: Kind, files: Sequence[KeptFile], holdings: Holdings) -> Iterator[LeftOver]:
     here = {image.id for image in holdings.images}
-    for memory in holdings.memories:
-        if not here.intersection(memory.names) and not _is_young(holdings, memory.changed_at):
-            yield _file(
-                "image memory", memory, "this engine does not have its image", memory.names[0][:19]
-            )
+    for file in files:
+        if not here.intersection(file.names) and not _is_young(holdings, file.changed_at):
+            yield _file(kind, file, "this engine does not have its image", file.names[0][:19])
 
 
 def _run_folders(holdings: Holdings, remaining: Iterable[ContainerState]) -> Iterator[LeftOver]:
@@ -457,6 +458,7 @@ def find_holdings(engine: Engine, *, thorough: bool = True) -> Holdings:
     run_folders = list(_find_run_folders(root))
     handovers = list(_find_handovers(root))
     memories = list(_find_memories(folders.cache_root() / "images")) if thorough else []
+    code = list(_find_compiled(compiled.root())) if thorough else []
     kept_notes = list(_find_kept_notes(engine.facts.endpoint))
     # Files first: a container that is created in between is then seen, and its folder is not.
     containers, images = engine.list({}), engine.images({})
@@ -471,6 +473,7 @@ def find_holdings(engine: Engine, *, thorough: bool = True) -> Holdings:
         current=dict(_current_references(dockerfiles)),
         bundles=bundles,
         memories=memories,
+        compiled=code,
         run_folders=run_folders,
         handovers=handovers,
         kept_notes=kept_notes,
@@ -530,6 +533,14 @@ def _find_memories(root: Path) -> Iterator[KeptFile]:
             )
 
 
+def _find_compiled(root: Path) -> Iterator[KeptFile]:
+    for path in sorted(root.iterdir() if root.is_dir() else ()):
+        with contextlib.suppress(OSError):
+            number = "" if path.name.startswith(".") else f"sha256:{path.name}"
+            changed_at = path.lstat().st_mtime
+            yield KeptFile(path=path, names=(number,), changed_at=changed_at, size=_size_of(path))
+
+
 def _find_run_folders(root: Path) -> Iterator[KeptFile]:
     for path in sorted(root.iterdir()):
         if not folders.SESSION.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
@@ -542,20 +553,9 @@ def _find_run_folders(root: Path) -> Iterator[KeptFile]:
                 names=(path.name,),
                 changed_at=max(entry.lstat().st_mtime for entry in inside),
                 size=_size_of(path),
-                is_answered=_is_answered(shared / "control"),
+                is_answered=folders.has_listener(shared / "control") or False,
                 shares_files=not _listens_on_port(shared / "config.json"),
             )
-
-
-def _is_answered(path: Path) -> bool:
-    """Tell whether somebody listens on a Unix socket. It is closed again at once."""
-    if path.is_symlink():  # the container's doing
-        return False
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(1.0)
-        connection.connect(str(path))
-        return True
-    return False
 
 
 def _listens_on_port(config: Path) -> bool:
@@ -631,7 +631,9 @@ def _remove_files(left: LeftOver, engine: Engine) -> None:
         _remove_bundle(path)
     elif left.kind == "run folder":
         folder = folders.RuntimeFolder(path)
-        if engine.list({labels.SESSION: path.name}) or _is_answered(folder.shared / "control"):
+        if engine.list({labels.SESSION: path.name}) or folders.has_listener(
+            folder.shared / "control"
+        ):
             raise ConfigError("its container is there after all")
         folder.remove()
         if path.exists():
@@ -643,6 +645,8 @@ def _remove_files(left: LeftOver, engine: Engine) -> None:
         if any(engine.inspect(found.container_id) is not None for found in noted):
             raise ConfigError("its container is there after all")
         path.unlink(missing_ok=True)
+    elif path.is_dir():
+        shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 

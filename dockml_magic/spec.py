@@ -36,6 +36,9 @@ RUNTIME = PurePosixPath("/run/dockml")
 BUNDLES = PurePosixPath("/opt/dockml/bundles")
 """Where the kernel bundles are in every container."""
 
+COMPILED = PurePosixPath("/opt/dockml/compiled")
+"""Where the image's compiled code is in every container; `resources/start.py` has it too."""
+
 PYTHONS = ("python", "python3", "/opt/conda/bin/python", "/usr/local/bin/python3", "python2")
 """Programs that can be the interpreter of our scripts in a container, in the order they are tried."""
 
@@ -157,6 +160,7 @@ def container_spec(
     workspace: Path,
     runtime: Path,
     bundles: Path,
+    compiled: Path | None = None,
     tcp_ports: tuple[PublishedPort, ...] = (),
     version: str = "",
 ) -> ContainerSpec:
@@ -175,6 +179,8 @@ def container_spec(
         share our files.
     runtime, bundles : Path
         Host folders with the launcher's files and the kernel bundles.
+    compiled : Path or None
+        The same with the image's compiled code.
     tcp_ports : tuple of PublishedPort
         Ports of the kernel to publish, for TCP.
     version : str
@@ -193,6 +199,8 @@ def container_spec(
             Mount(target=RUNTIME, host_path=runtime),
             Mount(target=BUNDLES, host_path=bundles, read_only=True),
         ]
+        if compiled:
+            mounts.append(Mount(target=COMPILED, host_path=compiled, read_only=True))
     for text in options.volumes:
         volume = parse_volume(text)
         mounts.append(

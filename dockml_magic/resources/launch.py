@@ -29,10 +29,15 @@ had no room, and whether it is this connection that gets the output (one at a ti
 notebook is attached).
 
 ``launch.py kernel CONFIG FD MODE`` is the kernel: it makes ipykernel importable, from the image itself
-(MODE ``image``) or from the mounted bundle (``bundle``), says on FD what it found, and becomes ipykernel.
+(MODE ``image``) or from the mounted bundle (``bundle``; ``any``: where the image has none), says on FD what it found,
+and becomes ipykernel.
 A kernel of another language is the ``argv`` of the image's own kernelspec (``spec``), started by the supervisor.
 
 ``launch.py exec CONFIG OPTIONS COMMAND...`` runs a command beside it, as the kernel's user.
+
+``start.py``, which lies beside us, is what is really run: it has us use the compiled code of an earlier start. The
+first start of an image leaves that behind: its kernel has a last word, ``record``, and reports the digest of what it
+has written into the runtime folder, before anything runs there that is not the image's own.
 """
 
 from __future__ import print_function
@@ -62,6 +67,9 @@ FIRST_CONTACT = 60.0
 BOUND_CHECK = 0.003
 """Seconds between two looks at the kernel's sockets while it starts."""
 
+CODE = globals().get("CODE")
+"""The compiled code that start.py has, None where this script is run without it."""
+
 OTHER_PYTHONS = ("python", "python3", "/opt/conda/bin/python", "/usr/local/bin/python3", "python2")
 
 PYTHON_KERNELS = ("python", "python3")
@@ -82,6 +90,21 @@ LONGEST_LINE = 1024 * 1024
 
 MOST_CONNECTIONS = 200
 """Connections at a time; select can do with 1024."""
+
+LATER_IMPORTS = (
+    "IPython.core.completerlib",
+    "IPython.core.debugger",
+    "IPython.core.oinspect",
+    "IPython.extensions.storemagic",
+    "encodings.ascii",
+    "encodings.idna",
+    "encodings.latin_1",
+    "faulthandler",
+    "ipykernel.debugger",
+    "sqlite3",
+    "tornado.platform.asyncio",
+)
+"""What ipykernel of one version or another imports while it starts, when its own modules are there."""
 
 STALLED = 30.0
 """Seconds that the kernel of a kept environment waits for a notebook that does not read its output."""
@@ -457,6 +480,7 @@ class Supervisor(object):
         for fd in (self.wake_read, self.wake_write):
             self.set_fd(fd)
         self.stopping = False
+        self.begun = None  # what was compiled for us in a first start, as the kernel's is left
 
     @staticmethod
     def set_fd(fd):
@@ -491,6 +515,9 @@ class Supervisor(object):
         signal.signal(signal.SIGTERM, self._on_sigterm)
         signal.signal(signal.SIGINT, self._on_sigint)
         server = self.listen()
+        if self.begun and self.config.get("records"):
+            self._write_beside("begun", self.begun)
+        self.begun = None
         self.start_kernel()
         while not self.stopping:
             if not self.trusted and not self.kept and now() > self.deadline:
@@ -526,6 +553,14 @@ class Supervisor(object):
             self._check_bound()
         self._end_kernel()
         self._empty_folder()
+
+    def _write_beside(self, name, content):
+        """Write a file into the runtime folder, if there is room."""
+        try:
+            with open(os.path.join(os.path.dirname(self.config_path), name), "wb") as file:
+                file.write(content)
+        except (IOError, OSError):
+            pass
 
     def _empty_folder(self):
         """Leave nothing in the runtime folder: nobody may be left outside who would do it."""
@@ -713,8 +748,13 @@ class Supervisor(object):
                     os.chdir("/")
                 if mode == "spec":
                     self._become_spec(interpreter, env, write_fd)
-                command = [interpreter, os.path.abspath(__file__), "kernel", self.config_path]
-                os.execve(interpreter, command + [str(write_fd), mode], env)
+                script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "start.py")
+                command = [interpreter, script, "kernel", self.config_path, str(write_fd), mode]
+                if mode == "image" and self._may_be_bundle(interpreter):
+                    command[-1] = "any"
+                if self.config.get("records") and self.state["generation"] == 1:
+                    command.append("record")
+                os.execve(interpreter, command, env)
             except Exception as error:
                 print("dockml: cannot start %s: %s" % (interpreter, error), file=sys.stderr)
             finally:
@@ -724,6 +764,10 @@ class Supervisor(object):
         self.report_fd, self.report_bytes = read_fd, b""
         self.state.update(phase="starting", report={}, exit=None)
         self.tell()
+
+    def _may_be_bundle(self, interpreter):
+        """Tell whether the bundle is what comes next, so that a kernel without an ipykernel may take it at once."""
+        return self.attempts == [(interpreter, "bundle")] and not self._only_other_kernel()
 
     def _become_spec(self, name, env, report_fd):
         """Say which kernelspec it is, and become its program, as jupyter_client would start it."""
@@ -777,6 +821,8 @@ class Supervisor(object):
         self.report_fd = None
         if self.report_bytes:
             self.state["report"] = json.loads(self.report_bytes.decode("utf-8"))
+        if self.state["report"].get("compiled"):
+            self.tell()  # to be fetched while the kernel goes on
 
     def _check_bound(self):
         if self.state["phase"] != "starting" or self.report_fd is not None:
@@ -1057,6 +1103,21 @@ def installed_distributions():
     return found
 
 
+def has_module(name):
+    """Tell whether the image has a module, without importing it."""
+    try:
+        from importlib.util import find_spec
+    except ImportError:  # Python 2.7
+        import imp
+
+        try:
+            imp.find_module(name)
+            return True
+        except ImportError:
+            return False
+    return find_spec(name) is not None
+
+
 def add_bundle(config):
     """Put on sys.path what the image lacks (at the end) or has too old (in front)."""
     index = bundle_index(config, facts())
@@ -1141,6 +1202,41 @@ def wait_not_for_ever(iopub, patience=STALLED):
     iopub._really_send = really_send
 
 
+def stop_using_code(config, report):
+    """Import what will be imported while the compiled code is there; leave what was recorded, and report it."""
+    for name in LATER_IMPORTS:
+        try:
+            __import__(name)
+        except Exception:  # not in this version, or not in this image
+            pass
+    code = CODE.stop()
+    if code is None or not is_path_the_images(config):
+        return
+    import hashlib
+
+    folder = os.path.dirname(os.path.abspath(__file__))
+    path = os.path.join(folder, "compiled")
+    try:
+        if os.path.exists(os.path.join(folder, "begun")):
+            os.remove(os.path.join(folder, "begun"))
+        with open(path, "wb") as file:
+            file.write(code)
+        os.chmod(path, 0o644)
+    except (IOError, OSError):  # full
+        return
+    report["compiled"] = hashlib.sha256(code).hexdigest()
+
+
+def is_path_the_images(config):
+    """Tell whether Python looks for modules nowhere but in the image and in the kernel bundle."""
+    mounted = [path for path in mount_points() if path not in ("/", config["bundles"])]
+    for folder in sys.path:
+        for path in mounted:
+            if (folder + "/").startswith(path + "/") or path.startswith(folder + "/"):
+                return False
+    return True
+
+
 def run_kernel(config_path, report_fd, mode):
     """Become ipykernel."""
     config = read_json(config_path)
@@ -1151,11 +1247,17 @@ def run_kernel(config_path, report_fd, mode):
     prepare_home()
     log_crashes()
     try:
+        if mode == "any":
+            lacks = not has_module("ipykernel") and os.path.isfile(bundle_index(config, report))
+            mode = "bundle" if lacks else "image"
         if mode == "bundle":
             add_bundle(config)
         import zmq
         from ipykernel import __version__
         from ipykernel.kernelapp import IPKernelApp
+
+        if CODE is not None:
+            stop_using_code(config, report)
     except Exception as error:
         report["problem"] = "%s: %s" % (type(error).__name__, error)
         os.write(report_fd, json.dumps(report).encode("utf-8"))
@@ -1290,9 +1392,14 @@ def kill_group(pid, signum):
 
 
 if __name__ == "__main__":
+    begun = None
+    if CODE is not None and sys.argv[1] != "kernel":
+        begun = CODE.stop()  # all that they import is there
     if sys.argv[1] == "kernel":
         run_kernel(sys.argv[2], int(sys.argv[3]), sys.argv[4])
     elif sys.argv[1] == "exec":
         sys.exit(run_command(sys.argv[2], json.loads(sys.argv[3]), sys.argv[4:]))
     else:
-        Supervisor(sys.argv[2]).run()
+        supervisor = Supervisor(sys.argv[2])
+        supervisor.begun = begun
+        supervisor.run()

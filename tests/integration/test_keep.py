@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dockml_magic import kept
+from dockml_magic import compiled, kept
 from dockml_magic.engine import ContainerState
 from dockml_magic.environment import start
 from dockml_magic.errors import KernelError
@@ -181,6 +182,7 @@ def test_stop_start_and_rm_mean_what_dockers_mean(open_notebook: OpenNotebook) -
     )
     notebook.ok("%docker_stop kept1")
     assert docker("inspect", "-f", "{{.State.Status}}", container) == "exited\n"
+    shutil.rmtree(compiled.root())  # as somebody who makes room does; the container has it mounted
     assert "Started 'kept1', with a new kernel" in notebook.ok("%docker_start kept1").printed()
     assert "runs already" in notebook.ok("%docker_start kept1").printed()
     notebook.use("kept1")

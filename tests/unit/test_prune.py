@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from dockml_magic import folders, kept, labels, prune
+from dockml_magic import compiled, folders, kept, labels, prune
 from dockml_magic.engine import ContainerState, DiskUsage, ImageState, build_reference
 from dockml_magic.image_memory import ImageMemory
 from dockml_magic.kernel_bundle import mark_used
@@ -422,6 +422,13 @@ def test_the_memory_of_an_image_that_is_gone_goes() -> None:
     assert going(held(memories=[gone, here])) == ["/i/gone.json"]
 
 
+def test_the_compiled_code_of_an_image_that_is_gone_goes() -> None:
+    gone = KeptFile(path=Path("/c/gone"), names=("sha256:gone",), changed_at=NOW - DAY)
+    here = KeptFile(path=Path("/c/py"), names=(PYTHON.id,), changed_at=NOW - DAY)
+    young = replace(gone, path=Path("/c/young"), changed_at=NOW)
+    assert going(held(compiled=[gone, here, young])) == ["/c/gone"]
+
+
 def test_the_memories_of_many_images_are_one_line() -> None:
     many = [
         LeftOver(kind="image memory", id=f"/i/{n}", name=str(n), why="?", size=90) for n in range(9)
@@ -508,6 +515,10 @@ def test_what_is_on_the_disk_is_seen(engine: FakeEngine) -> None:
     damaged = bundle_folder("cp39-glibc2.36-x86_64", whole=False)
     (folders.bundles_root() / "notes-about-cp311").write_text("mine")
     ImageMemory("python").write("sha256:gone")
+    code = compiled.ensure_folder("sha256:gone")
+    assert code is not None
+    (code / "0.1.0.code").write_bytes(b"x" * 9000)
+    (compiled.root() / ".gone-0123").touch()
     folder, far = run_folder(), run_folder("aaaaaaaaaaaa", control=5900)
     (folders.runtime_root() / "not-ours").mkdir()
     handover = folders.runtime_root() / "1.handover"
@@ -524,6 +535,10 @@ def test_what_is_on_the_disk_is_seen(engine: FakeEngine) -> None:
     assert {f.path: f.shares_files for f in found.run_folders} == {folder: True, far: False}
     assert [(f.path, f.names) for f in found.handovers] == [(handover, (SESSION,))]
     assert [f.names for f in found.memories] == [("sha256:gone",)]
+    assert [(f.names, f.size >= 9000) for f in found.compiled] == [
+        (("",), False),
+        (("sha256:gone",), True),
+    ]
 
 
 def note_as_kept(engine: FakeEngine, session: str, container_id: str = "c9") -> Path:
@@ -609,7 +624,11 @@ def left_behind(engine: FakeEngine) -> list[Path | str]:
     ImageMemory("python").write("sha256:gone")
     memory = folders.cache_root() / "images" / "gone.json"
     make_old(memory)
-    return [never_started, half, memory, folder]
+    code = compiled.ensure_folder("sha256:gone")
+    assert code is not None
+    (code / "0.1.0.code").touch()
+    make_old(code)
+    return [never_started, half, memory, code, folder]
 
 
 def test_a_dry_run_changes_nothing_and_says_how_to_do_it(
@@ -619,7 +638,7 @@ def test_a_dry_run_changes_nothing_and_says_how_to_do_it(
     assert [c.id for c in engine.containers] == left_behind[:1]
     assert all(path.exists() for path in left_behind if isinstance(path, Path))
     said = "\n".join(told)
-    assert "4 things, about" in said
+    assert "5 things, about" in said
     assert "Nothing is removed yet. To remove them: dockml prune --force" in said
     assert "docker system df" in said
 
@@ -630,7 +649,7 @@ def test_force_removes_what_the_dry_run_lists(
     assert prune.prune(engine, asked("-f"), told.append) == 0
     assert engine.containers == []
     assert not any(path.exists() for path in left_behind if isinstance(path, Path))
-    assert "Removed: 4 things" in told[0]
+    assert "Removed: 5 things" in told[0]
     assert prune.prune(engine, asked("-f"), told.append) == 0
     assert told[-2] == "Nothing to remove: whatever we created is in use."
 
@@ -641,7 +660,7 @@ def test_one_that_cannot_be_removed_is_told_and_the_others_go(
     told: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _, half, memory, folder = left_behind
+    _, half, memory, _, folder = left_behind
     # Somebody starts it between the look and the removal.
     monkeypatch.setattr(
         engine,
@@ -658,7 +677,7 @@ def test_one_that_cannot_be_removed_is_told_and_the_others_go(
     assert not Path(half).exists()
     assert not Path(memory).exists()
     assert "not removed: The Docker engine refused: You cannot remove a running" in told[0]
-    assert "Removed: 2 things" in told[0]
+    assert "Removed: 3 things" in told[0]
     assert told[0].endswith("Not removed: 2.")
 
 
@@ -697,7 +716,7 @@ def test_json_is_for_programs(
     prune.prune(engine, asked("--json"), told.append)
     (text,) = told
     first, *rest = json.loads(text)
-    assert len(rest) == 3
+    assert len(rest) == 4
     assert set(first) == {"kind", "id", "name", "why", "size", "references", "problem", "removed"}
     assert (first["kind"], first["removed"]) == ("container", False)
     told.clear()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib.util
 import json
 import os
@@ -317,6 +318,95 @@ def test_the_images_own_kernel_is_bound_and_reported(machine: Machine) -> None:
     assert state.report["python"] == version
     names = [Path(f"{machine.runtime}/kernel-{port}") for port in range(1, 6)]
     assert all(path.stat().st_mode & 0o777 == 0o666 for path in names)
+
+
+COUNT_ATTEMPTS = """
+attempt = launch.Supervisor._attempt
+def counted(self):
+    sys.stderr.write("attempt\\n")
+    sys.stderr.flush()
+    attempt(self)
+launch.Supervisor._attempt = counted
+"""
+
+
+def facts_of(python: str) -> dict[str, Any]:
+    """Return what the launcher says of an interpreter."""
+    code = f"import json, sys; sys.path.insert(0, {str(LAUNCHER.parent)!r}); import launch; "
+    code += "print(json.dumps(launch.facts()))"
+    done = subprocess.run([python, "-B", "-c", code], capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize(("version", "attempts"), [(None, 1), ("0.1", 2)])
+def test_an_image_without_a_kernel_gets_the_bundles_at_once(
+    machine: Machine, version: str | None, attempts: int
+) -> None:
+    machine.build_bundle(facts_of(machine.python))
+    if version:  # it has one, which is broken: that is known when it was tried
+        package = machine.install("ipykernel", version)
+        (package / "kernelapp.py").write_text("raise ImportError('broken')")
+    machine.start_with(COUNT_ATTEMPTS)
+    assert wait_for(machine.connect(), "bound").report["kernel"] == "bundle"
+    assert machine.log.count("attempt") == attempts
+
+
+# --- compiled code, which the first start leaves --------------------------------------------------
+
+
+def start_recording(machine: Machine, *mounts: Path, **changes: Any) -> ControlChannel:
+    """Start as a container does, with the scripts in the runtime folder, and these mounts in it."""
+    (machine.folder / "compiled").mkdir()
+    mountinfo = machine.folder / "mountinfo"
+    lines = [f"1 1 0:1 / {path} rw - x x rw\n" for path in (Path("/"), *mounts)]
+    mountinfo.write_text("".join(lines))
+    for name in ("start.py", "launch.py"):
+        text = LAUNCHER.with_name(name).read_text()
+        text = text.replace("/proc/self/mountinfo", str(mountinfo))
+        text = text.replace("/opt/dockml/compiled", str(machine.folder / "compiled"))
+        (machine.runtime / name).write_text(text)
+    machine.write_config(**{"records": True, **changes})
+    script = machine.runtime / "start.py"
+    machine.run([machine.python, str(script), "supervise", str(machine.config_path)])
+    return machine.connect()
+
+
+def test_the_first_kernel_leaves_compiled_code_and_says_which(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    channel = start_recording(machine, machine.runtime, machine.bundles)
+    left = machine.runtime / "compiled"
+    # It is told while the kernel still starts.
+    state = channel.wait(lambda state: "compiled" in state.report, TIMEOUT)
+    assert state is not None
+    code = left.read_bytes()
+    assert state.report["compiled"] == hashlib.sha256(code).hexdigest()
+    assert str(machine.image / "ipykernel" / "kernelapp.py").encode() in code
+    assert not (machine.runtime / "begun").exists()
+    wait_for(channel, "bound")
+    left.unlink()
+    # By now the user's own code has run.
+    channel.signal(signal.SIGKILL)
+    wait_for(channel, "exited")
+    channel.start({}, None)
+    assert "compiled" not in wait_for(channel, "bound", generation=2).report
+    assert not left.exists()
+
+
+@extremes
+def test_where_modules_may_come_from_a_mount_none_is_left(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    channel = start_recording(machine, machine.image)
+    assert "compiled" not in wait_for(channel, "bound").report
+    assert not (machine.runtime / "compiled").exists()
+
+
+@extremes
+def test_where_none_is_asked_for_none_is_left(machine: Machine) -> None:
+    machine.give_image_a_kernel()
+    channel = start_recording(machine, records=False)
+    assert "compiled" not in wait_for(channel, "bound").report
+    assert not (machine.runtime / "compiled").exists()
 
 
 @extremes

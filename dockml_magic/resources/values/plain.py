@@ -536,7 +536,7 @@ _HINTS_OF_TYPES = {
 def refusal(value, kind, place):
     """The message and the hint for a value that cannot be handed over."""
     name = name_of(kind)
-    return "%s is of type %s, which cannot be handed over" % (place, name), _hint(value, kind)
+    return "%s is of type %s, which cannot be handed over." % (place, name), _hint(value, kind)
 
 
 def _hint(value, kind):

@@ -36,6 +36,9 @@ ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "values": values.values,
 }
 
+ALONE = frozenset({"first", "unseen", "extension", "memory", "idle", "many"})
+"""Rows without peers."""
+
 _IMAGES = {
     "start": (PYTHON311, IPYKERNEL7, TENSORFLOW, TENSORFLOW27),
     "pass": (PYTHON311, IPYKERNEL7, TENSORFLOW, TENSORFLOW27),

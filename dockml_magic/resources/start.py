@@ -1,0 +1,260 @@
+"""What a container runs: `launch.py`, with the compiled code that an earlier start of the image has left.
+
+Standard library only, for Python 2.7 to the newest; and nothing that is not there anyway when Python has started, as
+the rest of the standard library is what there is compiled code of. Images as they come have none, and who runs in
+them may write none: Python would compile 150 modules at each start, which takes as long as all the rest.
+
+``start.py WORDS...`` is ``launch.py WORDS...``. The mounted folder has one file, or none yet::
+
+    dockml code 1 <Python's magic number> <optimisation> <bytes of the index> <its CRC-32>\\n
+    the index, as marshal has it: {path of the source: (mtime, size, begin, end, CRC-32)}
+    the code of all modules, as marshal has it
+
+An entry counts for a source with this time and size, as one of Python's own files does. What does not fit or is damaged
+is not there: Python compiles then. Python's ways to import are as they were when the kernel is ready, and no module has
+a trace of this.
+"""
+
+import marshal
+import sys
+from binascii import crc32
+from posix import listdir, stat
+
+FOLDER = "/opt/dockml/compiled"
+
+BEGUN = "begun"
+"""In the runtime folder: what the supervisor of a first start has compiled, for the kernel, which needs it too."""
+
+MOST = 64 * 1024 * 1024
+"""Bytes of code that are kept of an image."""
+
+IS_OLD = sys.version_info < (3, 5)
+"""Python 2.7, whose own imports are written in C."""
+
+if IS_OLD:
+    import imp
+
+
+def head():
+    """Return how a file of this interpreter begins; another one's code may be none for it."""
+    if IS_OLD:
+        magic = imp.get_magic()
+    else:
+        magic = machinery().MAGIC_NUMBER
+    number = sum(byte << 8 * place for place, byte in enumerate(bytearray(magic)))
+    return "dockml code 1 %d %d " % (number, sys.flags.optimize)
+
+
+def machinery():
+    return sys.modules["_frozen_importlib_external"]
+
+
+def checksum(data):
+    return crc32(data) & 0xFFFFFFFF
+
+
+class Code(object):
+    """The compiled code of this image: used, and at its first start kept."""
+
+    def __init__(self):
+        self.data = b""
+        self.index = {}
+        self.kept = None  # {path: (mtime, size, code)} while it is recorded
+        self.undo = []
+
+    # --- what is there ------------------------------------------------------------------------
+
+    def read_folder(self, folder):
+        """Read the file in a folder, if there is one; tell whether the folder is there and empty."""
+        try:
+            names = listdir(folder)
+        except OSError:
+            return False
+        if len(names) == 1:
+            self.read("%s/%s" % (folder, names[0]))
+        return not names
+
+    def read(self, path):
+        """Read a file, if it is for us."""
+        try:
+            with open(path, "rb") as file:
+                line = file.readline(200)
+                begin = head().encode("ascii")
+                size, crc = map(int, line[len(begin) :].split())
+                index = file.read(size)
+                if line.startswith(begin) and checksum(index) == crc:
+                    self.index = marshal.loads(index)
+                    self.data = file.read()
+        except Exception:  # no file, another Python's, a damaged one
+            self.index = {}
+
+    def find(self, path):
+        """Return the code of a source, None where there is none or it is another one's."""
+        try:
+            mtime, size, begin, end, crc = self.index[path]
+            found = stat(path)
+            if (found.st_mtime, found.st_size) != (mtime, size):
+                return None
+            data = self.data[begin:end]
+            if checksum(data) != crc:
+                return None
+            if self.kept is not None:
+                self.kept[path] = (mtime, size, data)
+            return marshal.loads(data)
+        except Exception:
+            return None
+
+    # --- what Python imports ------------------------------------------------------------------
+
+    def use(self):
+        """Have Python import what is there; see `stop`."""
+        if IS_OLD:
+            if self.index or self.kept is not None:
+                self._use_finder()
+            return
+        loader = machinery().SourceFileLoader
+        get_code = loader.get_code
+
+        def get_known_code(self_, fullname):
+            code = self.find(self_.path) if type(self_) is loader else None
+            return get_code(self_, fullname) if code is None else code
+
+        if self.index:
+            loader.get_code = get_known_code
+            self.undo.append(lambda: delattr(loader, "get_code"))  # it was inherited
+
+    def record(self):
+        """Keep what Python compiles from now on and what of ours it takes; to be called before `use`, see `stop`."""
+        self.kept = {}
+        if IS_OLD:
+            return
+        loader = machinery().SourceFileLoader
+        cache, writes = loader._cache_bytecode, sys.dont_write_bytecode
+        header = 12 if sys.version_info < (3, 7) else 16
+
+        def keep(self_, source_path, bytecode_path, data):
+            self._keep(source_path, bytes(data[header:]))
+
+        def undo():
+            loader._cache_bytecode, sys.dont_write_bytecode = cache, writes
+
+        loader._cache_bytecode, sys.dont_write_bytecode = keep, False
+        self.undo.append(undo)
+
+    def write_none(self):
+        """Let Python write no files of its own; see `stop`. Who records would not see what is in those."""
+        writes = sys.dont_write_bytecode
+        self.undo.append(lambda: setattr(sys, "dont_write_bytecode", writes))
+        sys.dont_write_bytecode = True
+
+    def _keep(self, path, data):
+        try:
+            found = stat(path)
+            self.kept[path] = (found.st_mtime, found.st_size, data)
+        except OSError:
+            pass
+
+    def _use_finder(self):
+        finder = OldFinder(self)
+        sys.meta_path.insert(0, finder)
+        self.undo.append(lambda: sys.meta_path.remove(finder))
+
+    def stop(self):
+        """Give Python its own ways back; return what was recorded, as a file has it, or None."""
+        for undo in self.undo:
+            undo()
+        self.undo = []
+        kept, self.kept, self.index, self.data = self.kept, None, {}, b""
+        if kept is None or sum(len(entry[2]) for entry in kept.values()) > MOST:
+            return None
+        index, place = {}, 0
+        for path in kept:
+            mtime, size, data = kept[path]
+            index[path] = (mtime, size, place, place + len(data), checksum(data))
+            place += len(data)
+        listed = marshal.dumps(index)
+        line = "%s%d %d\n" % (head(), len(listed), checksum(listed))
+        return b"".join([line.encode("ascii"), listed] + [kept[path][2] for path in kept])
+
+
+class OldFinder(object):
+    """Imports sources in Python 2.7, as PEP 302 has it; whatever else there is, Python's own imports find."""
+
+    def __init__(self, code):
+        self.code = code
+        self.found = {}  # {module: (path of the source, folder of the package or None)}
+
+    def find_module(self, fullname, path=None):
+        try:
+            file, found, (_, _, kind) = imp.find_module(fullname.rpartition(".")[2], path)
+        except ImportError:
+            return None
+        if file:
+            file.close()
+        if kind == imp.PKG_DIRECTORY:
+            place = (found + "/__init__.py", found)
+        elif kind == imp.PY_SOURCE:
+            place = (found, None)
+        else:
+            return None
+        if not self._is_ours(place[0]):
+            return None
+        self.found[fullname] = place
+        return self
+
+    def _is_ours(self, path):
+        if self.code.kept is None:
+            return path in self.code.index
+        try:
+            stat(path + "c")
+        except OSError:
+            return True
+        return False
+
+    def load_module(self, fullname):
+        path, folder = self.found.pop(fullname)
+        code = self.code.find(path)
+        if code is None:
+            with open(path, "U") as file:
+                code = compile(file.read() + "\n", path, "exec", 0, 1)
+            if self.code.kept is not None:
+                self.code._keep(path, marshal.dumps(code))
+        module = sys.modules.setdefault(fullname, imp.new_module(fullname))
+        module.__file__ = path
+        if folder is not None:
+            module.__path__ = [folder]
+        try:
+            eval(code, module.__dict__)
+        except BaseException:
+            sys.modules.pop(fullname, None)
+            raise
+        return sys.modules[fullname]
+
+
+def main():
+    """Become `launch.py`."""
+    beside = __file__.rpartition("/")[0] or "."
+    path = "%s/launch.py" % beside
+    code = Code()
+    is_empty = code.read_folder(FOLDER)
+    is_kernel = sys.argv[1] == "kernel"
+    if is_kernel and sys.argv[-1] == "record":
+        code.read("%s/%s" % (beside, BEGUN))
+        code.record()
+    elif is_empty and sys.argv[1] == "supervise":
+        code.record()
+    elif not is_kernel:
+        code.write_none()
+    code.use()
+    script = code.find(path)
+    if script is None:
+        with open(path, "rb") as file:
+            script = compile(file.read(), path, "exec", 0, 1)
+        if code.kept is not None:
+            code._keep(path, marshal.dumps(script))
+    sys.argv[0] = path
+    eval(script, {"__name__": "__main__", "__file__": path, "CODE": code})
+
+
+if __name__ == "__main__":
+    main()
