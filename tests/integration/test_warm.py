@@ -65,7 +65,7 @@ def test_the_waiting_one_is_used_and_is_then_as_any_other(notebook: Notebook) ->
     (container,) = containers_of(notebook.folder)
     wait_until(lambda: " MB)" in notebook.ok("%docker_ps").result, what="what it takes")
     (row, note) = notebook.ok("%docker_ps").result.splitlines()[1:]
-    assert row.split()[:5] == ["ner", BARE, "warm", "Python", "3.11.7"]
+    assert row.split()[:4] == ["ner", BARE, "warm", "Python"]
     assert note.endswith("To end one that you do not need: %docker_stop ner")
     elsewhere = subprocess.run(
         [sys.executable, "-c", "from dockml_magic.cli import main; main()", "ps"],
