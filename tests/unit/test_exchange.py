@@ -89,15 +89,19 @@ class StandIn:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with self._lock:
-            with contextlib.suppress(BrokenPipeError):
-                self.process.stdin.write(json.dumps(asked).encode() + b"\n")
-                self.process.stdin.flush()
+            line = json.dumps(asked).encode() + b"\n"
             stop: KeyboardInterrupt | None = None
             while True:
                 try:
+                    if line:  # here, as an interrupt may come before the next line does
+                        with contextlib.suppress(BrokenPipeError):
+                            self.process.stdin.write(line)
+                            self.process.stdin.flush()
+                        line = b""
                     readable, _, _ = select.select([self.process.stdout], [], [], 0.05)
                 except KeyboardInterrupt as error:
                     stop = error
+                    line = b""
                     if not interrupted():
                         self._unheard += 1
                         raise
@@ -105,15 +109,15 @@ class StandIn:
                     self.process.send_signal(signal.SIGINT)
                     continue
                 if readable:
-                    line = self.process.stdout.readline()
-                    if not line:
+                    answer = self.process.stdout.readline()
+                    if not answer:
                         raise KernelDiedError("The kernel died.")
                     if self._unheard:
                         self._unheard -= 1
                         continue
                     if stop is not None:
                         raise stop
-                    told = json.loads(line)
+                    told = json.loads(answer)
                     assert "text" in told, told["raised"]
                     return str(told["text"])
 
