@@ -33,6 +33,9 @@ test: $(VENV)/.bench $(OLD)/.ready engine browser registry  ## All suites: check
 bench: $(VENV)/.bench engine  ## Measure, beside the floor and the peers: make bench [ROWS=start,pass]
 	$(BIN)/python -m tests.bench $(if $(ROWS),--rows $(ROWS)) --out build/bench
 
+bench-readme: $(VENV)/.bench  ## Put the table and the plot of build/bench.csv into README
+	$(BIN)/python -m tests.bench.readme build/bench.csv
+
 notebooks: $(VENV)/.ready  ## Execute the notebooks anew and keep their outputs
 	$(BIN)/python -m notebooks.demo --in-place
 
@@ -74,4 +77,4 @@ $(OLD)/.ready: pyproject.toml $(VENV)/.ready
 	@$(OLD)/bin/python -m pip install $(PIP_FLAGS) 'ipykernel>=6.29,<7' 'ipython<9' --editable .
 	@touch $@
 
-.PHONY: help demo check test bench notebooks engine stop-engine browser registry clean
+.PHONY: help demo check test bench bench-readme notebooks engine stop-engine browser registry clean

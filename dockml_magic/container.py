@@ -36,6 +36,7 @@ from dockml_magic.engine import (
     Engine,
     NotStartableError,
     make_archive,
+    wait_removed,
 )
 from dockml_magic.errors import (
     DockmlError,
@@ -130,6 +131,7 @@ class KernelContainer:
         self._files: dict[str, bytes] = {}
         self._host_ports: tuple[int, ...] = ()
         self._settings = HostSettings()
+        self._made_of: ContainerSpec | None = None
         self._abandoned = False
         self.stays = plan.kept
         """Whether `end` leaves the container, as `docker stop` does without --rm."""
@@ -218,7 +220,8 @@ class KernelContainer:
         self._write_files(memory)
         entries = (memory.entry,) if memory.entry else PYTHONS
         for entry in entries:
-            self.container_id = self.engine.create(self._spec(entry))
+            self._made_of = self._spec(entry)
+            self.container_id = self.engine.create(self._made_of)
             self.created(self)
             try:
                 if not self.shares_files:
@@ -296,6 +299,26 @@ class KernelContainer:
                 entry, str(report.get("executable", "")), str(report.get("kernel", ""))
             )
         memory.write(self.plan.image.id)
+
+    def is_made_by(self, plan: KernelPlan) -> bool:
+        """Tell whether what this has is what a start by `plan` would make now.
+
+        Not only by what the user says: variables of this process, pip's settings and the image behind a tag may have
+        changed since.
+        """
+        mine = self.plan
+        if self._made_of is None or (
+            (mine.image.id, mine.workspace, mine.transport, mine.kernelspec, mine.kept)
+            != (plan.image.id, plan.workspace, plan.transport, plan.kernelspec, plan.kept)
+            or mine.choice.options != plan.choice.options
+        ):
+            return False
+        twin = KernelContainer(self.engine, plan, self._tell)
+        twin.session, twin._runtime, twin._settings = self.session, self._runtime, self._settings
+        if self.shares_files:
+            twin._settings = read_host_settings()
+        same_settings = twin._settings == self._settings
+        return same_settings and twin._spec(self._made_of.entrypoint[0]) == self._made_of
 
     @property
     def runtime(self) -> RuntimeFolder | None:
@@ -928,7 +951,7 @@ class KernelContainer:
                 self._control = None
                 # It ends by itself and the engine removes it; only a stuck one needs force.
                 by_itself = is_gone and not self.plan.kept
-                if by_itself and self._is_removed(STOP_TIMEOUT):
+                if by_itself and wait_removed(self.engine, self.container_id, STOP_TIMEOUT):
                     self.container_id = ""
             if self.container_id:
                 self.engine.remove(self.container_id)
@@ -948,14 +971,6 @@ class KernelContainer:
         if self.find_pause():
             return False
         return control.wait(lambda s: s.phase == "gone", STOP_TIMEOUT - _NOTICE) is not None
-
-    def _is_removed(self, timeout: float) -> bool:
-        deadline = time.monotonic() + timeout
-        while self.engine.inspect(self.container_id) is not None:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
-        return True
 
     # --- persistence --------------------------------------------------------------------------
 

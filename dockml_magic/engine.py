@@ -47,7 +47,6 @@ from dockml_magic.errors import (
     MountError,
     PortTakenError,
 )
-from dockml_magic.fit import oldest_driver
 from dockml_magic.options import GpuRequest
 from dockml_magic.pull import (
     ImageName,
@@ -57,14 +56,17 @@ from dockml_magic.pull import (
     pull_error,
     split_reference,
 )
-from dockml_magic.registry import Layer, Registry
 from dockml_magic.spec import ContainerSpec
 
 if TYPE_CHECKING:
     import docker
     import requests
 
+    from dockml_magic.registry import Layer, Registry
+
 log = logging.getLogger(__name__)
+
+_HTTPS = 443
 
 OLDEST_API = "1.41"
 """Docker 20.10, December 2020; podman 4 answers 1.41 too."""
@@ -76,6 +78,9 @@ _QUIET = 0.6
 
 _PING = 1.3
 """Seconds that it has to say so. Both together are what a reader waits for an engine that hangs."""
+
+_FAR_PING = 5.0
+"""The same where it may be on another machine, and what we say may have to be sent again."""
 
 _LONGEST_QUIET = 5.0
 """Seconds between two such questions while something slow goes on."""
@@ -109,6 +114,7 @@ _COPIES = re.compile(
 
 STOP_TIMEOUT = 3
 """Seconds that a program has to end when it is told to."""
+_LOOK_INTERVAL = 0.02
 
 
 class NotStartableError(EngineError):
@@ -365,14 +371,6 @@ class Engine(Protocol):
         `report` gets each line of the build. Raises `ImageBuildError` with the last of them.
         """
 
-    def commit_layer(
-        self, container_id: str, base: str, reference: str, image_labels: Mapping[str, str]
-    ) -> None:
-        """Make an image of what a container has changed in its image `base`, and tag it.
-
-        How it runs (user, program, variables, folder) is as `base` says, not as the container was told.
-        """
-
     def tag(self, image: str, reference: str) -> None:
         """Call an image by one more name, which no other has any more then."""
 
@@ -417,12 +415,21 @@ class Engine(Protocol):
         """Start a command in a running container, with a standard input; "" is as the container itself."""
 
     def commit(
-        self, container_id: str, reference: str, *, message: str = "", author: str = ""
+        self,
+        container_id: str,
+        reference: str,
+        *,
+        message: str = "",
+        author: str = "",
+        as_layer: Mapping[str, str] | None = None,
     ) -> ImageState:
         """Make an image of a container's files, running or not; return it.
 
         It has the configuration of the container's image: neither variables that the container was given,
         nor its labels and command. An interrupt leaves nothing.
+
+        `as_layer` are labels for the image of a container that was given nothing which must not be in an image: it
+        keeps its own labels too, and what the engine makes by itself will do, which is quicker.
         """
 
     def save(self, references: Sequence[str]) -> Iterator[bytes]:
@@ -451,6 +458,16 @@ class Engine(Protocol):
 
 
 GpuRoute = Literal["device-requests", "cdi", "runtime"]
+
+
+def wait_removed(engine: Engine, container_id: str, timeout: float) -> bool:
+    """Wait until the engine has a container no more; tell whether that was within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while engine.inspect(container_id) is not None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK_INTERVAL)
+    return True
 
 
 def gpu_route(facts: EngineFacts) -> GpuRoute:
@@ -807,6 +824,9 @@ _METADATA_STEPS = tuple(
 )
 """How steps are told in an image's history that make no layer: WORKDIR may, where it makes the folder."""
 
+_RUNS_AS: dict[str, Any] = {"User": "", "Entrypoint": [], "Cmd": [], "WorkingDir": "", "Env": []}
+"""What of an image's configuration says how it runs, and what is none of it."""
+
 
 class _Commit:
     """Makes an image of a container's files, and of the configuration of the container's image.
@@ -814,12 +834,19 @@ class _Commit:
     What an engine commits by itself has the container's variables, and no change can take one away. So that
     image gets no name, and lives until an image of the same layers with a configuration of ours is loaded:
     without their contents, as `_KeptLayers` does it, or where the engine cannot do that as an archive of all of it.
+    As a layer (see `Engine.commit`) it gets its name at once.
 
     The engine goes on with a commit whoever asked has gone. A thread waits for it, and cleans up after an interrupt.
     """
 
     def __init__(
-        self, engine: DockerEngine, container_id: str, reference: str, message: str, author: str
+        self,
+        engine: DockerEngine,
+        container_id: str,
+        reference: str,
+        message: str,
+        author: str,
+        as_layer: Mapping[str, str] | None,
     ) -> None:
         self._api = engine._client.api  # noqa: SLF001  # a part of it
         self._engine = engine
@@ -827,6 +854,7 @@ class _Commit:
         self._reference = reference
         self._message = message
         self._author = author
+        self._as_layer = as_layer
         self._is_abandoned = False
         self._problem: BaseException | None = None
 
@@ -859,19 +887,15 @@ class _Commit:
                 "The image that this container was made of is not here any more.",
                 hint="Copy out of the container what you need: docker cp",
             ) from error
-        # Not api.commit: it gives up after its time-out, and a large layer takes minutes.
-        response = api.post(
-            f"{api.base_url}/v{api.api_version}/commit",
-            params={
-                "container": self._container_id,
-                "changes": f"LABEL {labels.COMMITS}={self._reference}",
-            },
-            json={},
-            timeout=None,
-        )
-        if not response.ok:
-            raise _error_of(_refusal_in(response), self._reference, "")
-        raw = response.json()["Id"]
+        if self._as_layer is not None:
+            image_labels = {**(base_config.get("Labels") or {}), **self._as_layer}
+            config = {key: base_config.get(key) or empty for key, empty in _RUNS_AS.items()}
+            repository, _, tag = self._reference.rpartition(":")
+            # Nothing in it writes any more; and not every engine can pause.
+            query = {"repo": repository, "tag": tag, "pause": "false"}
+            self._give_name(lambda: self._ask_engine(query, {**config, "Labels": image_labels}))
+            return
+        raw = self._ask_engine({"changes": f"LABEL {labels.COMMITS}={self._reference}"}, {})
         try:
             made = api.inspect_image(raw)
             diff_ids = made["RootFS"]["Layers"]
@@ -887,14 +911,36 @@ class _Commit:
             }
             if made.get("Variant"):
                 about["variant"] = made["Variant"]
-            config = json.dumps({key: value for key, value in about.items() if value}).encode()
-            if not self._is_abandoned:
-                was_there = self._engine.find_image(self._reference) is not None
-                self._load(config, diff_ids, raw)
-                if self._is_abandoned and not was_there:
-                    api.remove_image(self._reference, noprune=True)
+            written = json.dumps({key: value for key, value in about.items() if value}).encode()
+            self._give_name(lambda: self._load(written, diff_ids, raw))
         finally:
             api.remove_image(raw, force=True, noprune=True)
+
+    def _ask_engine(self, query: Mapping[str, str], config: Mapping[str, Any]) -> str:
+        """Have the engine commit; return the image's id."""
+        api = self._api
+        # Not api.commit: it gives up after its time-out, and a large layer takes minutes.
+        response = api.post(
+            f"{api.base_url}/v{api.api_version}/commit",
+            params={"container": self._container_id, **query},
+            json=config,
+            timeout=None,
+        )
+        if not response.ok:
+            raise _error_of(_refusal_in(response), self._reference, "")
+        return str(response.json()["Id"])
+
+    def _give_name(self, make: Callable[[], object]) -> None:
+        """Make what has the name, unless an interrupt came; one that comes meanwhile takes the name away again.
+
+        But not where there was an image of that name: it would be lost.
+        """
+        if self._is_abandoned:
+            return
+        was_there = self._engine.find_image(self._reference) is not None
+        make()
+        if self._is_abandoned and not was_there:
+            self._api.remove_image(self._reference, noprune=True)
 
     def _history(self, base: str, diff_ids: Sequence[str], created: str) -> list[dict[str, Any]]:
         """Return the base's history and this step; of the base nothing where its layers cannot be told."""
@@ -964,28 +1010,57 @@ class _Commit:
                     written.addfile(member, ours.extractfile(member))
 
 
-def _answers(path: str, timeout: float) -> bool:
-    """Tell whether the engine at a socket hears us; False only where it takes a connection and keeps silent.
+_Address = str | tuple[str, int]
+"""Where an engine listens: the path of a socket of this machine, or a host and a port."""
 
-    It says so at once, however busy it is and whatever else it is doing.
+
+def _address_of(endpoint: str) -> _Address | None:
+    """Return where an endpoint is, None where it does not say."""
+    parts = urlsplit(endpoint)
+    if parts.scheme == "unix":
+        return parts.path
+    return (parts.hostname, parts.port) if parts.hostname and parts.port else None
+
+
+def _connected(address: _Address, timeout: float) -> socket.socket:
+    if not isinstance(address, str):
+        return socket.create_connection(address, timeout=timeout)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(timeout)
+    try:
+        connection.connect(address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _answers(address: _Address, more: float = 0.0, most: float = math.inf) -> bool:
+    """Tell whether the engine hears us; False only where it takes a connection and keeps silent.
+
+    It says so at once, however busy it is and whatever else it is doing. One that wants TLS says that, or hangs up.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout)
+    ping = _PING if isinstance(address, str) else _FAR_PING
+    try:
+        connection = _connected(address, min(ping + more, most))
+    except (TimeoutError, BlockingIOError):
+        # Here too many wait to be taken already. On another machine it may be the way there.
+        return not isinstance(address, str)
+    except OSError as error:
+        log.debug("no ping: %s", error)
+        return True  # it is away, which the call itself will find out
+    with connection:
         try:
-            connection.connect(path)
             connection.sendall(b"GET /_ping HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n")
             connection.recv(1)
-        except (
-            TimeoutError,
-            BlockingIOError,
-        ):  # the latter where too many wait to be taken already
+        except TimeoutError:
             return False
-        except OSError as error:  # it is away, which the call itself will find out
+        except OSError as error:
             log.debug("no ping: %s", error)
     return True
 
 
-def _await_answer(connection: socket.socket, path: str) -> None:
+def _await_answer(connection: socket.socket, address: _Address) -> None:
     """Wait for an answer; one that is slow has all of the connection's time-out, an engine that hangs has not.
 
     Raises
@@ -1001,28 +1076,64 @@ def _await_answer(connection: socket.socket, path: str) -> None:
     while not poll.poll(max(0.0, min(quiet, end - time.monotonic())) * 1000):
         if time.monotonic() >= end:
             raise TimeoutError("timed out")
-        if not _answers(path, _PING) and not poll.poll(0):
+        if not _answers(address) and not poll.poll(0):
             raise TimeoutError("no answer, to a ping neither")
         quiet = min(2 * quiet, _LONGEST_QUIET)
 
 
 def _watch(api: docker.APIClient) -> None:
-    """Let the calls of a client that uses a socket of this machine see that the engine hangs.
+    """Let the calls of a client see that the engine hangs.
 
     It sits where all of them wait, between the request and the beginning of the answer.
     """
+    import requests.adapters
     from docker.transport import unixconn
 
-    class Connection(unixconn.UnixHTTPConnection):
+    plain = api.adapters.get("http+docker://")
+    if isinstance(plain, unixconn.UnixHTTPAdapter):
+        api.mount("http+docker://", watched := _watched_adapter(plain))
+        vars(api)["_custom_adapter"] = watched  # by which the SDK finds it
+        plain.close()
+        return
+    for scheme in ("http", "https"):
+        plain = api.adapters.get(f"{scheme}://")
+        if not isinstance(plain, requests.adapters.HTTPAdapter):
+            continue
+        manager = plain.poolmanager
+        pool = manager.pool_classes_by_scheme[scheme]
+        connection = _watched(pool.ConnectionCls, lambda made: (made.host, made.port))
+        watched_pool = type(pool.__name__, (pool,), {"ConnectionCls": connection})
+        manager.pool_classes_by_scheme = {**manager.pool_classes_by_scheme, scheme: watched_pool}
+        manager.clear()
+
+
+def _watched(kind: Any, address_of: Callable[[Any], _Address]) -> Any:
+    """Return a class of connections that see that the engine hangs, made of one of plain ones."""
+
+    class Connection(kind):  # type: ignore[misc]
+        def connect(self) -> None:
+            # Over TLS two words are waited for before there is a request.
+            if self.default_port == _HTTPS and not _answers(address_of(self)):
+                raise TimeoutError("no answer to a ping")
+            super().connect()
+
         def getresponse(self) -> Any:
             if self.sock is not None:
-                _await_answer(self.sock, self.unix_socket)
+                _await_answer(self.sock, address_of(self))
             return super().getresponse()
+
+    return Connection
+
+
+def _watched_adapter(plain: Any) -> Any:
+    """Return what gives the SDK its connections to a socket of this machine."""
+    from docker.transport import unixconn
+
+    connection = _watched(unixconn.UnixHTTPConnection, lambda made: str(made.unix_socket))
 
     class Pool(unixconn.UnixHTTPConnectionPool):
         def _new_conn(self) -> Any:
-            timeout: Any = self.timeout
-            return Connection(self.base_url, self.socket_path, timeout)
+            return connection(self.base_url, self.socket_path, self.timeout)
 
     class Adapter(unixconn.UnixHTTPAdapter):
         def get_connection(self, url: Any, proxies: Any = None) -> Any:  # noqa: ARG002  # requests' own
@@ -1034,12 +1145,7 @@ def _watch(api: docker.APIClient) -> None:
                     )
             return pool
 
-    plain = api.adapters.get("http+docker://")
-    if isinstance(plain, unixconn.UnixHTTPAdapter):
-        watched = Adapter(plain.socket_path, plain.timeout, max_pool_size=plain.max_pool_size)
-        plain.close()
-        vars(api)["_custom_adapter"] = watched  # by which the SDK finds it
-        api.mount("http+docker://", watched)
+    return Adapter(plain.socket_path, plain.timeout, max_pool_size=plain.max_pool_size)
 
 
 class _Pieces:
@@ -1093,9 +1199,8 @@ class DockerEngine:
                 hint="Run the notebook on that machine, or choose a local engine with --engine default.",
             )
         with self._translated(endpoint=endpoint):
-            if endpoint.startswith("unix:") and not _answers(
-                urlsplit(endpoint).path, min(timeout, _QUIET + _PING)
-            ):
+            address = _address_of(endpoint)
+            if address is not None and not _answers(address, more=_QUIET, most=timeout):
                 raise requests.exceptions.ReadTimeout("Read timed out: no answer to a ping")
             self._client: docker.DockerClient = docker.DockerClient(
                 base_url=endpoint, timeout=timeout,  # type: ignore[arg-type]  # a float works
@@ -1277,6 +1382,8 @@ class DockerEngine:
     def _registry(self, name: ImageName, login: Mapping[str, str]) -> Registry:
         user = login.get("username") or login.get("Username")
         password = login.get("password") or login.get("Password")
+        from dockml_magic.registry import Registry  # here: `%load_ext` does without it
+
         return Registry(
             name=name,
             mirrors=self.facts.mirrors,
@@ -1348,28 +1455,6 @@ class DockerEngine:
                 f"'{dockerfile}' could not be built: {_sentence(problem)}",
                 hint="Correct it and run the cell again: what was built so far is kept.",
                 log_tail="\n".join(lines[-BUILD_LINES:]),
-            )
-
-    def commit_layer(
-        self, container_id: str, base: str, reference: str, image_labels: Mapping[str, str]
-    ) -> None:
-        """Make an image of what a container has changed in its image, and tag it."""
-        repository, _, tag = reference.rpartition(":")
-        with self._translated(reference=base):
-            config = self._client.api.inspect_image(base).get("Config") or {}
-            self._client.api.commit(
-                container_id,
-                repository,
-                tag,
-                pause=False,  # nothing in it writes any more; and not every engine can
-                conf={
-                    "User": config.get("User") or "",
-                    "Entrypoint": config.get("Entrypoint") or [],
-                    "Cmd": config.get("Cmd") or [],
-                    "WorkingDir": config.get("WorkingDir") or "",
-                    "Env": config.get("Env") or [],
-                    "Labels": {**(config.get("Labels") or {}), **image_labels},
-                },
             )
 
     def tag(self, image: str, reference: str) -> None:
@@ -1571,10 +1656,16 @@ class DockerEngine:
         return _DockerExec(self, made["Id"], connection, tty=tty)
 
     def commit(
-        self, container_id: str, reference: str, *, message: str = "", author: str = ""
+        self,
+        container_id: str,
+        reference: str,
+        *,
+        message: str = "",
+        author: str = "",
+        as_layer: Mapping[str, str] | None = None,
     ) -> ImageState:
         """Make an image of a container's files, with the configuration of its image."""
-        work = _Commit(self, container_id, reference, message, author)
+        work = _Commit(self, container_id, reference, message, author, as_layer)
         with self._translated(reference=reference):
             work.run()
         image = self.find_image(reference)
@@ -1868,7 +1959,9 @@ def _error_of(text: str, reference: str, name: str) -> EngineError:
             said, hint="Use numbers, or a name that is in the image: --user 1000:1000."
         )
     if "invalid container name" in lower:
-        return EngineError(said, hint="Choose another --name: letters, digits and _ . - only.")
+        return EngineError(
+            said, hint="Choose another --name: two or more letters, digits and _ . - only."
+        )
     return EngineError(
         f"The Docker engine refused: {said}",
         hint="If it is about one of the options, correct it; else the engine's own log says more.",
@@ -1926,6 +2019,8 @@ docker/cli#2425, NVIDIA/nvidia-docker#1034 and #1442, FasterLivePortrait#116, fi
 def _gpu_error_of(said: str) -> GpuUnavailableError | None:
     """Return our error where a text of the engine is about GPUs."""
     if match := re.search(r"unsatisfied condition: cuda ?>= ?(\d+\.\d+)", said, re.IGNORECASE):
+        from dockml_magic.fit import oldest_driver  # here: `%load_ext` does without it
+
         needed = oldest_driver(match[1])
         return GpuUnavailableError(
             f"The NVIDIA driver is older than this image's CUDA {match[1]} asks for.",

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 
@@ -39,14 +39,15 @@ from dockml_magic.errors import (
     UnknownEnvironmentError,
     harmless,
 )
-from dockml_magic.exchange import ContainerSide, HandOver, OwnKernel
-from dockml_magic.exchange import hand_over as hand_values_over
 from dockml_magic.handover import end_handover, find_handed_over, hand_over
 from dockml_magic.messages import Message
 from dockml_magic.options import RunOptions, parse_words
 from dockml_magic.planning import KernelPlan, engine_for, make_plan
 from dockml_magic.provisioner import PROVISIONER_NAME, DockerProvisioner, TellingManager
 from dockml_magic.relay import UNUSABLE, Relay, Sink, is_plausible
+
+if TYPE_CHECKING:
+    from dockml_magic.exchange import ContainerSide, HandOver
 
 T = TypeVar("T")
 
@@ -67,6 +68,9 @@ _MOST_MISSED = 64 << 20
 
 Show = Callable[["Environment", Sequence[Message]], None]
 """Shows what an environment's kernel has published while nobody was attached."""
+
+Warm = Callable[["Environment", Callable[["Environment"], None]], "Environment | None"]
+"""Returns one that waits ready and is what is about to be started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +116,10 @@ class Environment:
     ----------
     options : RunOptions
         As they were given, before `--gpus auto` became a device.
+    plan : KernelPlan
+        What was decided before it was started.
+    made : KernelContainer or None
+        The last container that was created for it, also while it is being started.
     keeps : bool
         It is to be kept from its start, by an option or by the project file.
     image_in_words : str
@@ -132,6 +140,7 @@ class Environment:
         self.engine = engine_for(options)
         given = plan
         plan = given or make_plan(name, options, folder, engine=self.engine, tell=tell)
+        self.plan = plan
         self.keeps = plan.choice.options.keep
         settled = replace(options, gpus=plan.choice.options.gpus)
         if plan.choice.options.pull == "always":  # and that it was just now
@@ -162,6 +171,7 @@ class Environment:
         self._manager.tell = tell
         self._manager.plan = given
         self._manager.created = self._note_created
+        self.made: KernelContainer | None = None
         self._generation = 0
         self._is_adopted = False
         self._is_abandoned = False
@@ -341,7 +351,8 @@ class Environment:
         return environment.start()
 
     def _note_created(self, container: KernelContainer) -> None:
-        """Note a container that will stay: whatever becomes of us in a moment, it is found by its name."""
+        """Note a container; one that will stay also on disk: whatever becomes of us, it is found by its name."""
+        self.made = container
         if container.stays:
             described = {
                 "name": self._what,
@@ -397,10 +408,19 @@ class Environment:
         if self._starting is not None:
             self._starting.cancel()
 
+    def decide_anew(self) -> None:
+        """Let what it becomes be decided again, should it ever need a new container, whatever `plan` was given."""
+        self._manager.plan = None
+
     def _note_start(self, future: Future[Any]) -> None:
         self._starting = future
         if self._is_abandoned:
             future.cancel()
+
+    @property
+    def is_abandoned(self) -> bool:
+        """`abandon` was called."""
+        return self._is_abandoned
 
     def _raise_if_abandoned(self) -> None:
         self._starting = None
@@ -598,6 +618,8 @@ class Environment:
         KernelError
             If it is not running.
         """
+        from dockml_magic.exchange import ContainerSide  # here: `%load_ext` does without it
+
         relay = self._running_relay()
         if self._side is None:
             self._side = ContainerSide(
@@ -642,7 +664,9 @@ class Environment:
         ...     env.get("lengths")
         [3, 3]
         """
-        return hand_values_over(OwnKernel({name: value}), self.side, {name: name}, copy=copy)
+        from dockml_magic.exchange import OwnKernel, hand_over  # here, as above
+
+        return hand_over(OwnKernel({name: value}), self.side, {name: name}, copy=copy)
 
     def get(self, name: str, *, copy: bool = False) -> Any:
         """Return the value of a variable of its kernel; see `put`. What is not as it was is told.
@@ -652,8 +676,10 @@ class Environment:
         ExchangeError
             If there is none, or it cannot be handed over.
         """
+        from dockml_magic.exchange import OwnKernel, hand_over  # here, as above
+
         found: dict[str, Any] = {}
-        done = hand_values_over(self.side, OwnKernel(found), {name: name}, copy=copy)
+        done = hand_over(self.side, OwnKernel(found), {name: name}, copy=copy)
         for note in done.notes:
             self.tell(note)
         return found[name]
@@ -838,7 +864,7 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """An environment that runs, and how it came to that: "new", "attached" or "again"."""
+    """An environment that runs, and how it came to that: "new", "warm", "attached" or "again"."""
 
     environment: Environment
     how: str
@@ -852,6 +878,7 @@ def open_environment(
     tell: Callable[[str], None],
     show: Show,
     begun: Callable[[Environment], None] = lambda _: None,
+    warm: Warm = lambda *_: None,
     fresh: bool = False,
 ) -> Opened:
     """Attach to the kept environment of this name and folder, or start it again, or a new one.
@@ -862,6 +889,8 @@ def open_environment(
         As for `Environment`.
     show, begun
         As for `Environment.attach`.
+    warm : callable
+        Gets what is about to be started, and `begun`; returns one that runs and is the same, None where there is none.
     fresh : bool
         Remove the kept one first.
 
@@ -881,6 +910,8 @@ def open_environment(
     elif (opened := _open_kept(known, options, folder, tell, show, begun)) is not None:
         return opened
     environment = Environment(name, options, folder, tell)
+    if not environment.keeps and (ready := warm(environment, begun)) is not None:
+        return Opened(environment=ready, how="warm")
     begun(environment)
     if not environment.keeps:
         return Opened(environment=environment.start(), how="new")
@@ -890,7 +921,7 @@ def open_environment(
     # Another notebook has started it meanwhile.
     opened = _open_kept(environment.name, options, folder, tell, show, begun)
     return opened or open_environment(
-        name, options, folder, tell=tell, show=show, begun=begun, fresh=fresh
+        name, options, folder, tell=tell, show=show, begun=begun, warm=warm, fresh=fresh
     )
 
 

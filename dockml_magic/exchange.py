@@ -24,7 +24,7 @@ import logging
 import os
 import secrets
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Protocol
@@ -111,9 +111,13 @@ def hand_over(
 
 def hand_several_over(
     ways: Sequence[tuple[Side, Side, Mapping[str, str]]], *, copy: bool = False
-) -> Iterator[HandOver]:
-    """Do what `hand_over` does for several pairs of sides. Nothing gets anywhere until all of it was packed."""
-    with contextlib.ExitStack() as leases:
+) -> list[HandOver]:
+    """Do what `hand_over` does for several pairs of sides: all of it or, where anything goes wrong, nothing.
+
+    What arrives waits until all of it has arrived. To bind names then cannot fail, except where a kernel dies.
+    """
+    done = []
+    with contextlib.ExitStack() as leases, contextlib.ExitStack() as undo:
         for _, target, names in ways:
             _check_names(names, target)
         packed = []
@@ -126,13 +130,46 @@ def hand_several_over(
                     f"'{next(iter(taken.streams))}' is an iterator, and in {source.title} already.",
                     hint="Give it another name in a cell there.",
                 )
-        for (source, target, names), taken in zip(ways, packed, strict=True):
-            types, notes = target.put(taken, names, copy=copy)
+        waiting: dict[Side, list[str]] = {}
+        are_more = len({id(target) for _, target, _ in ways}) > 1
+        for n, ((source, target, names), taken) in enumerate(zip(ways, packed, strict=True), 1):
+            if n < len(ways) or are_more:
+                token = secrets.token_hex(16)
+                undo.callback(target.drop_held, token)
+                types, notes = target.put(taken, names, copy=copy, hold=token)
+                waiting.setdefault(target, []).append(token)
+            else:
+                types, notes = target.put(taken, names, copy=copy, held=waiting.pop(target, ()))
             is_shared = isinstance(taken.payload, Lease) and target.shares and source.shares
             said = dict.fromkeys([*taken.notes, *notes])
-            yield HandOver(
-                notes=tuple(said), bytes=taken.size, shared=is_shared and not copy, types=types
+            done.append(
+                HandOver(
+                    notes=tuple(said),
+                    bytes=taken.size if len(taken.streams) < len(names) else 0,
+                    shared=is_shared and not copy,
+                    types=types,
+                )
             )
+        undo.pop_all()
+        _bind_all(waiting)
+    return done
+
+
+def _bind_all(waiting: Mapping[Side, Sequence[str]]) -> None:
+    """Bind what waits for it, whatever happens meanwhile: it counts as done."""
+    problem: BaseException | None = None
+    for target, tokens in waiting.items():
+        for _ in range(2):
+            try:
+                target.bind(tokens)
+                break
+            except KeyboardInterrupt as error:
+                problem = error
+            except DockmlError as error:
+                problem = problem or error
+                break
+    if problem is not None:
+        raise problem
 
 
 def _check_names(names: Mapping[str, str], target: Side) -> None:
@@ -218,9 +255,32 @@ class Side(Protocol):
         """Pack variables."""
 
     def put(
-        self, taken: Taken, names: Mapping[str, str], *, copy: bool
+        self,
+        taken: Taken,
+        names: Mapping[str, str],
+        *,
+        copy: bool,
+        hold: str | None = None,
+        held: Sequence[str] = (),
     ) -> tuple[dict[str, str], list[str]]:
-        """Make values of a payload and bind them; return their types and what is to be said."""
+        """Make values of a payload and bind them; return their types and what is to be said.
+
+        Parameters
+        ----------
+        taken : Taken
+        names : mapping of str to str
+        copy : bool
+        hold : str, optional
+            A token by which they wait for `bind` instead.
+        held : sequence of str
+            Tokens of what waits there and is bound with them, at once.
+        """
+
+    def bind(self, held: Sequence[str]) -> None:
+        """Bind what waits by these tokens; to do it again does no harm."""
+
+    def drop_held(self, token: str) -> None:
+        """Forget what waits by a token, if anything does."""
 
 
 # --- the notebook's own kernel ----------------------------------------------------------------
@@ -242,6 +302,7 @@ class OwnKernel:
 
     def __init__(self, namespace: MutableMapping[str, Any]) -> None:
         self._namespace = namespace
+        self._held: dict[str, dict[str, Any]] = {}
 
     def take(self, names: list[str], parties: frozenset[str]) -> Taken:
         """Pack variables."""
@@ -263,9 +324,15 @@ class OwnKernel:
         return taken
 
     def put(
-        self, taken: Taken, names: Mapping[str, str], *, copy: bool
+        self,
+        taken: Taken,
+        names: Mapping[str, str],
+        *,
+        copy: bool,
+        hold: str | None = None,
+        held: Sequence[str] = (),
     ) -> tuple[dict[str, str], list[str]]:
-        """Make values of a payload and bind them; return their types and what is to be said."""
+        """Make values of a payload, and bind them or have them wait."""
         try:
             is_small = not isinstance(taken.payload, Lease)
             unpacked = unpack(_payload_of(taken), copy=copy or is_small)
@@ -276,9 +343,25 @@ class OwnKernel:
             values[names[name]] = agent.Stream(_NearSource(stream), name)
         if len(values) < len(names):
             raise _damaged("a value is missing")
-        self._namespace.update(values)
+        token = hold or secrets.token_hex(16)
+        self._held[token] = values
+        if hold is None:
+            self.bind([*held, token])
         types = {name: agent.type_name(value) for name, value in values.items()}
         return types, [*unpacked.notes, *[agent.READ_ONLY] * unpacked.views]
+
+    def bind(self, held: Sequence[str]) -> None:
+        """Bind what waits by these tokens; to do it again does no harm."""
+        values: dict[str, Any] = {}
+        for token in held:
+            values |= self._held.get(token, {})
+        self._namespace.update(values)
+        for token in held:
+            self.drop_held(token)
+
+    def drop_held(self, token: str) -> None:
+        """Forget what waits by a token, if anything does."""
+        self._held.pop(token, None)
 
 
 def _carry(packed: Packed, parties: frozenset[str]) -> Taken:
@@ -385,6 +468,8 @@ class ContainerSide:
         self._tell = tell
         self._door: Door | None = None
         self._file: PurePosixPath | None = None
+        self._waiting: dict[str, list[str]] = {}
+        """Tokens of the iterators among the values that wait by a token."""
 
     @property
     def shares(self) -> bool:
@@ -430,8 +515,13 @@ class ContainerSide:
         self._make_ready()
         asked = {**request, "inline": INLINE, "token": secrets.token_hex(16)}
         if not self.shares:
-            said = self._ask(asked)
-            return said, self._taken(said, self._fetch_pieces(said, asked["token"], parties))
+            self._wait_for_turn()
+            try:
+                said = self._ask(asked, is_next=True)
+                return said, self._taken(said, self._fetch_pieces(said, asked["token"], parties))
+            except BaseException:
+                self._forget(asked["token"])
+                raise
         assert self._door is not None
         ticket = TakeTicket(lambda size: KEEPER.lease(size, parties))
         asked |= {"token": self._door.admit(ticket), "door": self._inside(self._door)}
@@ -481,18 +571,23 @@ class ContainerSide:
                 content = base64.b64decode(piece) if isinstance(piece, str) else b""
                 _must(len(content) == min(PIECE, size - offset))
                 os.pwrite(lease.segment.descriptor, content, offset)
+            self._forget(token)
         except BaseException:
             if lease is not None:
                 lease.close()
             raise
-        finally:
-            self._forget(token)
         return lease
 
     def put(
-        self, taken: Taken, names: Mapping[str, str], *, copy: bool
+        self,
+        taken: Taken,
+        names: Mapping[str, str],
+        *,
+        copy: bool,
+        hold: str | None = None,
+        held: Sequence[str] = (),
     ) -> tuple[dict[str, str], list[str]]:
-        """Make values of a payload in there and bind them; return their types and what is to be said."""
+        """Make values of a payload in there, and bind them or have them wait."""
         self._make_ready()
         lease = taken.payload if isinstance(taken.payload, Lease) else None
         asked: dict[str, Any] = {
@@ -500,7 +595,10 @@ class ContainerSide:
             "names": {name: names[name] for name in names if name not in taken.streams},
             "streams": {},
             "copy": copy,
+            "with": list(held),
         }
+        if hold is not None:
+            asked["hold"] = hold
         if lease is None:
             asked["payload"] = base64.b64encode(taken.payload).decode()  # type: ignore[arg-type]
         if not self.shares or (lease is not None and not lease.segment.can_travel):
@@ -517,13 +615,17 @@ class ContainerSide:
             said = self._ask(asked, ticket)
         except _UnreachableError as error:
             self._shut(error)
-            return self.put(taken, names, copy=copy)
+            return self.put(taken, names, copy=copy, hold=hold, held=held)
         finally:
-            if not ticket.is_done:
+            if ticket.is_done:
+                self._settle(held)
+            elif hold is not None:
+                self._waiting[hold] = streams
+            else:
                 tokens += streams
             for token in tokens:
                 self._door.dismiss(token)
-        _must(ticket.is_done)
+        _must(ticket.is_done or hold is not None)
         return _types(said, names), _texts(said.get("notes", []))
 
     def _put_in_pieces(
@@ -536,21 +638,48 @@ class ContainerSide:
                 hint="Hand over a list of its values.",
             )
         token = asked["token"] = secrets.token_hex(16)
+        hold = asked.setdefault("hold", token)
         try:
-            if isinstance(taken.payload, Lease):
+            if not isinstance(taken.payload, Lease):
+                self._wait_for_turn()
+            else:
                 for offset in range(0, taken.size, PIECE):
                     length = min(PIECE, taken.size - offset)
                     piece = os.pread(taken.payload.segment.descriptor, length, offset)
                     write = {"op": "write", "token": token, "size": taken.size, "offset": offset}
                     _must(self._ask(write, buffers=[piece]).get("offset") == offset + length)
-            said = self._ask(asked)
+            said = self._ask(asked, is_next=True)
             types = _types(said, asked["names"])
             notes = _texts(said.get("notes", []))
-            self._ask({"op": "bind", "token": token})
         except BaseException:
             self._forget(token)
             raise
+        if hold == token:
+            _bind_all({self: [*asked["with"], token]})
         return types, notes
+
+    def bind(self, held: Sequence[str]) -> None:
+        """Bind what waits by these tokens; to do it again does no harm."""
+        self._ask({"op": "bind", "tokens": list(held)})
+        self._settle(held)
+
+    def _settle(self, held: Sequence[str]) -> None:
+        for token in held:
+            self._waiting.pop(token, None)
+
+    def drop_held(self, token: str) -> None:
+        """Forget what waits by a token, if anything does."""
+        self._forget(token)
+        for stream in self._waiting.pop(token, ()):
+            if self._door is not None:
+                self._door.dismiss(stream)
+
+    def _wait_for_turn(self) -> None:
+        """Have the kernel come to nothing of ours: what is asked next, it works on until it answers.
+
+        Without a door that is how an interrupt is known to hit what it is meant for.
+        """
+        self._ask({"op": "drop"})
 
     def _forget(self, token: str) -> None:
         """Have what waits for a request forgotten, whatever else went wrong."""
@@ -594,12 +723,14 @@ class ContainerSide:
         asked: Mapping[str, Any],
         ticket: TakeTicket | PutTicket | None = None,
         buffers: Sequence[bytes] = (),
+        *,
+        is_next: bool = False,
     ) -> Mapping[str, Any]:
-        """Return what the agent says to a request."""
+        """Return what the agent says to a request; `is_next`: the kernel has nothing else to do before that."""
         text = self._relay.evaluate(
             self._expression(asked),
             buffers,
-            interrupted=ticket.withdraw if ticket is not None else lambda: False,
+            interrupted=ticket.withdraw if ticket is not None else lambda: is_next,
             tell=self._tell,
         )
         try:

@@ -29,6 +29,9 @@ moment to be lost; back, and a folder that nobody needs stays for longer.
 SESSION = re.compile(r"[0-9a-f]{12}")
 """How we call a runtime folder: any other label of a container is not ours, and may lead anywhere."""
 
+WARM_FILE = "warm"
+"""In the part of a runtime folder that no container sees: it waits for being asked for, and takes so many bytes."""
+
 _LONGEST_TAIL = len("/0123456789ab/kernel-5")
 
 
@@ -288,25 +291,22 @@ def _remove_left_overs(root: Path) -> None:
                 newest = max(newest, shared.stat().st_mtime)
             is_old = folder.is_dir() and time.time() - newest > _LEFT_OVER_AGE
             if is_old and not is_claimed(folder):
-                if shared.is_dir() and not _is_forsaken(shared / "control"):
+                if shared.is_dir() and has_listener(shared / "control") is not False:
                     shared.rmdir()
                 _remove_tree(folder)
 
 
-def _is_forsaken(control: Path) -> bool:
-    """Tell whether this was a supervisor's socket, and nobody listens on it any more.
+def has_listener(control: Path) -> bool | None:
+    """Tell whether somebody listens on a supervisor's socket; None where there is none, or something else.
 
-    As after `docker kill` of the container and then `kill -9` of its notebook.
+    Nobody does after `docker kill` of the container and then `kill -9` of its notebook. One that is paused takes no
+    connection, and refuses none.
     """
-    try:
-        is_socket = stat.S_ISSOCK(control.lstat().st_mode)
-    except FileNotFoundError:
-        return False
-    if not is_socket:
-        return False
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(0.0)  # one that is paused takes no connection, and refuses none
-        return connection.connect_ex(str(control)) == errno.ECONNREFUSED
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+        if stat.S_ISSOCK(control.lstat().st_mode):  # the container may have put a link there
+            connection.settimeout(0.0)
+            return connection.connect_ex(str(control)) != errno.ECONNREFUSED
+    return None
 
 
 def claim(folder: Path) -> int:

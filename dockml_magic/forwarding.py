@@ -13,6 +13,7 @@ environment are passed on at once, so that it is that kernel which aborts what s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import json
 import logging
@@ -28,7 +29,7 @@ import zmq
 
 from dockml_magic.environment import Environment
 from dockml_magic.errors import DockmlError, KernelError
-from dockml_magic.messages import MalformedMessageError, Message
+from dockml_magic.messages import MalformedMessageError, Message, receive, send
 from dockml_magic.relay import (
     ABANDONED_PATIENCE,
     NOT_PASSED_ON,
@@ -66,6 +67,9 @@ _BATCH = 500
 """Messages that are passed on before other work of the thread has its turn."""
 _INTERRUPT_PATIENCE = 10.0
 """Seconds after an interrupt in which a kernel should let go of its cell."""
+_HISTORY_INTERVAL = 0.1
+"""Seconds after a cell in which the history need not have it. IPython writes it to the disk at once, in a thread that
+takes as long as all that is done here for a cell; so it comes after the cell's last message, once for many cells."""
 _ROOM_INTERVAL = 0.005
 _ROOM_PATIENCE = 20.0
 """Seconds without room for a message after which a front end that does not read gets no more of them."""
@@ -110,7 +114,7 @@ class FrontEnd:
 
     def reply(self, message: Message) -> None:
         """Send a reply on; on the shell channel's loop."""
-        self.stream.socket.send_multipart(message.said_by(self.session), copy=False)
+        send(self.stream.socket, message.said_by(self.session))
         self._look_again()
 
     def answer(self, message: Message, content: Mapping[str, Any]) -> None:
@@ -136,7 +140,7 @@ class FrontEnd:
         socket = self.iopub.socket
         socket.setsockopt(zmq.XPUB_NODROP, 1)
         try:
-            socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            send(socket, frames, blocking=False)
             self._drops = False
             return True
         except zmq.Again:
@@ -144,7 +148,7 @@ class FrontEnd:
         finally:
             socket.setsockopt(zmq.XPUB_NODROP, 0)
         if self._drops:
-            socket.send_multipart(frames, copy=False)
+            send(socket, frames)
         return self._drops
 
     def say(self, msg_type: str, content: Mapping[str, Any], parent: Message) -> None:
@@ -332,9 +336,7 @@ class Forwarder:
             self.relay.note_sent(request.message.id)
             if request.message.type == "execute_request":
                 self.relay.note_cell(request.message.header)
-            self.relay.shell.send_multipart(
-                request.message.signed_by(self.relay.session), copy=False
-            )
+            send(self.relay.shell, request.message.signed_by(self.relay.session))
             if _has_arrived(self.relay.shell):
                 self.front.loop.call_soon(self._read_replies)
 
@@ -481,7 +483,7 @@ class Forwarder:
         try:
             while True:
                 try:
-                    frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                    frames = receive(socket)
                 except zmq.Again:
                     return
                 handle(frames)
@@ -551,7 +553,7 @@ class Forwarder:
         message.prefix = request.message.prefix
         while _has_arrived(self.front.stdin):
             self.front.stdin.recv_multipart()  # answers to questions that were interrupted
-        self.front.stdin.send_multipart(message.said_by(self.front.session), copy=False)
+        send(self.front.stdin, message.said_by(self.front.session))
         self._asks = True
         self.front.loop.add_reader(self.front.stdin.FD, self._read_answer)
         self._read_answer()
@@ -559,7 +561,7 @@ class Forwarder:
     def _read_answer(self) -> None:
         if not _has_arrived(self.front.stdin):
             return
-        frames = self.front.stdin.recv_multipart(copy=False)
+        frames = receive(self.front.stdin)
         try:
             message = Message(frames)
             message.verify(self.front.session)
@@ -569,7 +571,7 @@ class Forwarder:
         self._asks = False
         self.front.loop.remove_reader(self.front.stdin.FD)
         with self.relay.shell_lock:
-            self.relay.stdin.send_multipart(message.signed_by(self.relay.session), copy=False)
+            send(self.relay.stdin, message.signed_by(self.relay.session))
         self._read_questions()
 
     # --- its output, in the IOPub thread ------------------------------------------------------
@@ -585,7 +587,7 @@ class Forwarder:
                 if self._unsent is not None:
                     return
                 try:
-                    frames = self.relay.iopub.recv_multipart(zmq.NOBLOCK, copy=False)
+                    frames = receive(self.relay.iopub)
                 except zmq.Again:
                     return
                 self._pass_on(frames)
@@ -673,6 +675,7 @@ class ShellChannel:
         self._to_abort: dict[str, list[Message]] = {}
         self._pass_to_kernel: Callable[[Any], Any] = _drop
         self._handing: set[asyncio.Future[Any]] = set()
+        self._typed: deque[tuple[int, str]] = deque()
 
     # --- taking over and giving back ----------------------------------------------------------
 
@@ -718,6 +721,7 @@ class ShellChannel:
         del self._kernel.dispatch_shell
 
     def _give_back(self) -> None:
+        self.store_typed()
         self._front.stream.on_recv(self._original, copy=False)
         while self._waiting:
             self._give(self._waiting.popleft())
@@ -813,6 +817,7 @@ class ShellChannel:
         self._hand_over(message.frames)
 
     def _hand_over(self, frames: Any) -> None:
+        self.store_typed()
         result = self._pass_to_kernel(frames)
         if inspect.isawaitable(result):
             future = asyncio.ensure_future(result, loop=self._front.loop)
@@ -843,9 +848,19 @@ class ShellChannel:
             shell = self._kernel.shell
             if count < shell.execution_count:
                 return  # IPython counts no empty cell
-            if shell.history_manager is not None:
-                shell.history_manager.store_inputs(count, request.message.content["code"])
             shell.execution_count = count + 1
+            if not self._typed:
+                self._front.loop.call_later(_HISTORY_INTERVAL, self.store_typed)
+            self._typed.append((count, request.message.content["code"]))
+
+    def store_typed(self) -> None:
+        """Store the cells that ran elsewhere in the notebook's history, before anybody here looks; in any thread."""
+        history = self._kernel.shell.history_manager
+        while self._typed:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                cell = self._typed.popleft()
+                if history is not None:
+                    history.store_inputs(*cell)
 
     def _after_failure(self, request: Request) -> list[Message]:
         if request.message.type == "execute_request" and _stops_on_error(request.message.content):

@@ -7,9 +7,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dockml_magic.fit import Gpu, MigInstance
+if TYPE_CHECKING:
+    from dockml_magic.fit import Gpu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +129,7 @@ _UTILISATION_WINDOW = 2.0
 
 def _read_gpu(nvml: Any, index: int) -> Gpu:
     """Return one GPU. What its driver does not support (MIG, the work of a part) is left open."""
+    from dockml_magic.fit import Gpu, MigInstance  # here: `%load_ext` does without it
 
     def ask(otherwise: Any, function: Callable[..., Any], *arguments: Any) -> Any:
         try:

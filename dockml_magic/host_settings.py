@@ -6,7 +6,6 @@ Never the whole environment: a short list of names. What points to a file or fol
 
 from __future__ import annotations
 
-import configparser
 import os
 import sys
 from collections.abc import Mapping
@@ -100,6 +99,8 @@ def _pip_config(environ: Mapping[str, str]) -> dict[str, str]:
     if not named or not Path(named).exists():  # it stands for the user's own
         files += [home / ".pip" / "pip.conf", Path(config) / "pip" / "pip.conf"]
     files += [Path(sys.prefix) / "pip.conf", Path(named or os.devnull)]
+    import configparser  # here: `%load_ext` does without it
+
     parser = configparser.RawConfigParser()
     try:
         parser.read(files, encoding="utf-8")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from IPython.core.magic import line_magic, magics_class
 
-from dockml_magic.backup import backup_path, load_images, save_images
 from dockml_magic.display import Tables, tell
 from dockml_magic.folders import current_folder
 from dockml_magic.images import add_search_options, tables_of_images
@@ -129,6 +128,11 @@ class ImageMagics(MagicLines):
             return
         engine = engine_for(RunOptions(engine=parsed.engine))
         references = [find_local_image(name, engine, current_folder()) for name in parsed.images]
+        from dockml_magic.backup import (
+            backup_path,
+            save_images,
+        )  # here: `%load_ext` does without it
+
         path = backup_path(parsed.output, references, current_folder())
         save_images(engine, references, path, tell, force=parsed.force)
 
@@ -141,5 +145,7 @@ class ImageMagics(MagicLines):
         if (parsed := self.parse("docker_load", line)) is None:
             return
         engine = engine_for(RunOptions(engine=parsed.engine))
+        from dockml_magic.backup import load_images  # here: `%load_ext` does without it
+
         for name in load_images(engine, Path(parsed.input).expanduser(), tell):
             tell(f"loaded {name}. Start it with: %docker_env {name}")

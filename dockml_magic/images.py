@@ -150,7 +150,7 @@ def how_sure(image: Image) -> str:
     return "broken" if image.broken else "own" if image.is_own else image.sure
 
 
-def explain(choice: Choice, *, is_here: bool, problem: str = "") -> Table:
+def explain(choice: Choice, *, is_here: bool, problem: str = "", warm: str = "") -> Table:
     """Return what a start of `choice` would do and why this image: the table of `--dry-run`.
 
     Parameters
@@ -161,6 +161,8 @@ def explain(choice: Choice, *, is_here: bool, problem: str = "") -> Table:
         Its image needs no pull.
     problem : str
         Why it would not start after all, or "".
+    warm : str
+        What is to be said of one that waits ready, or "".
     """
     image = choice.image
     options = replace(choice.options, gpus=None, image=None, packages=()).to_json()
@@ -198,6 +200,7 @@ def explain(choice: Choice, *, is_here: bool, problem: str = "") -> Table:
     rows += [
         ["GPUs", asked],
         ["options", ", ".join(f"{option}={value}" for option, value in options.items())],
+        ["warm", warm],
         ["beware", "" if is_here else choice.doubt],
         ["would not start", problem],
     ]

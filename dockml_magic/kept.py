@@ -24,7 +24,7 @@ from typing import Any
 
 from dockml_magic import folders, labels
 from dockml_magic.control import ControlChannel, address_from
-from dockml_magic.engine import ContainerState, Engine
+from dockml_magic.engine import ContainerState, Engine, wait_removed
 from dockml_magic.errors import ConfigError, KernelError, KernelPausedError
 from dockml_magic.options import RunOptions
 from dockml_magic.planning import engine_for
@@ -225,6 +225,8 @@ def get(name: str, workspace: Path) -> Kept:
     ------
     ConfigError
         If there is none.
+    EngineUnreachableError
+        If the engine does not answer.
     """
     if (found := find(name, workspace)) is not None:
         return found
@@ -232,6 +234,7 @@ def get(name: str, workspace: Path) -> Kept:
         for kept in all_kept():
             if kept.container_id.startswith(name) and look(kept) is not None:
                 return kept
+    engine_for(RunOptions())  # of an engine that does not answer it is that which is to be told
     known = names(workspace)
     raise ConfigError(
         f"There is no kept environment '{name}' of this folder.",
@@ -264,20 +267,12 @@ def stop(kept: Kept) -> None:
         channel.stop()
         was_asked = channel.wait(lambda state: state.phase == "gone", _STOP_TIMEOUT) is not None
         channel.close()
-    if not was_asked or not _has_ended(engine, kept.container_id):
+    if not was_asked or engine.wait(kept.container_id, _STOP_TIMEOUT) is None:
         engine.stop(kept.container_id)
     if not kept.stays:
         _remove_container(engine, kept.container_id)
         forget(kept.session)
-
-
-def _has_ended(engine: Engine, container_id: str) -> bool:
-    deadline = time.monotonic() + _STOP_TIMEOUT
-    while (state := engine.inspect(container_id)) is not None and state.status in RUNS:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_LOOK_INTERVAL)
-    return True
+    _remove_runtime(kept)
 
 
 def remove(kept: Kept, *, force: bool) -> None:
@@ -307,9 +302,7 @@ def _remove_runtime(kept: Kept) -> None:
 def _remove_container(engine: Engine, container_id: str) -> None:
     """Remove a container, and return when it is gone: the engine may be about it already."""
     engine.remove(container_id)
-    deadline = time.monotonic() + _STOP_TIMEOUT
-    while engine.inspect(container_id) is not None and time.monotonic() < deadline:
-        time.sleep(_LOOK_INTERVAL)
+    wait_removed(engine, container_id, _STOP_TIMEOUT)
 
 
 @contextmanager

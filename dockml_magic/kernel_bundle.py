@@ -24,7 +24,6 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -222,6 +221,8 @@ def _unpack(wheels: Path, built: Path) -> list[dict[str, str]]:
 
 def _unpack_wheel(file: Path, built: Path, requirements: list[str]) -> tuple[str, str]:
     name, version = _normal(file.name.split("-")[0]), file.name.split("-")[1]
+    from email.parser import HeaderParser  # here: `%load_ext` does without it
+
     folder = built / name
     with zipfile.ZipFile(file) as archive:
         archive.extractall(folder)  # noqa: S202 - zipfile keeps names inside

@@ -112,13 +112,10 @@ def ensure_layer(
                 labels.BASE: name,
                 labels.REQUIREMENTS: hide_private("\n".join(extras.lines)),
             }
-            engine.commit_layer(script.container, base.id, reference, about)
+            image = engine.commit(script.container, reference, as_layer=about)
         finally:
             script.close()
     log.info("built %s on top of %s", reference, name)
-    image = engine.find_image(reference)
-    if image is None:
-        raise ImageBuildError(f"The engine does not have {reference} after it was built.")
     # What we know of its Python; but a new ipykernel may be among the packages.
     memory = replace(
         script.memory, entry=script.entry, interpreter=str(done["executable"]), kernel=""

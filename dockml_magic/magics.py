@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -25,6 +26,7 @@ from dockml_magic.environment import (
 from dockml_magic.errors import (
     ConfigError,
     GpuUnavailableError,
+    MountError,
     StartStopped,
     Stopped,
     UnknownEnvironmentError,
@@ -51,6 +53,7 @@ from dockml_magic.planning import (
 from dockml_magic.project import find_project
 from dockml_magic.routing import Place, Router
 from dockml_magic.value_magics import ValueMagics, add_cell_arguments
+from dockml_magic.warm import Waiting, WarmEnvironments
 
 _LOADED = "_dockml_magics"
 
@@ -67,7 +70,10 @@ def load(shell: InteractiveShell) -> None:
             shell.set_hook("complete_command", lines.complete, str_key=f"%{magic}")
     magics.router.install()
     atexit.register(magics.environments.end)
+    atexit.register(magics.warm.end)
     magics.take_over()
+    with contextlib.suppress(MountError):
+        magics.warm.begin(current_folder())
 
 
 def unload(shell: InteractiveShell) -> None:
@@ -76,6 +82,8 @@ def unload(shell: InteractiveShell) -> None:
     if magics is None:
         return
     atexit.unregister(magics.environments.end)
+    atexit.unregister(magics.warm.end)
+    magics.warm.stop_all()
     magics.environments.stop_all()
     magics.router.uninstall()
     for lines in magics.all_lines:
@@ -125,6 +133,13 @@ def _add_environments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: the active one")
 
 
+def _add_stop_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_environments(parser)
+    parser.add_argument(
+        "--all", action="store_true", help="all of this notebook, and those that wait warm"
+    )
+
+
 def _add_names(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="+", metavar="NAME")
 
@@ -148,7 +163,7 @@ class DockerMagics(MagicLines):
         "%docker_cell": _add_cell_arguments,
         "docker_pick": _add_words,
         "docker_ps": _add_all,
-        "docker_stop": _add_environments,
+        "docker_stop": _add_stop_arguments,
         "docker_restart": _add_environments,
         "docker_start": _add_names,
         "docker_rm": _add_rm_arguments,
@@ -158,6 +173,7 @@ class DockerMagics(MagicLines):
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
         self.environments = Environments()
+        self.warm = WarmEnvironments(self.environments)
         self.router = Router(shell, self.environments, self._cell_target)
         self._values = ValueMagics(shell, self.environments)
         self.all_lines: tuple[MagicLines, ...] = (
@@ -179,6 +195,8 @@ class DockerMagics(MagicLines):
     def names_for(self, magic: str) -> Iterable[str]:
         """Return the names of environments, and where one can be started those of images."""
         running = self.environments.names()
+        if magic in ("docker_stop", "docker_rm"):
+            running = [*running, *self.warm.names()]
         if magic in ("docker_start", "docker_stop", "docker_rm", "docker_env"):
             running = [*running, *kept.names(current_folder())]
         if magic in ("docker_env", "%docker_cell"):
@@ -217,12 +235,15 @@ class DockerMagics(MagicLines):
             return None
         if parsed.what is None:
             tell(self._where_cells_run())
+            for name, why in self.warm.reasons.items():
+                tell(f"{name!r} is not warm: {why}")
             return self._table_of_environments()
         if parsed.trust and parsed.what != LOCAL:
             for asked in allow_project(parsed.what, options_from(parsed), current_folder()):
                 tell(f"Allowed: {asked}")
         if parsed.dry_run:
-            return _dry_run(parsed.what, options_from(parsed))
+            waits = any(one.name == parsed.what and one.is_ready for one in self.warm)
+            return _dry_run(parsed.what, options_from(parsed), waits=waits)
         if parsed.what == LOCAL:
             self.environments.active = None
             tell(self._where_cells_run())
@@ -315,6 +336,7 @@ class DockerMagics(MagicLines):
         image = "" if image == environment.name else f"{image}, "
         how = {
             "new": "",
+            "warm": "it was warm; ",
             "attached": "attached to the one that is kept, its variables alive; ",
             "again": "the one that was kept and stopped, with a new kernel and its files as they were; ",
         }[opened.how]
@@ -402,13 +424,19 @@ class DockerMagics(MagicLines):
                     tell=to,
                     show=self.router.show,
                     begun=begun,
+                    warm=self.warm.take,
                     fresh=fresh,
                 )
             except Stopped:  # a pull, which says more
                 raise
             except KeyboardInterrupt:
                 raise StartStopped(options.name or name) from None
+            finally:
+                self.warm.stop(
+                    options.name or name
+                )  # one that is something else, or comes too late
             self._take_in(opened.environment)
+            self.warm.note_started(name, opened.environment, current_folder())
         return opened
 
     def _take_in(self, environment: Environment) -> None:
@@ -453,7 +481,19 @@ class DockerMagics(MagicLines):
                     environment.container_id[:12],
                 ]
             )
-        note = self._note_of_others()
+        for waiting in self.warm:
+            environment = waiting.environment
+            rows.append(
+                [
+                    "  " + waiting.name,
+                    environment.image_in_words,
+                    waiting.status,
+                    waiting.kernel,
+                    "",
+                    environment.container_id[:12],
+                ]
+            )
+        note = "\n".join(filter(None, [self.warm.in_words, self._note_of_others()]))
         return Table(
             ["  NAME", "IMAGE", "STATUS", "KERNEL", "KEPT", "CONTAINER ID"],
             rows,
@@ -473,12 +513,26 @@ class DockerMagics(MagicLines):
     def docker_stop(self, line: str) -> None:
         """Stop environments: %docker_stop NAME [NAME ...]. Their variables are gone.
 
+        %docker_stop --all   all of this notebook, and those that wait warm
+
         As with docker run --rm their containers go, too. One that was started with --keep stays, with what was
         installed in it: %docker_start NAME. One that is kept can be stopped from any notebook of its folder.
         """
         if (parsed := self.parse("docker_stop", line)) is None:
             return
-        for name, environment in self._named("docker_stop", parsed.names):
+        names = parsed.names
+        if parsed.all:
+            names = [*names, *self.environments.names(), *self.warm.names()]
+            if not names:
+                tell("No environment runs.")
+                return
+        for name, environment in self._named("docker_stop", names):
+            if isinstance(environment, Waiting):
+                if self.warm.stop(name):
+                    tell(
+                        f"Stopped {name!r}, which waited warm. It is not warmed again in this notebook."
+                    )
+                continue
             was_active = environment is not None and environment is self.environments.active
             if isinstance(environment, Environment):
                 stays = environment.container is not None and environment.container.stays
@@ -536,7 +590,9 @@ class DockerMagics(MagicLines):
             return
         for name, environment in self._named("docker_rm", parsed.names):
             was_active = environment is not None and environment is self.environments.active
-            if not isinstance(environment, Environment):
+            if isinstance(environment, Waiting):
+                self.warm.stop(name)
+            elif not isinstance(environment, Environment):
                 kept.remove(environment, force=parsed.force)
             elif environment.is_alive and not parsed.force:
                 raise ConfigError(
@@ -574,16 +630,21 @@ class DockerMagics(MagicLines):
                 + ("" if stays else "   It was started without --keep: stopping it removes it.")
             )
 
-    def _named(self, magic: str, names: list[str]) -> Iterable[tuple[str, Environment | kept.Kept]]:
-        """Return what a line names: an environment of this notebook, or one that is kept."""
-        found: list[tuple[str, Environment | kept.Kept]] = []
+    def _named(
+        self, magic: str, names: list[str]
+    ) -> Iterable[tuple[str, Environment | Waiting | kept.Kept]]:
+        """Return what a line names: an environment of this notebook, one that waits warm, or one that is kept."""
+        found: list[tuple[str, Environment | Waiting | kept.Kept]] = []
+        warm = {waiting.name: waiting for waiting in self.warm}
         for name in self._names_or_active(magic, names, check=False):
             if name in self.environments:
                 found.append((name, self.environments.get(name)))
+            elif name in warm:
+                found.append((name, warm[name]))
             elif (other := kept.find(name, current_folder())) is not None:
                 found.append((name, other))
             else:
-                known = [*self.environments.names(), *kept.names(current_folder())]
+                known = [*self.environments.names(), *warm, *kept.names(current_folder())]
                 raise UnknownEnvironmentError(name, dict.fromkeys(known))
         return found
 
@@ -621,7 +682,7 @@ class DockerMagics(MagicLines):
         return [self.environments.active.name]
 
 
-def _dry_run(name: str, options: RunOptions) -> Table:
+def _dry_run(name: str, options: RunOptions, *, waits: bool) -> Table:
     """Return what a start would do. Nothing is started, pulled or built."""
     engine, folder, problem = engine_for(options), current_folder(), ""
     try:
@@ -634,4 +695,5 @@ def _dry_run(name: str, options: RunOptions) -> Table:
     except UntrustedProjectError as error:
         problem = f"{problem}\n{error}".strip()
     choice, image = with_extras(choice, image, engine)
-    return explain(choice, is_here=image is not None, problem=problem)
+    warm = "a kernel waits ready, for a start without options" if waits else ""
+    return explain(choice, is_here=image is not None, problem=problem, warm=warm)

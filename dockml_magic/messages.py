@@ -27,6 +27,42 @@ _LARGEST_HEADER = 1 << 20
 """Bytes of a header; usual ones have a few hundred."""
 
 
+_NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
+
+
+def receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
+    """Return the frames of the message that has arrived.
+
+    As pyzmq's `recv_multipart`, which also asks the socket after each frame; `send` is likewise `send_multipart`
+    without what it checks. That is half of what either takes, for every message of a cell.
+
+    Raises
+    ------
+    zmq.Again
+        If none has arrived.
+    """
+    frames = [socket.recv(_NOBLOCK, copy=False)]
+    while frames[-1].more:
+        frames.append(socket.recv(copy=False))
+    return frames
+
+
+def send(
+    socket: zmq.Socket[bytes], frames: Sequence[zmq.Frame | bytes], *, blocking: bool = True
+) -> None:
+    """Send a message; large frames are not copied.
+
+    Raises
+    ------
+    zmq.Again
+        If it is not to block, and would.
+    """
+    flags = 0 if blocking else _NOBLOCK
+    for frame in frames[:-1]:
+        socket.send(frame, flags | _SNDMORE, copy=False)
+    socket.send(frames[-1], flags, copy=False)
+
+
 class MalformedMessageError(ValueError):
     """Frames that are no Jupyter message, or one that was signed with another key."""
 

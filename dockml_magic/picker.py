@@ -40,6 +40,7 @@ from dockml_magic.selection import (
     text_of,
     words_of,
 )
+from dockml_magic.warm import WarmEnvironments
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +136,7 @@ class Notebook(Protocol):
     """What a picker needs of the notebook it is in: `magics.DockerMagics` is one."""
 
     environments: Environments
+    warm: WarmEnvironments
 
     def switch_to(
         self,
@@ -412,6 +414,17 @@ class ImagePicker:
             if line
             else ""
         )
+        self._warm_chosen()
+
+    def _warm_chosen(self) -> None:
+        """Have what is chosen wait ready, if its image is here and this is looked at; see `warm`."""
+        row, name, options = self._chosen, "", RunOptions()
+        if not self._is_shown or self._working.locked():
+            return
+        with contextlib.suppress(ConfigError):  # half typed
+            if row is not None and row.is_here and not self._closed.is_set():
+                name, options = row.name, parse_words("%docker_env", self._words())
+        self._notebook.warm.pick(name, options, self._folder)
 
     def _start_chosen(self) -> None:
         row = self._chosen
@@ -582,6 +595,7 @@ class ImagePicker:
         """Show the widget, and the table where there are none (IPython's own hook)."""
         self._is_shown = True
         self._look_at_figures()
+        self._warm_chosen()
         shown: Mapping[str, Any] = self._box._repr_mimebundle_(**keywords)
         return {**shown, "text/plain": str(self)}
 
@@ -589,6 +603,7 @@ class ImagePicker:
         """Take it away. What it started runs on."""
         self._closed.set()
         self._give_up()
+        self._notebook.warm.pick("", RunOptions(), self._folder)
         with contextlib.suppress(ValueError):
             self._environments.changed.remove(self._show_environments)
         _close(self._box)

@@ -41,7 +41,6 @@ from dockml_magic.errors import (
     UnknownContainerError,
     UnknownNameError,
 )
-from dockml_magic.fit import NVIDIA_SMI, image_facts, judge, parse_nvidia_smi, pick, requested
 from dockml_magic.folders import RuntimeFolder
 from dockml_magic.gpu import HostGpus, find_gpus
 from dockml_magic.host_settings import build_args, read_host_settings
@@ -515,6 +514,8 @@ def _fits(gpus: Callable[[], HostGpus]) -> Fits:
     def fits(image: Image) -> int:
         if not gpus().gpus:
             return 0
+        from dockml_magic.fit import judge  # here: `%load_ext` does without it
+
         return _FIT[judge(replace(image, gpu=True), gpus().gpus, gpus().driver).verdict]
 
     return fits
@@ -540,6 +541,8 @@ def _settle_gpus(
     request = GpuRequest(count=-1) if choice.wants_gpu else parse_gpus(asked) if asked else None
     if request is None:
         return choice
+    from dockml_magic.fit import image_facts, judge, pick, requested  # here, as above
+
     is_ours = choice.wants_gpu or asked == AUTO
     if engine.facts.shares_files:
         found = gpus_here()
@@ -596,6 +599,8 @@ def _on_the_cpu(name: str, choice: Choice) -> str:
 
 def _gpus_of_engine(engine: Engine, reference: str) -> HostGpus:
     """Ask an engine that is not on this machine for its GPUs, through a container of an image that is there."""
+    from dockml_magic.fit import NVIDIA_SMI, parse_nvidia_smi  # here, as above
+
     spec = ContainerSpec(
         image=reference,
         name=f"dockml-gpus-{secrets.token_hex(6)}",
@@ -687,6 +692,25 @@ def make_plan(
             image, choice.reference, choice.extras, engine, tell, _given(choice.options)
         )
         choice, image = with_extras(choice, image, engine)[0], layer
+    return _plan(choice, image, folder, engine, transport)
+
+
+def plan_here(name: str, options: RunOptions, folder: Path, engine: Engine) -> KernelPlan | None:
+    """Decide the same without a word, None where something would have to be pulled, built or installed.
+
+    See `make_plan` for the parameters and for what is raised.
+    """
+    choice, image = choose_here(name, options, folder, engine)
+    check_trust(name, choice, folder)
+    choice, image = with_extras(choice, image, engine)
+    if image is None or choice.options.pull == "always":
+        return None
+    return _plan(choice, image, folder, engine)
+
+
+def _plan(
+    choice: Choice, image: ImageState, folder: Path, engine: Engine, transport: str | None = None
+) -> KernelPlan:
     kernelspec = choice.options.kernel or ImageMemory.read(image.id).kernelspec
     return KernelPlan(
         choice=choice,
@@ -1068,17 +1092,38 @@ def _called(container: ContainerState, *, is_ours: bool) -> str:
 
 def table_of_containers(engine: Engine, kept: Collection[str] = ()) -> Table:
     """Return this user's containers as a table to show; `kept` are the ids of those that are kept."""
+    ours = our_containers(engine)
+    warm = {found.id: memory for found in ours if (memory := _warm_memory(found)) is not None}
+    takes = ", ".join(
+        f"{found.labels.get(labels.NAME, '')} ({format_size(warm[found.id])})"
+        for found in ours
+        if found.id in warm
+    )
     rows = [
         [
             found.labels.get(labels.NAME, ""),
             found.image,
-            found.status,
+            "warm" if found.id in warm else found.status,
             found.started_at,
             found.labels.get(labels.WORKSPACE, ""),
             "yes" if found.id in kept else "",
             found.id[:12],
         ]
-        for found in our_containers(engine)
+        for found in ours
     ]
     head = ["NAME", "IMAGE", "STATUS", "SINCE", "WORKSPACE", "KEPT", "CONTAINER ID"]
-    return Table(head, rows, empty="You have no containers of dockml_magic.")
+    note = (
+        f"Warm, so that %docker_env NAME takes no time in their notebooks: {takes}." if warm else ""
+    )
+    return Table(head, rows, empty="You have no containers of dockml_magic.", note=note)
+
+
+def _warm_memory(found: ContainerState) -> int | None:
+    """Return what one takes that waits to be asked for, None where it does not wait, or nobody knows."""
+    session = found.labels[labels.SESSION]
+    if found.status != "running" or not folders.SESSION.fullmatch(session):
+        return None
+    try:
+        return int((folders.runtime_root() / session / folders.WARM_FILE).read_text())
+    except (OSError, ValueError):
+        return None

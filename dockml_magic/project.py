@@ -11,6 +11,7 @@ A table per environment, with the words of `docker run`'s options::
     memory = "8g"
     with = ["pandas==0.24"]
     requirements = "requirements.txt"
+    warm = true
 
 `image` may be a short name of the catalogue, or a Dockerfile. Relative folders are taken from the file's folder.
 
@@ -74,6 +75,9 @@ class Project:
         The user's own images, by name: this file's, and those of their own file.
     entries : dict of str to str
         What stands for the whole entry of an environment, to see that it has changed.
+    warm : tuple of str
+        The environments that are to wait ready, in the file's order. It says nothing of what runs, so it is no part
+        of `entries`.
     """
 
     path: Path | None = None
@@ -81,6 +85,7 @@ class Project:
     titles: dict[str, str] = field(default_factory=dict)
     images: dict[str, Image] = field(default_factory=dict)
     entries: dict[str, str] = field(default_factory=dict)
+    warm: tuple[str, ...] = ()
 
     @property
     def lock_path(self) -> Path | None:
@@ -206,7 +211,7 @@ def _parse(place: _Place, table: dict[str, Any]) -> Project:
     for word in table:
         if word not in ("environments", "images"):
             raise (place / word).unknown(("environments", "images"))
-    environments, titles = {}, {}
+    environments, titles, warm = {}, {}, []
     below = place / "environments"
     entries = table.get("environments", {})
     if not isinstance(entries, dict):
@@ -220,13 +225,20 @@ def _parse(place: _Place, table: dict[str, Any]) -> Project:
                 "not a name for an environment.",
                 "It begins with a letter or a digit, and 'local' is the notebook's own kernel.",
             )
-        titles[name], environments[name] = _environment(at, entry)
+        own, environments[name] = _environment(at, entry)
+        titles[name] = own.get("title", "")
+        if own.get("warm"):
+            warm.append(name)
     return Project(
         path=place.path,
         environments=environments,
         titles=titles,
         images=_images(place, table),
-        entries={name: lock.entry_of(entry) for name, entry in entries.items()},
+        entries={
+            name: lock.entry_of({word: value for word, value in entry.items() if word != "warm"})
+            for name, entry in entries.items()
+        },
+        warm=tuple(warm),
     )
 
 
@@ -264,26 +276,25 @@ def _image(at: _Place, name: str, entry: Any) -> Image:
     return image if image.title else dataclasses.replace(image, title=name)
 
 
-def _environment(at: _Place, entry: dict[str, Any]) -> tuple[str, RunOptions]:
-    """Return an environment's title, "" without one, and its options."""
-    title: str = ""
+def _environment(at: _Place, entry: dict[str, Any]) -> tuple[dict[str, Any], RunOptions]:
+    """Return what an environment says beside its options, and these."""
+    own: dict[str, Any] = {}
     values: dict[str, Any] = {}
     for word, value in entry.items():
-        if word != "title" and word not in _READERS:
-            raise (at / word).unknown(("title", *_READERS), value)
+        if word not in _OWN_READERS and word not in _READERS:
+            raise (at / word).unknown((*_OWN_READERS, *_READERS), value)
         try:
-            reader = _text if word == "title" else _READERS[word]
-            read = reader(value, at.path.parent)
+            read = {**_OWN_READERS, **_READERS}[word](value, at.path.parent)
         except ConfigError as error:
             example = f"Example: {word} = {_EXAMPLES[word]}" if word in _EXAMPLES else ""
             raise (at / word).error(error.message, f"{error.hint} {example}".strip()) from error
-        if word == "title":
-            title = read
+        if word in _OWN_READERS:
+            own[word] = read
         elif word in _PACKAGES:
             values["packages"] = values.get("packages", ()) + read
         else:
             values[word] = read
-    return title, RunOptions(**values)
+    return own, RunOptions(**values)
 
 
 def _text(value: Any, _: Path) -> str:
@@ -399,6 +410,9 @@ def _choice(choices: tuple[str, ...]) -> Callable[[Any, Path], str]:
     return read
 
 
+_OWN_READERS: dict[str, Callable[[Any, Path], Any]] = {"title": _text, "warm": _yes}
+"""Entries that are no options of a start."""
+
 _READERS: dict[str, Callable[[Any, Path], Any]] = {
     "gpus": _gpus,
     "volumes": _volumes,
@@ -429,6 +443,7 @@ _READERS: dict[str, Callable[[Any, Path], Any]] = {
 
 _EXAMPLES = {
     "title": '"Our summariser"',
+    "warm": "true",
     "gpus": '"all"',
     "volumes": '["./models:/models:ro"]',
     "publish": '["8501:8501"]',
@@ -473,6 +488,9 @@ _OTHER_WORDS = {
     "cwd": "workdir",
     "working_dir": "workdir",
     "containers": "environments",
+    "preload": "warm",
+    "prestart": "warm",
+    "autostart": "warm",
 }
 """What others call our entries."""
 

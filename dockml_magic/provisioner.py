@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import signal
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,9 @@ PROVISIONER_NAME = "dockml-provisioner"
 
 _KILL_PATIENCE = 0.3
 """Seconds in which the end of a kernel that was killed is heard of."""
+
+_FOLLOWS_FOR = 10.0
+"""Seconds after a request to end in which a kernel does so by itself; by then it was killed."""
 
 _HOST_ONLY = frozenset(
     [
@@ -267,7 +271,21 @@ class DockerProvisioner(KernelProvisionerBase):
         await self.send_signal(signal.SIGTERM)
 
     async def shutdown_requested(self, restart: bool = False) -> None:
-        """Do nothing more: the kernel itself has got the request. Called after it was sent."""
+        """End the container as soon as its kernel has ended. Called after the kernel itself was asked to.
+
+        The manager looks every 100 ms whether it has; meanwhile the engine can begin to take the container down.
+        """
+        container = self.container
+        if restart or container is None or container.stays:
+            return
+
+        def follow() -> None:
+            code = container.wait(_FOLLOWS_FOR)
+            if code is not None:
+                self._exit_code = code
+                container.ask_to_end()
+
+        threading.Thread(target=follow, name="dockml-end", daemon=True).start()
 
     async def cleanup(self, restart: bool = False) -> None:
         """End the container, unless the kernel is about to be restarted in it.
@@ -281,7 +299,8 @@ class DockerProvisioner(KernelProvisionerBase):
         if container is None or (restart and container.state.phase != "gone"):
             return
         self.container = None
-        self._exit_code = container.poll() or 0
+        if self._exit_code is None:
+            self._exit_code = container.poll() or 0
         await asyncio.to_thread(container.end)
 
     def get_shutdown_wait_time(self, recommended: float = 5.0) -> float:

@@ -29,7 +29,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -554,20 +553,9 @@ def _find_run_folders(root: Path) -> Iterator[KeptFile]:
                 names=(path.name,),
                 changed_at=max(entry.lstat().st_mtime for entry in inside),
                 size=_size_of(path),
-                is_answered=_is_answered(shared / "control"),
+                is_answered=folders.has_listener(shared / "control") or False,
                 shares_files=not _listens_on_port(shared / "config.json"),
             )
-
-
-def _is_answered(path: Path) -> bool:
-    """Tell whether somebody listens on a Unix socket. It is closed again at once."""
-    if path.is_symlink():  # the container's doing
-        return False
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(1.0)
-        connection.connect(str(path))
-        return True
-    return False
 
 
 def _listens_on_port(config: Path) -> bool:
@@ -643,7 +631,9 @@ def _remove_files(left: LeftOver, engine: Engine) -> None:
         _remove_bundle(path)
     elif left.kind == "run folder":
         folder = folders.RuntimeFolder(path)
-        if engine.list({labels.SESSION: path.name}) or _is_answered(folder.shared / "control"):
+        if engine.list({labels.SESSION: path.name}) or folders.has_listener(
+            folder.shared / "control"
+        ):
             raise ConfigError("its container is there after all")
         folder.remove()
         if path.exists():

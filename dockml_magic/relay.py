@@ -29,7 +29,7 @@ from dockml_magic.errors import (
     KernelPausedError,
     KernelStartTimeoutError,
 )
-from dockml_magic.messages import MalformedMessageError, Message
+from dockml_magic.messages import MalformedMessageError, Message, receive
 
 log = logging.getLogger(__name__)
 
@@ -638,7 +638,7 @@ class Relay:
             return
         try:
             while len(self._unread) < _QUEUE:
-                frames = self.iopub.recv_multipart(zmq.NOBLOCK, copy=False)
+                frames = receive(self.iopub)
                 with contextlib.suppress(*UNUSABLE):
                     message = Message(frames)
                     if message.type in NOT_PASSED_ON and (
@@ -707,11 +707,7 @@ class Relay:
         idle = False
         while True:
             try:
-                frames = (
-                    self._unread.popleft()
-                    if self._unread
-                    else self.iopub.recv_multipart(zmq.NOBLOCK, copy=False)
-                )
+                frames = self._unread.popleft() if self._unread else receive(self.iopub)
             except zmq.Again:
                 return idle
             try:

@@ -551,6 +551,8 @@ class Router:
     def _do_shutdown(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def do_shutdown(restart: bool) -> Any:
             """Keep the environments for the kernel that comes after this one; on the control channel's loop."""
+            if self._channel is not None:
+                self._channel.store_typed()
             if restart and self.connection_file:
                 with contextlib.suppress(
                     DockmlError, OSError

@@ -7,17 +7,31 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-loads = tomllib.loads
-TOMLDecodeError = tomllib.TOMLDecodeError
+if TYPE_CHECKING:
+    if sys.version_info >= (3, 11):
+        from tomllib import TOMLDecodeError, loads
+    else:
+        from tomli import TOMLDecodeError, loads
 
 __all__ = ["TOMLDecodeError", "dotted", "line_of", "loads", "place_of", "quoted"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("TOMLDecodeError", "loads"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_reader(), name)
+
+
+def _reader() -> Any:
+    """Return the reader, which takes 3 ms to load: `%load_ext` does without it where there is no file to read."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib
+
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -48,12 +62,14 @@ def line_of(text: str, keys: Sequence[str]) -> int | None:
     """
     lines = text.split("\n")
     texts = [line + "\n" for line in lines[:-1]] + lines[-1:]
+    reader = _reader()
 
     def read(count: int) -> dict[str, Any] | None:
         try:
-            return loads("".join(texts[:count]))
-        except TOMLDecodeError:
+            values: dict[str, Any] = reader.loads("".join(texts[:count]))
+        except reader.TOMLDecodeError:
             return None
+        return values
 
     lacks, has = 0, len(texts)
     whole = read(has)

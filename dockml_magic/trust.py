@@ -1,7 +1,8 @@
 """Trust in project files: what one asks for beyond its own folder is shown before it is used.
 
 A `dockml.toml` comes with a notebook, perhaps from somebody else, and decides how containers run. Most of what it
-can say stays inside of the container. What gives the container more of this machine than the notebook's folder is
+can say stays inside of the container. What is started without a line of the user's (`warm`) is what they have started
+once themselves, as the file stands. What gives the container more of this machine than the notebook's folder is
 refused, with a list, until the user allows exactly that (`%docker_env NAME --trust`, `dockml trust`), as
 direnv and `jupyter trust` do. What the user types themselves needs none of it.
 """
@@ -143,19 +144,42 @@ def _has_engine_socket(path: Path) -> str:
 
 def check(project: Project, name: str, asked: Sequence[str]) -> None:
     """Raise `UntrustedProjectError` where a project file asks for what was not allowed."""
-    if asked and _allowed().get(str(project.path), {}).get(name) != _digest(asked):
+    if asked and _read(_file()).get(str(project.path), {}).get(name) != _digest(asked):
         raise UntrustedProjectError(str(project.path), name, asked)
 
 
 def allow(project: Project, name: str, asked: Sequence[str]) -> None:
     """Remember that the user allows exactly this, of this file, for this environment."""
-    allowed = _allowed()
-    allowed.setdefault(str(project.path), {})[name] = _digest(asked)
-    path = _file()
+    _note(_file(), project, name, _digest(asked))
+
+
+def agree(project: Project, name: str, reference: str) -> None:
+    """Remember that the user has started an environment of a project file themselves, as the file stands."""
+    if not has_agreed(project, name, reference):
+        _note(_agreed_file(), project, name, _digest([project.entries[name], reference]))
+
+
+def has_agreed(project: Project, name: str, reference: str) -> bool:
+    """Tell whether the user has started an environment of a project file themselves, as the file stands.
+
+    Parameters
+    ----------
+    project : Project
+    name : str
+    reference : str
+        The image that its entry came to.
+    """
+    agreed = _read(_agreed_file()).get(str(project.path), {}).get(name)
+    return agreed == _digest([project.entries[name], reference])
+
+
+def _note(path: Path, project: Project, name: str, digest: str) -> None:
+    noted = _read(path)
+    noted.setdefault(str(project.path), {})[name] = digest
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
     with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(allowed, file, indent=1)
+        json.dump(noted, file, indent=1)
     scratch.replace(path)
 
 
@@ -163,10 +187,13 @@ def _file() -> Path:
     return user_images_file().with_name("trusted.json")
 
 
-def _allowed() -> dict[str, dict[str, str]]:
-    """Return what was allowed, by file and environment; nothing where others may have written it."""
+def _agreed_file() -> Path:
+    return user_images_file().with_name("started.json")
+
+
+def _read(path: Path) -> dict[str, dict[str, str]]:
+    """Return what was noted, by project file and environment; nothing where others may have written it."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        path = _file()
         about = path.stat()
         found = json.loads(path.read_text(encoding="utf-8"))
         is_ours = about.st_uid == os.getuid() and not about.st_mode & 0o022

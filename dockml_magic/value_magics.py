@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import line_magic, magics_class
@@ -17,13 +17,14 @@ from IPython.core.magic import line_magic, magics_class
 from dockml_magic.display import tell
 from dockml_magic.environment import Environment, Environments
 from dockml_magic.errors import ConfigError, KernelError, NameMissingError
-from dockml_magic.exchange import HandOver, OwnKernel, Side, hand_several_over
 from dockml_magic.magic_lines import MagicLines
 from dockml_magic.names import LOCAL
 from dockml_magic.options import split_line
 from dockml_magic.parcels import Parcel, join_lists, parse_copy
 from dockml_magic.pull import format_size
-from dockml_magic.resources.values.agent import READ_ONLY
+
+if TYPE_CHECKING:
+    from dockml_magic.exchange import HandOver, Side
 
 _PATIENCE = 1.0
 """Seconds for a kernel to say which names it has."""
@@ -94,9 +95,9 @@ class ValueMagics(MagicLines):
         """
         if (parsed := self.parse_words("docker_cp", join_lists(split_line(line)))) is None:
             return
-        parcels = parse_copy(parsed.source, parsed.target)
         if ":" not in parsed.target:
             self._raise_if_environment(parsed.target)
+        parcels = parse_copy(parsed.source, parsed.target)
         self.check(parcels)
         self.carry(parcels, copy=parsed.copy, quiet=parsed.quiet)
 
@@ -130,6 +131,8 @@ class ValueMagics(MagicLines):
             if parcel.source == LOCAL != here:
                 missing = [old for old in parcel.names if old not in self.shell.user_ns]
                 if missing:
+                    from dockml_magic.exchange import OwnKernel  # here: `%load_ext` does without it
+
                     raise self._missing(NameMissingError(missing, OwnKernel.title))
 
     def _running(self, name: str) -> Environment:
@@ -167,7 +170,10 @@ class ValueMagics(MagicLines):
         DockmlError
             If one of them cannot be.
         """
-        ways = [(self._side(p.source), self._side(p.target), p.names) for p in parcels]
+        from dockml_magic.exchange import hand_several_over  # here, as above
+
+        sides = {name: self._side(name) for p in parcels for name in (p.source, p.target)}
+        ways = [(sides[p.source], sides[p.target], p.names) for p in parcels]
         try:
             for parcel, done in zip(parcels, hand_several_over(ways, copy=copy), strict=True):
                 if not quiet:
@@ -176,6 +182,8 @@ class ValueMagics(MagicLines):
             raise self._missing(error) from error
 
     def _tell(self, parcel: Parcel, done: HandOver) -> None:
+        from dockml_magic.resources.values.agent import READ_ONLY  # here, as above
+
         types = list(done.types.values())
         facts = types if len(types) <= _MOST_TYPES else [f"{len(types)} values"]
         if done.bytes:
@@ -188,6 +196,8 @@ class ValueMagics(MagicLines):
                 tell(f"  {note}")
 
     def _side(self, name: str) -> Side:
+        from dockml_magic.exchange import OwnKernel  # here, as above
+
         return OwnKernel(self.shell.user_ns) if name == LOCAL else self._running(name).side
 
     def names_for(self, magic: str) -> Iterable[str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.order"]
+
 NEEDS_DOCKER = "needs --run-docker"
 DOCKER_SUITES = {"integration", "browser", "notebooks", "bench"}
 HERE = Path(__file__).resolve().parent

@@ -10,15 +10,17 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import docker
 
 from tests.bench.bench import Bench
-from tests.bench.peers import PEERS
+from tests.bench.peers import PEERS, Peer
 from tests.bench.plot import plot
-from tests.bench.rows import ROWS, images_of
+from tests.bench.rows import ALONE, ROWS, images_of
 from tests.bench.sessions import end_processes
 from tests.bench.table import US, Absent, Figure, Goal, markdown, write
 from tests.images.build import build
@@ -44,6 +46,8 @@ def main(words: Sequence[str] | None = None) -> int:
     engine = docker.from_env(timeout=120)
     build(images_of(names, peers), engine)
     began = time.monotonic()
+    if set(names) - ALONE:
+        _install(PEERS[name] for name in peers)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dockml-bench-"))
         bench = Bench(
@@ -59,6 +63,8 @@ def main(words: Sequence[str] | None = None) -> int:
                 for figure in _figures(bench, name):
                     figures.append(figure)
                     print(markdown([figure]), file=sys.stderr, flush=True)
+                    if parsed.out:  # what is known so far, should this end before its end
+                        write(figures, parsed.out, "Not all rows yet.")
                 print(f"{name}: {time.monotonic() - since:.0f} s", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
             was_stopped = True
@@ -78,14 +84,31 @@ def main(words: Sequence[str] | None = None) -> int:
     return int(parsed.strict and any(f.is_met(who) is False for f in figures for who in f.samples))
 
 
+def _install(peers: Iterable[Peer]) -> None:
+    """Make the environments of peers, several at a time. Why one cannot be made is said in its rows."""
+
+    def install(peer: Peer) -> None:
+        with contextlib.suppress(Absent):
+            peer.install()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(install, peers))
+
+
 def _figures(bench: Bench, name: str) -> Iterator[Figure]:
-    """Give a row's figures; one that says why, where we could not be measured at all."""
+    """Give a row's figures; one that says why, where we could not be measured at all. The other rows go on."""
     try:
         yield from ROWS[name](bench)
-    except Absent as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is not the other rows'
+        traceback.print_exc()
+        why = str(error) if isinstance(error, Absent) else f"{type(error).__name__}: {error}"
         never = Goal(factor=0)
         yield Figure(
-            row=name, title=name, samples={US: []}, notes={US: str(error)}, goals={US: never}
+            row=name,
+            title=f"the rest of {name}",
+            samples={US: []},
+            notes={US: why},
+            goals={US: never},
         )
 
 

@@ -1,4 +1,6 @@
-"""``python -m tests.bench.stages [IMAGE]``: where the time of a routed `pass` cell goes, stage by stage.
+"""``python -m tests.bench.stages [--write] [IMAGE]``: where the time of a routed `pass` cell goes, stage by stage.
+
+With `--write` the table goes into CONTRIBUTING, where the last one was.
 
 The front end, the notebook's kernel and the container's are on one machine and have one clock, so that what each
 notes of a message can be put in one line.
@@ -7,6 +9,8 @@ notes of a message can be put in one line.
 from __future__ import annotations
 
 import json
+import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -22,10 +26,15 @@ from jupyter_client.manager import KernelManager
 
 from tests.bench.bench import IPYKERNEL7, Bench
 from tests.bench.clients import run_cell, until_heard
+from tests.bench.readme import put
+from tests.bench.sessions import ROOT
 from tests.bench.table import number, quartiles
 
 CELLS = 300
 WARM_UP = 20
+_PAUSE = 0.003
+"""Seconds after a cell in which the notebook's kernel notes that it has sent what the front end has by now."""
+BEGIN = "<!-- python -m tests.bench.stages --write: -->"
 
 _NOTE = """
 import time, json
@@ -38,23 +47,18 @@ def before(owner, name, what):
         note(what)
         return original(*args, **more)
     setattr(owner, name, noting)
-def after(owner, name, what):
-    original = getattr(owner, name)
-    def noting(*args, **more):
-        try:
-            return original(*args, **more)
-        finally:
-            note(what)
-    setattr(owner, name, noting)
 """
 _IN_NOTEBOOK = f"""{_NOTE}
 from dockml_magic import forwarding
 before(forwarding.ShellChannel, "_receive", "read")
-after(forwarding.Forwarder, "_send", "sent")
 before(forwarding.Forwarder, "_reply", "reply read")
-after(forwarding.FrontEnd, "reply", "reply sent")
 before(forwarding.Forwarder, "_pass_on", "idle read")
-after(forwarding.FrontEnd, "publish", "idle sent")
+import zmq
+kinds = {{zmq.DEALER: "sent", zmq.ROUTER: "reply sent"}}  # to the container; to the front end
+def send(socket, *args, sending=forwarding.send, **more):
+    note(kinds.get(socket.socket_type, "idle sent"))  # as it begins: whom it wakes may run before it returns
+    sending(socket, *args, **more)
+forwarding.send = send
 """
 _IN_CONTAINER = f"""{_NOTE}
 kernel = get_ipython().kernel
@@ -105,6 +109,7 @@ def measure(bench: Bench, image: str) -> dict[tuple[str, str], list[float]]:
             began = time.perf_counter()
             run_cell(client, "pass")
             windows.append((began, time.perf_counter()))
+            time.sleep(_PAUSE)
         noted = json.loads(run_cell(client, "print(json.dumps(noted))").stdout)
         noted += json.loads(
             run_cell(client, "%%docker_cell local\nprint(json.dumps(noted))").stdout
@@ -112,13 +117,14 @@ def measure(bench: Bench, image: str) -> dict[tuple[str, str], list[float]]:
     stages: dict[tuple[str, str], list[float]] = {}
     for began, ended in windows[WARM_UP:]:
         # The last of each: a cell's busy comes before its idle.
-        moments = {what: at for what, at in sorted(noted, key=_at) if began <= at <= ended}
+        until = ended + _PAUSE
+        moments = {what: at for what, at in sorted(noted, key=_at) if began <= at <= until}
         moments |= {"began": began, "ended": ended}
         if (
             moments.get("idle sent", 0.0) > moments.get("idle read", ended)
             and "reply sent" in moments
         ):
-            moments["both sent"] = max(moments["reply sent"], moments["idle sent"])
+            moments["both sent"] = min(max(moments["reply sent"], moments["idle sent"]), ended)
             for before, after, what in STAGES:
                 stages.setdefault((after, what), []).append(moments[after] - moments[before])
             stages.setdefault(("all", ""), []).append(ended - began)
@@ -144,25 +150,39 @@ def _notebook(bench: Bench) -> Iterator[Any]:
         manager.shutdown_kernel(now=False)
 
 
+def table(image: str, stages: dict[tuple[str, str], list[float]]) -> str:
+    """Return the stages as CONTRIBUTING has them."""
+    whole = stages[("all", "")]
+    lines = [
+        f"A routed `pass` cell in {image}: {number(median(whole) * 1000)} ms, of {len(whole)} cells; "
+        f"{os.cpu_count()} cores, Python {platform.python_version()}.",
+        "",
+        "| stage | median (quartiles), ms |",
+        "|---|---|",
+    ]
+    for (end, what), seconds in stages.items():
+        if end != "all":
+            low, middle, high = (number(value * 1000) for value in quartiles(seconds))
+            lines.append(f"| {what} | {middle} ({low} to {high}) |")
+    ours = sum(median(seconds) for (_, what), seconds in stages.items() if what.startswith("ours"))
+    lines.append(f"| ours, of these | {number(ours * 1000)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
-    """Measure and print."""
-    image = sys.argv[1] if len(sys.argv) > 1 else IPYKERNEL7
+    """Measure and print, or write."""
+    words = [word for word in sys.argv[1:] if word != "--write"]
+    image = words[0] if words else IPYKERNEL7
     with tempfile.TemporaryDirectory(prefix="dockml-bench-") as folder:
         bench = Bench(engine=docker.from_env(), workspace=Path(folder), quick=True)
         try:
-            stages = measure(bench, image)
+            text = table(image, measure(bench, image))
         finally:
             bench.images.remove_all()
-    whole = stages.pop(("all", ""))
-    print(
-        f"A routed `pass` cell in {image}: {number(median(whole) * 1000)} ms, of {len(whole)} cells"
-    )
-    print("| stage | median (quartiles), ms |\n|---|---|")
-    for (_, what), seconds in stages.items():
-        low, middle, high = (number(value * 1000) for value in quartiles(seconds))
-        print(f"| {what} | {middle} ({low} to {high}) |")
-    ours = sum(median(seconds) for (_, what), seconds in stages.items() if what.startswith("ours"))
-    print(f"| ours, of these | {number(ours * 1000)} |")
+    print(text)
+    if "--write" in sys.argv:
+        page = ROOT / "CONTRIBUTING.md"
+        page.write_text(put(text, page.read_text(), BEGIN))
     return 0
 
 

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -40,8 +41,12 @@ class Goal:
 
     def is_met(self, ours: float, theirs: float) -> bool:
         """Tell whether `ours` meets it."""
-        limit = self.factor * theirs + self.plus
+        limit = self.limit(theirs)
         return ours < limit if self.strictly else ours <= limit
+
+    def limit(self, theirs: float) -> float:
+        """Return what our median may be beside `theirs`."""
+        return self.factor * theirs + self.plus
 
     def in_words(self, unit: str, scale: float) -> str:
         """Return it as the table says it."""
@@ -95,11 +100,24 @@ class Figure:
         goal = self.goals.get(who)
         if goal is None:
             return None
-        ours = self.median_of((goal.ours or self.us) if goal.factor else who)
-        theirs = self.median_of(who)
+        ours, theirs = self._compared(who, goal)
         if ours is None:
             return False
         return None if theirs is None else goal.is_met(ours, theirs)
+
+    def _compared(self, who: str, goal: Goal) -> tuple[float | None, float | None]:
+        ours = self.median_of((goal.ours or self.us) if goal.factor else who)
+        return ours, self.median_of(who)
+
+    def told(self, who: str) -> str:
+        """Return whether the goal beside somebody is met, and by how much it is not."""
+        met, goal = self.is_met(who), self.goals.get(who)
+        if met is None or goal is None:
+            return "-"
+        ours, theirs = self._compared(who, goal)
+        if met or ours is None or theirs is None:
+            return "yes" if met else "NO"
+        return f"NO, by {number((ours - goal.limit(theirs)) * self.scale)} {self.unit}".rstrip()
 
     def order(self) -> list[str]:
         """Return who was measured: the floor, we, the others, and last those who could not be."""
@@ -117,7 +135,7 @@ class Figure:
         lines = []
         for who in self.order():
             samples = self.samples[who]
-            value, met = self.median_of(who), self.is_met(who)
+            value = self.median_of(who)
             beside = "-"
             goal = self.goals.get(who)
             mine = self.median_of(goal.ours) if goal and goal.ours else ours
@@ -131,7 +149,7 @@ class Figure:
                     f"{value / floor:.2f}x" if value is not None and floor else "-",
                     beside,
                     goal.in_words(self.unit, self.scale) if goal else "-",
-                    "-" if met is None else "yes" if met else "NO",
+                    self.told(who),
                     str(len(samples)),
                 ]
             )
@@ -179,6 +197,13 @@ def markdown(figures: Sequence[Figure]) -> str:
     return "\n".join(text) + "\n"
 
 
+def read(path: Path) -> list[list[dict[str, str]]]:
+    """Return the lines of a CSV that `write` wrote, those of one figure together."""
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    return [list(some) for _, some in groupby(lines, key=lambda line: line["figure"])]
+
+
 def write(figures: Sequence[Figure], out: Path, note: str) -> None:
     """Write `out`.csv, with all samples in it, and `out`.md."""
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -221,11 +246,13 @@ class Turns:
 
     @contextmanager
     def excusing(self, who: str) -> Iterator[None]:
-        """Note why somebody could not be measured, where that is so."""
+        """Note why somebody could not be measured, where that is so; whatever fails, the others go on."""
         try:
             yield
         except Absent as error:
             self.lacks(who, str(error))
+        except Exception as error:  # noqa: BLE001 - its line says what it was
+            self.lacks(who, f"{type(error).__name__}: {error}")
 
     def take(
         self, takers: Mapping[str, Callable[[], float]], n: int, *, warm_up: bool = False

@@ -50,7 +50,7 @@ def test_each_figure_has_the_floor_us_and_the_peers_in_table_csv_and_plot(
         for who in everybody:
             assert float(found[title, who]["median"]) > 0
             assert who in printed
-            assert f"<!-- {who} -->" in picture
+            assert f">{who}</text>" in picture
 
 
 def test_values_are_moved_by_us_and_by_files_in_every_direction(tmp_path: Path) -> None:

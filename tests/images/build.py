@@ -35,6 +35,11 @@ with tf.Session() as session:
     assert session.run(tf.reduce_sum(tf.constant([[1.0, 2.0], [3.0, 4.0]]))) == 10
 print("tensorflow " + tf.__version__)
 """
+TF2_CHECK = """
+import tensorflow as tf
+assert tf.reduce_sum(tf.constant([[1.0, 2.0], [3.0, 4.0]])).numpy() == 10
+print("tensorflow " + tf.__version__)
+"""
 TORCH_CHECK = """
 import torch
 x = torch.ones(2, 2, requires_grad=True)
@@ -131,6 +136,13 @@ RECIPES: dict[str, Recipe] = {
         pip=PIP_36,
         check=TF_CHECK + PLOT_CHECK + LACKS_KERNEL,
     ),
+    "dockml/tensorflow:2.15.1": _on(
+        "3.11",
+        "installed",
+        "tensorflow-cpu==2.15.1",
+        "numpy==1.26.4",
+        check=TF2_CHECK + LACKS_KERNEL,
+    ),
     "dockml/pytorch:1.1.0": _on(
         "3.6",
         "installed",
@@ -180,7 +192,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     **{
         f"dockml/bare:{python}": _on(python, "bare", check=LACKS_ALL)
-        for python in ("3.6", "3.9", "3.11", "3.13")
+        for python in ("3.6", "3.9", "3.11", "3.13", "3.14")
     },
     "dockml/pip:3.11": _on("3.11", "plain", check=LACKS_KERNEL + PIP_CHECK),
     "dockml/entrypoint:3.11": _on("3.11", "entrypoint", check=FOLDER_CHECK),

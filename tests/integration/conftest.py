@@ -6,6 +6,7 @@ which take long to build: they live in ``DOCKML_TEST_CACHE``, by default ``~/.ca
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from dockml_magic import folders, labels, planning
 from dockml_magic.engine import ContainerState, DockerEngine, connect
 from tests.images.build import build
 from tests.integration.kernels import Kernel
+from tests.integration.notebook import Notebook, containers_of, python_with
 from tests.integration.strangers import Strangers, untouched_strangers
 from tests.integration.waiting import wait_until
 
@@ -41,9 +43,11 @@ _PIP_SETTINGS = Path("~/.config/pip/pip.conf").expanduser()
 """The user's own, which `HOME` no longer leads to: a bundle is built with them."""
 
 StartKernel = Callable[..., Kernel]
+Layers = Callable[[], list[str]]
 RunAs = Callable[..., "subprocess.CompletedProcess[str]"]
 Image = Callable[[str], str]
 Inspect = Callable[[Kernel], dict[str, Any]]
+OpenNotebook = Callable[..., AbstractContextManager[Notebook]]
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +101,41 @@ def variables_of_its_own(
     variables["DOCKER_HOST"] = engine.facts.endpoint  # a context would be in the real home
     yield variables
     shutil.rmtree(runtime)
+
+
+@pytest.fixture(scope="session")
+def open_notebook(
+    engine: DockerEngine,
+    image: Image,
+    lasting_cache: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> OpenNotebook:
+    """Give a function that opens a notebook for many tests, in folders of its own, with the extension loaded.
+
+    ``with open_notebook(IPYKERNEL, *IMAGES, project=TEXT, folder=NAME) as notebook``: the test images are built
+    first, and the text is its folder's ``dockml.toml``. Once it is closed, nothing may be left of it.
+    """
+
+    @contextmanager
+    def open_it(
+        ipykernel: str, *images: str, project: str = "", folder: str = "notebook"
+    ) -> Iterator[Notebook]:
+        for name in images:
+            image(name)
+        shared = tmp_path_factory.mktemp("shared")
+        place = shared / folder
+        place.mkdir()
+        if project:
+            (place / "dockml.toml").write_text(project)
+        with variables_of_its_own(shared / "own", engine, lasting_cache) as variables:
+            with Notebook(place, python_with(ipykernel), variables) as notebook:
+                notebook.ok("%load_ext dockml_magic")
+                yield notebook
+            wait_until(lambda: not containers_of(place), what="no container to be left")
+            root = Path(variables["XDG_RUNTIME_DIR"], "dockml")
+            wait_until(lambda: not list(root.glob("*")), what="no runtime folder to be left")
+
+    return open_it
 
 
 @pytest.fixture(autouse=True)
@@ -161,6 +200,29 @@ def nothing_is_left(
         for left in ours():
             print(f"--- {left.name} ({left.image}, {left.status})\n{engine.logs(left.id, 50)}")
             engine.remove(left.id)
+
+
+@pytest.fixture
+def layers(engine: DockerEngine, lasting_cache: Path) -> Iterator[Layers]:
+    """Give a function that lists the layers (`--with`) that this test has built; they are removed.
+
+    An engine's layers are everybody's: one test at a time has them, in whichever process.
+    """
+    api = engine._client.api
+
+    def there() -> list[str]:
+        return [image["Id"] for image in api.images(filters={"label": labels.REQUIREMENTS})]
+
+    with (lasting_cache / "layers.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = set(there())
+
+        def made() -> list[str]:
+            return [image for image in there() if image not in before]
+
+        yield made
+        for image in made():
+            api.remove_image(image, force=True)
 
 
 @pytest.fixture

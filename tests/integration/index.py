@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import base64
 import http.server
+import os
 import ssl
 import threading
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 
 def write_package(folder: Path, name: str, version: str, *, needs: str = "") -> None:
@@ -87,3 +92,19 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
     def log_message(self, *words: object) -> None:
         pass
+
+
+def use(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have pip ask this index, and no other."""
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+    monkeypatch.setenv("PIP_INDEX_URL", index.url)
+
+
+@contextmanager
+def serving(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
+    """Serve a folder of packages as the only index."""
+    index = Index(folder)
+    use(index, monkeypatch)
+    yield index
+    index.close()

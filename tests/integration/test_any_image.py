@@ -23,6 +23,7 @@ any_image = pytest.mark.parametrize(
         ("dockml/bare:3.9", FROM_BUNDLE, ""),
         ("dockml/bare:3.11", FROM_BUNDLE, ""),
         ("dockml/bare:3.13", FROM_BUNDLE, ""),
+        ("dockml/bare:3.14", FROM_BUNDLE, ""),
         ("dockml/entrypoint:3.11", FROM_BUNDLE, ""),
         ("dockml/broken:3.11", FROM_BUNDLE, ""),
     ],

@@ -15,7 +15,7 @@ import pytest
 
 from dockml_magic import labels
 from dockml_magic.engine import DockerEngine
-from tests.integration.conftest import variables_of_its_own
+from tests.integration.conftest import OpenNotebook
 from tests.integration.notebook import IPYKERNELS, Cell, Notebook, containers_of, python_with
 from tests.integration.strangers import Strangers
 from tests.integration.waiting import wait_until
@@ -67,25 +67,13 @@ class Hit:
 
 @pytest.fixture(scope="module", params=IPYKERNELS)
 def notebook(
-    request: pytest.FixtureRequest,
-    strangers: Strangers,
-    engine: DockerEngine,
-    lasting_cache: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, strangers: Strangers, open_notebook: OpenNotebook
 ) -> Iterator[Notebook]:
-    folder = tmp_path_factory.mktemp("shared")
-    (folder / "dockml.toml").write_text(PROJECT)
-    own = tmp_path_factory.mktemp("own")
-    with variables_of_its_own(own / "own", engine, lasting_cache) as variables:
-        with Notebook(folder, python_with(request.param), variables) as notebook:
-            notebook.ok("%load_ext dockml_magic")
-            notebook.ok("local_variable = 'of the notebook'")
-            notebook.use("bystander")
-            notebook.ok("variable = 'of the bystander'")
-            yield notebook
-        wait_until(lambda: not containers_of(folder), what="no container to be left")
-        root = Path(variables["XDG_RUNTIME_DIR"], "dockml")
-        wait_until(lambda: not list(root.iterdir()), what="no folder to be left")
+    with open_notebook(request.param, project=PROJECT) as notebook:
+        notebook.ok("local_variable = 'of the notebook'")
+        notebook.use("bystander")
+        notebook.ok("variable = 'of the bystander'")
+        yield notebook
 
 
 @pytest.fixture

@@ -15,9 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from dockml_magic.engine import DockerEngine
-from tests.integration.conftest import Image, variables_of_its_own
-from tests.integration.notebook import IPYKERNELS, Notebook, containers_of, python_with
+from tests.integration.conftest import Image, OpenNotebook
+from tests.integration.notebook import IPYKERNELS, Notebook, python_with
 from tests.integration.waiting import wait_until
 
 PIP = "dockml/pip:3.11"
@@ -52,25 +51,12 @@ OTHER_KEY = "get_ipython().kernel.session.key = b'another key'"
 
 
 @pytest.fixture(scope="module", params=IPYKERNELS)
-def notebook(
-    request: pytest.FixtureRequest,
-    engine: DockerEngine,
-    image: Image,
-    lasting_cache: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Notebook]:
-    """A notebook with two environments and the extension loaded; the first is active in each test."""
-    for name in (PIP, OTHER, TF, TF_PY27):
-        image(name)
-    folder = tmp_path_factory.mktemp("shared")
-    own = tmp_path_factory.mktemp("own")
-    with variables_of_its_own(own / "own", engine, lasting_cache) as variables:
-        with Notebook(folder, python_with(request.param), variables) as notebook:
-            notebook.ok("%load_ext dockml_magic")
-            notebook.use(OTHER, "--name", "other")
-            notebook.use(PIP, "--name", "first")
-            yield notebook
-        wait_until(lambda: not containers_of(folder), what="no container to be left")
+def notebook(request: pytest.FixtureRequest, open_notebook: OpenNotebook) -> Iterator[Notebook]:
+    """A notebook with two environments; the first is active in each test."""
+    with open_notebook(request.param, PIP, OTHER, TF, TF_PY27) as notebook:
+        notebook.use(OTHER, "--name", "other")
+        notebook.use(PIP, "--name", "first")
+        yield notebook
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ GOLDEN = Path(golden.__file__).parent
         "dockml/bare:3.9",
         "dockml/bare:3.11",
         "dockml/bare:3.13",
+        "dockml/bare:3.14",
         "dockml/tensorflow:1.10.0",
         "dockml/tensorflow:1.10.0-py27",
         "dockml/pytorch:1.1.0",

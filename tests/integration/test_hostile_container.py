@@ -5,7 +5,6 @@ The image's `sitecustomize` runs before our launcher does, and takes the supervi
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -20,9 +19,13 @@ from dockml_magic.engine import DockerEngine
 from dockml_magic.errors import DockmlError, UntrustedProjectError
 from dockml_magic.options import RunOptions
 from dockml_magic.planning import make_plan
-from tests.integration.conftest import Image, Inspect, StartKernel, variables_of_its_own
-from tests.integration.notebook import Notebook, containers_of
-from tests.integration.waiting import wait_until
+from tests.integration.conftest import (
+    Image,
+    Inspect,
+    OpenNotebook,
+    StartKernel,
+)
+from tests.integration.notebook import Notebook
 
 BARE = "dockml/bare:3.11"
 EVIL = "dockml/test-evil:3.11"
@@ -243,26 +246,12 @@ print(ours.comm_id)
 
 
 @pytest.fixture(scope="module")
-def notebook(
-    engine: DockerEngine,
-    image: Image,
-    lasting_cache: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Notebook]:
+def notebook(open_notebook: OpenNotebook) -> Iterator[Notebook]:
     """Give a notebook with an environment in which hostile code runs."""
-    own = tmp_path_factory.mktemp("hostile")
-    (own / "workspace").mkdir()
-    with variables_of_its_own(own / "own", engine, lasting_cache) as variables:
-        for name in ("TMPDIR",):
-            variables.setdefault(name, os.environ.get(name, "/tmp"))
-        import sys
-
-        with Notebook(own / "workspace", Path(sys.executable), variables) as made:
-            made.ok("%load_ext dockml_magic")
-            made.use(image(BARE))
-            made.ok(HELPERS)
-            yield made
-        wait_until(lambda: not containers_of(own / "workspace"), what="the container to be gone")
+    with open_notebook("ipykernel7", BARE) as notebook:
+        notebook.use(BARE)
+        notebook.ok(HELPERS)
+        yield notebook
 
 
 def lives(notebook: Notebook) -> bool:

@@ -16,8 +16,8 @@ import pytest
 
 from dockml_magic import labels
 from dockml_magic.engine import DockerEngine
-from tests.integration.conftest import Image, variables_of_its_own
-from tests.integration.notebook import PATIENCE, Notebook, python_with
+from tests.integration.conftest import OpenNotebook
+from tests.integration.notebook import PATIENCE, Notebook
 from tests.integration.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
@@ -30,22 +30,9 @@ REPORT = (
 
 
 @pytest.fixture(scope="module")
-def notebook(
-    engine: DockerEngine,
-    image: Image,
-    lasting_cache: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Notebook]:
-    """A notebook with the extension loaded and the environment `tf`, shared by the tests."""
-    image(BARE)
-    folder = tmp_path_factory.mktemp("life")
-    workspace = folder / "it's a workspace"
-    workspace.mkdir()
-    with (
-        variables_of_its_own(folder / "own", engine, lasting_cache) as variables,
-        Notebook(workspace, python_with("ipykernel7"), variables) as notebook,
-    ):
-        notebook.ok("%load_ext dockml_magic")
+def notebook(open_notebook: OpenNotebook) -> Iterator[Notebook]:
+    """A notebook with the environment `tf-life`, shared by the tests."""
+    with open_notebook("ipykernel7", BARE, folder="it's a workspace") as notebook:
         notebook.use(BARE, "--name", "tf-life", "-e", f"TOKEN={SECRET}")
         notebook.ok("%docker_env local")
         yield notebook

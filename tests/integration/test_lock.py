@@ -20,10 +20,9 @@ from dockml_magic.layers import list_packages
 from dockml_magic.lock import parse_lock
 from dockml_magic.options import RunOptions
 from dockml_magic.planning import check_lock, lock_environments, make_plan
-from tests.integration.conftest import Image
-from tests.integration.index import Index, write_package
+from tests.integration.conftest import Image, Layers
+from tests.integration.index import Index, serving, write_package
 from tests.integration.registry import can_run_a_second_engine, push, running_registry
-from tests.integration.test_with import use
 
 PIP = "dockml/pip:3.11"
 
@@ -38,27 +37,19 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def index(packages: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
-    index = Index(packages)
-    use(index, monkeypatch)
-    yield index
-    index.close()
+    with serving(packages, monkeypatch) as index:
+        yield index
 
 
 @pytest.fixture
-def mine(engine: DockerEngine) -> Iterator[Callable[[str], None]]:
-    """Give a function that removes an image; those of this test with packages on top are removed."""
-    api = engine._client.api
-    find = {"label": labels.REQUIREMENTS}
-    before = {image["Id"] for image in api.images(filters=find)}
+def remove(engine: DockerEngine, layers: Layers) -> Callable[[str], None]:
+    """Give a function that removes an image, if it is there."""
 
-    def remove(reference: str) -> None:
+    def remove_image(reference: str) -> None:
         with contextlib.suppress(docker.errors.ImageNotFound):
-            api.remove_image(reference, force=True)
+            engine._client.api.remove_image(reference, force=True)
 
-    yield remove
-    for image in api.images(filters=find):
-        if image["Id"] not in before:
-            remove(image["Id"])
+    return remove_image
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +82,7 @@ def start(
 
 def test_an_image_is_held_by_its_digest_and_packages_by_their_versions(
     registry: str, engine: DockerEngine, image: Image, workspace: Path, index: Index,
-    mine: Callable[[str], None], packages: Path, tmp_path: Path,
+    remove: Callable[[str], None], packages: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     client, tag = engine._client, f"{registry}/team/ner:1"
     client.api.tag(image(PIP), f"{registry}/team/ner", "1")
@@ -118,11 +109,11 @@ def test_an_image_is_held_by_its_digest_and_packages_by_their_versions(
         assert check_lock([], workspace, engine) == [f"ner: {moved}"]
         # Another machine has nothing of it: the image comes by its digest, the packages at their versions.
         for here in (reference, f"{registry}/team/kept:1", tag):
-            mine(here)
+            remove(here)
         for found in client.api.images(filters={"label": labels.REQUIREMENTS}):
             if (found["Labels"] or {}).get(labels.BASE) == tag:
-                mine(found["Id"])
-        mine(locked.digest)
+                remove(found["Id"])
+        remove(locked.digest)
         assert engine.find_image(locked.digest) is None
         with dockml_magic.start("ner", folder=workspace) as environment:
             assert environment.reference == reference
@@ -134,11 +125,15 @@ def test_an_image_is_held_by_its_digest_and_packages_by_their_versions(
         assert start("ner", workspace, engine) == (reference, [])
     finally:
         for here in (tag, f"{registry}/team/kept:1", locked.digest):
-            mine(here)
+            remove(here)
 
 
 def test_a_locked_image_of_this_machine_only_is_told_where_it_is_gone(
-    engine: DockerEngine, image: Image, workspace: Path, mine: Callable[[str], None], tmp_path: Path
+    engine: DockerEngine,
+    image: Image,
+    workspace: Path,
+    remove: Callable[[str], None],
+    tmp_path: Path,
 ) -> None:
     folder = tmp_path / "base"
     folder.mkdir()
@@ -154,13 +149,13 @@ def test_a_locked_image_of_this_machine_only_is_told_where_it_is_gone(
                 text = (workspace / "dockml.lock").read_text()
                 locked = parse_lock(workspace / "dockml.lock", text).environments["ner"]
         assert start("ner", workspace, engine)[0] == locked.id
-        mine(locked.id)
+        remove(locked.id)
         with pytest.raises(ImageUnavailableError, match="no registry has it"):
             start("ner", workspace, engine)
         assert start("ner", workspace, engine, image=name)[0] == name
     finally:
-        mine(name)
-        mine(locked.id)
+        remove(name)
+        remove(locked.id)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dockml_magic.engine import DockerEngine
-from tests.integration.conftest import Image, variables_of_its_own
+from tests.integration.conftest import Image, OpenNotebook
 from tests.integration.notebook import (
     IPYKERNELS,
     Notebook,
@@ -80,24 +79,10 @@ def ipykernel(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def notebook(
-    ipykernel: str,
-    engine: DockerEngine,
-    image: Image,
-    lasting_cache: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Notebook]:
-    """A notebook that many tests share, with the extension loaded; each test chooses its environment."""
-    for name in (PIP, TF, TF_PY27, IPYKERNEL_5):
-        image(name)
-    folder = tmp_path_factory.mktemp("shared")
-    (folder / "dockml.toml").write_text(PROJECT)
-    own = tmp_path_factory.mktemp("own")
-    with variables_of_its_own(own / "own", engine, lasting_cache) as variables:
-        with Notebook(folder, python_with(ipykernel), variables) as notebook:
-            notebook.ok("%load_ext dockml_magic")
-            yield notebook
-        wait_until(lambda: not containers_of(folder), what="no container to be left")
+def notebook(ipykernel: str, open_notebook: OpenNotebook) -> Iterator[Notebook]:
+    """A notebook that many tests share; each test chooses its environment."""
+    with open_notebook(ipykernel, PIP, TF, TF_PY27, IPYKERNEL_5, project=PROJECT) as notebook:
+        yield notebook
 
 
 @pytest.fixture
@@ -180,6 +165,17 @@ def test_a_cell_that_stores_no_history_is_not_counted(notebook: Notebook) -> Non
     silent = notebook.ok("3", silent=True)
     assert notebook.ok("4").reply["execution_count"] == before + 1
     assert not silent.of("execute_result")
+
+
+def test_a_cell_that_ran_elsewhere_is_in_the_notebooks_history_when_the_next_one_runs_here(
+    notebook: Notebook,
+) -> None:
+    notebook.use(PIP)
+    counts = [notebook.ok(f"'elsewhere, {n}'").reply["execution_count"] for n in range(3)]
+    look = f"%%docker_cell local\n%history {counts[0]}-{counts[-1]}"
+    assert notebook.ok(look).printed() == "".join(f"'elsewhere, {n}'\n" for n in range(3))
+    look = f"%%docker_cell local\n_i{counts[-1]}, In[{counts[0]}]"
+    assert notebook.ok(look).result == repr(("'elsewhere, 2'", "'elsewhere, 0'"))
 
 
 def test_user_expressions_are_evaluated_in_the_environment(notebook: Notebook) -> None:

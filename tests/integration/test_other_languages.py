@@ -19,14 +19,18 @@ from dockml_magic.engine import DockerEngine
 from dockml_magic.errors import ConfigError, KernelDiedError, KernelMissingError
 from dockml_magic.provisioner import DockerProvisioner
 from dockml_magic.spec import ContainerSpec
-from tests.integration.conftest import Image, Inspect, StartKernel, variables_of_its_own
+from tests.integration.conftest import (
+    Image,
+    Inspect,
+    OpenNotebook,
+    StartKernel,
+)
 from tests.integration.kernels import Kernel
 from tests.integration.notebook import (
     IPYKERNELS,
     PATIENCE,
     Notebook,
     containers_of,
-    python_with,
 )
 from tests.integration.test_any_image import memory_of
 from tests.integration.test_argv_launcher import answers, argv_for, free_ports
@@ -395,23 +399,11 @@ def test_a_front_end_that_runs_the_argv_gets_r_on_the_ports_it_chose(
 
 
 @pytest.fixture(scope="module", params=IPYKERNELS)
-def notebook(
-    request: pytest.FixtureRequest,
-    engine: DockerEngine,
-    image: Image,
-    lasting_cache: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Notebook]:
+def notebook(request: pytest.FixtureRequest, open_notebook: OpenNotebook) -> Iterator[Notebook]:
     """A notebook that the tests below share, with R running."""
-    image(R)
-    folder = tmp_path_factory.mktemp("shared")
-    own = tmp_path_factory.mktemp("own")
-    with variables_of_its_own(own / "own", engine, lasting_cache) as variables:
-        with Notebook(folder, python_with(request.param), variables) as notebook:
-            notebook.ok("%load_ext dockml_magic")
-            notebook.use(R, "--kernel", "ir")
-            yield notebook
-        wait_until(lambda: not containers_of(folder), what="no container to be left")
+    with open_notebook(request.param, R) as notebook:
+        notebook.use(R, "--kernel", "ir")
+        yield notebook
 
 
 @pytest.fixture

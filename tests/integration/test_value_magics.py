@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dockml_magic.engine import DockerEngine
-from tests.integration.conftest import Image, variables_of_its_own
+from tests.integration.conftest import Image, OpenNotebook
 from tests.integration.notebook import (
     IPYKERNELS,
     PATIENCE,
     Notebook,
-    containers_of,
-    python_with,
 )
 from tests.integration.test_terminal import Terminal
 from tests.integration.waiting import wait_until
@@ -36,26 +33,12 @@ image = "{TF_PY27}"
 
 
 @pytest.fixture(scope="module", params=IPYKERNELS)
-def shared(
-    request: pytest.FixtureRequest,
-    engine: DockerEngine,
-    image: Image,
-    lasting_cache: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Notebook]:
+def shared(request: pytest.FixtureRequest, open_notebook: OpenNotebook) -> Iterator[Notebook]:
     """A notebook with environments on Python 2.7, 3.6 and 3.11, for all of these tests."""
-    for name in (BARE, TF, TF_PY27):
-        image(name)
-    folder = tmp_path_factory.mktemp("values")
-    (folder / "dockml.toml").write_text(PROJECT)
-    own = tmp_path_factory.mktemp("own")
-    with variables_of_its_own(own / "own", engine, lasting_cache) as variables:
-        with Notebook(folder, python_with(request.param), variables) as notebook:
-            notebook.ok("%load_ext dockml_magic")
-            for name in ("new", "tf1.10", "old"):
-                notebook.use(name)
-            yield notebook
-        wait_until(lambda: not containers_of(folder), timeout=5.0, what="no container to be left")
+    with open_notebook(request.param, BARE, TF, TF_PY27, project=PROJECT) as notebook:
+        for name in ("new", "tf1.10", "old"):
+            notebook.use(name)
+        yield notebook
 
 
 @pytest.fixture
@@ -102,6 +85,28 @@ def test_a_cell_that_fails_hands_nothing_back(notebook: Notebook) -> None:
     cell = notebook.run("%%docker_cell new -o kept\nkept = 'new'\n1 / 0")
     assert cell.reply["ename"] == "ZeroDivisionError"
     assert notebook.ok("kept").result == "'as it was'"
+
+
+def test_where_one_of_two_targets_has_no_room_the_other_gets_nothing(notebook: Notebook) -> None:
+    notebook.ok("big = 'before'")
+    notebook.ok("%docker_cp -q big new:")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, ({}, -1))"
+    notebook.ok(f"%%docker_cell old\n{limit.format(1 << 20)}")
+    cell = notebook.run(
+        "%%docker_cell tf1.10 -o new:big -o old:big -o big\nbig = bytearray(50 << 20)"
+    )
+    assert cell.reply["ename"] == "ExchangeError"
+    assert "'old' cannot do it" in cell.reply["evalue"]
+    assert "→" not in cell.printed()
+    assert notebook.ok("%%docker_cell new\nbig").result == "'before'"
+    assert notebook.ok("big").result == "'before'"
+    notebook.ok(f"%%docker_cell old\n{limit.format(-1)}")
+    cell = notebook.ok(
+        "%%docker_cell tf1.10 -o new:big -o old:big -o big\nbig = bytearray(50 << 20)"
+    )
+    assert cell.printed().count("→") == 3
+    for place in ("new", "old", "local"):
+        assert notebook.ok(f"%%docker_cell {place}\nlen(big) >> 20").result == "50"
 
 
 def test_what_a_cell_lacks_is_its_error_and_stops_those_behind_it(notebook: Notebook) -> None:

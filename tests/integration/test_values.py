@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +19,8 @@ from dockml_magic import Environment, exchange, kept, segments
 from dockml_magic.engine import DockerEngine
 from dockml_magic.errors import ExchangeError, KernelDiedError, NoMemoryError
 from dockml_magic.exchange import OwnKernel, hand_over
-from tests.integration.conftest import Image, variables_of_its_own
-from tests.integration.notebook import IPYKERNELS, Notebook, python_with
+from tests.integration.conftest import Image, OpenNotebook, variables_of_its_own
+from tests.integration.notebook import IPYKERNELS, Notebook
 from tests.integration.waiting import wait_until
 
 BARE = "bare:3.11"
@@ -28,6 +29,7 @@ IMAGES = (
     BARE,
     "tensorflow:1.10.0",
     "bare:3.13",
+    "bare:3.14",
     "bare:3.6",
     "ipykernel:5",
     "tensorflow:1.4.0",
@@ -278,6 +280,35 @@ def test_an_engine_that_shares_no_files_hands_over_piece_by_piece(
             far.put("g", iter([1]))
 
 
+def test_an_interrupt_stops_what_a_kernel_does_for_a_hand_over_piece_by_piece(
+    far_engine: DockerEngine, image: Image, workspace: Path
+) -> None:
+    with dockml_magic.start(image(f"dockml/{BARE}")) as far:
+        far.run(
+            "import time\ndef slow():\n    open('/tmp/asked', 'w').close(); time.sleep(600)\n    yield\n"
+            "slowly = slow(); after = 'alive'"
+        )
+        values = far.get("slowly")
+        container = far_engine._client.containers.get(far._container.container_id)
+        thread = _interrupt_when(lambda: container.exec_run(["ls", "/tmp/asked"]).exit_code == 0)
+        with pytest.raises(KeyboardInterrupt):
+            next(values)
+        thread.join()
+        assert far.get("after") == "alive"
+
+
+def _interrupt_when(condition: Callable[[], object]) -> threading.Thread:
+    """Interrupt this process, as the stop button does."""
+
+    def wait() -> None:
+        wait_until(condition)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
 def test_over_tcp_memory_is_shared_all_the_same(image: Image, workspace: Path) -> None:
     with dockml_magic.start(image(f"dockml/{BARE}"), "--transport", "tcp") as environment:
         assert environment.put("x", b"x" * (1 << 20)).shared
@@ -333,22 +364,12 @@ def test_what_waits_for_a_busy_kernel_gets_its_turn(bare: Environment) -> None:
 
 
 @pytest.fixture(scope="module", params=IPYKERNELS)
-def notebook(
-    request: pytest.FixtureRequest,
-    engine: DockerEngine,
-    image: Image,
-    lasting_cache: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Notebook]:
+def notebook(request: pytest.FixtureRequest, open_notebook: OpenNotebook) -> Iterator[Notebook]:
     """A notebook with two environments, a and b; its cells run in its own kernel."""
-    folder, own = tmp_path_factory.mktemp("notebook"), tmp_path_factory.mktemp("own")
-    with (
-        variables_of_its_own(own / "own", engine, lasting_cache) as variables,
-        Notebook(folder, python_with(request.param), variables) as notebook,
-    ):
-        notebook.ok("%load_ext dockml_magic")
+    image = f"dockml/{BARE}"
+    with open_notebook(request.param, image) as notebook:
         for name in ("aa", "bb"):
-            notebook.use(image(f"dockml/{BARE}"), "--name", name)
+            notebook.use(image, "--name", name)
         notebook.use("local")
         notebook.ok(
             "envs = get_ipython().magics_manager.registry['DockerMagics'].environments\n"

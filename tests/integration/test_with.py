@@ -24,8 +24,8 @@ from dockml_magic.errors import ImageBuildError
 from dockml_magic.layers import ensure_layer
 from dockml_magic.options import RunOptions
 from dockml_magic.requirements import Extras
-from tests.integration.conftest import Image
-from tests.integration.index import Index, write_package
+from tests.integration.conftest import Image, Layers
+from tests.integration.index import Index, serving, use, write_package
 from tests.integration.registry import own_certificate
 from tests.integration.waiting import wait_until
 
@@ -46,31 +46,13 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def index(packages: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
     """An index that this test's pip is told of, and no other."""
-    index = Index(packages)
-    use(index, monkeypatch)
-    yield index
-    index.close()
-
-
-def use(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
-    monkeypatch.setenv("PIP_INDEX_URL", index.url)
+    with serving(packages, monkeypatch) as index:
+        yield index
 
 
 @pytest.fixture(autouse=True)
-def layers(engine: DockerEngine) -> Iterator[Callable[[], list[str]]]:
-    """Give a function that lists the layers that this test has built; they are removed."""
-    find = {"label": labels.REQUIREMENTS}
-    before = {image["Id"] for image in engine._client.api.images(filters=find)}
-
-    def made() -> list[str]:
-        found = engine._client.api.images(filters=find)
-        return [image["Id"] for image in found if image["Id"] not in before]
-
-    yield made
-    for image in made():
-        engine._client.api.remove_image(image, force=True)
+def only_our_layers(layers: Layers) -> None:
+    """Have the engine's layers for ourselves in every test."""
 
 
 @pytest.fixture
@@ -109,7 +91,7 @@ def containers(engine: DockerEngine) -> list[str]:
 
 def test_packages_are_installed_once_and_then_need_no_network(
     index: Index, engine: DockerEngine, image: Image, workspace: Path,
-    layers: Callable[[], list[str]], caplog: pytest.LogCaptureFixture,
+    layers: Layers, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     caplog.set_level("INFO", "dockml_magic.environment")
     base = image(PIP)
@@ -249,7 +231,7 @@ def _texts(saved: bytes) -> Iterator[str]:
     ],
 )
 def test_what_pip_says_is_shown_with_what_to_do(
-    index: Index, engine: DockerEngine, build: Build, layers: Callable[[], list[str]],
+    index: Index, engine: DockerEngine, build: Build, layers: Layers,
     line: str, says: str, hint: str,
 ) -> None:  # fmt: skip
     with pytest.raises(ImageBuildError, match=says) as caught:
@@ -270,7 +252,7 @@ def test_without_a_network_it_says_so(
 
 
 def test_an_interrupt_ends_the_build(
-    index: Index, engine: DockerEngine, build: Build, layers: Callable[[], list[str]]
+    index: Index, engine: DockerEngine, build: Build, layers: Layers
 ) -> None:
     held = threading.Event()
     index.on_request = lambda: (os.kill(os.getpid(), signal.SIGINT), held.wait(30))  # type: ignore[assignment, func-returns-value]
@@ -283,7 +265,7 @@ def test_an_interrupt_ends_the_build(
 
 
 def test_two_builds_at_once_give_one_layer(
-    index: Index, engine: DockerEngine, image: Image, layers: Callable[[], list[str]]
+    index: Index, engine: DockerEngine, image: Image, layers: Layers
 ) -> None:
     base = engine.find_image(image(PIP))
     assert base is not None
@@ -322,7 +304,7 @@ layers.ensure_layer(engine.find_image(sys.argv[1]), sys.argv[1], Extras(lines=("
 
 def test_a_build_whose_notebook_was_killed_ends_itself(
     index: Index, engine: DockerEngine, image: Image, monkeypatch: pytest.MonkeyPatch,
-    layers: Callable[[], list[str]], tmp_path: Path,
+    layers: Layers, tmp_path: Path,
 ) -> None:  # fmt: skip
     """Within a minute or so; here the container is told to be less patient."""
     held = threading.Event()
@@ -345,7 +327,7 @@ def test_a_build_whose_notebook_was_killed_ends_itself(
 
 def test_requirements_of_the_project_file(
     index: Index, engine: DockerEngine, image: Image, workspace: Path,
-    layers: Callable[[], list[str]],
+    layers: Layers,
 ) -> None:  # fmt: skip
     (workspace / "requirements.txt").write_text("# ours\nbig\n-c versions.txt\n")
     (workspace / "versions.txt").write_text("tiny==1.0\n")

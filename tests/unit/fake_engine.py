@@ -159,7 +159,7 @@ class FakeEngine:
     built : list of (str, dict)
         What was built, in order, with its build args.
     layers : list of (str, dict)
-        What was committed, in order, with its labels.
+        What was committed as a layer, in order, with the labels that were given.
     specs : list of ContainerSpec
         What containers were asked for, in order.
     ran : callable
@@ -167,7 +167,7 @@ class FakeEngine:
     commands : list of (str, list of str, dict)
         Container, words and options of all commands in containers, in order.
     committed : list of (str, str, str, str)
-        Container, reference, message and author of all commits, in order.
+        Container, reference, message and author of all other commits, in order.
     """
 
     def __init__(
@@ -311,17 +311,6 @@ class FakeEngine:
         made_by = {labels.BUILT_FROM: str(dockerfile), labels.USER: str(os.getuid())}
         self.add_image(reference, programs=programs, labels=made_by)
 
-    def commit_layer(
-        self, container_id: str, base: str, reference: str, image_labels: Mapping[str, str]
-    ) -> None:
-        below = self._image(base)
-        if below is None:
-            raise ImageUnavailableError(base, "no such image.")
-        if container_id not in self._containers:
-            raise EngineError(f"The Docker engine refused: No such container: {container_id}.")
-        self.add_image(reference, programs=below.programs)
-        self.layers.append((reference, dict(image_labels)))
-
     def tag(self, image: str, reference: str) -> None:
         found = self._image(image)
         if found is None:
@@ -447,15 +436,28 @@ class FakeEngine:
         return FakeExec(self.ran(command))
 
     def commit(
-        self, container_id: str, reference: str, *, message: str = "", author: str = ""
+        self,
+        container_id: str,
+        reference: str,
+        *,
+        message: str = "",
+        author: str = "",
+        as_layer: Mapping[str, str] | None = None,
     ) -> ImageState:
         container = self._existing(container_id)
         base = self._image(container.image_id)
         assert base is not None
-        self._images[_tagged(reference)] = _Image(
-            replace(base.state, id=f"sha256:{secrets.token_hex(32)}"), base.programs
+        of_layer = {} if as_layer is None else {**container.spec.labels, **as_layer}
+        state = replace(
+            base.state,
+            id=f"sha256:{secrets.token_hex(32)}",
+            labels={**base.state.labels, **of_layer},
         )
-        self.committed.append((container_id, reference, message, author))
+        self._images[_tagged(reference)] = _Image(state, base.programs)
+        if as_layer is None:
+            self.committed.append((container_id, reference, message, author))
+        else:
+            self.layers.append((reference, dict(as_layer)))
         image = self.find_image(reference)
         assert image is not None
         return image

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.bench import __main__ as main
 from tests.bench.table import US, Absent, Figure, Goal, Turns, markdown, write
 
 FIGURE = Figure(
@@ -86,7 +88,7 @@ def test_the_table_shows_medians_quartiles_ratios_and_whose_goal_is_missed() -> 
         "1.00x",
         "1.20x (+0.20 s)",
         "<= 1.15x",
-        "NO",
+        "NO, by 0.05 s",
         "1",
     ]
     assert cells[1] == ["", US, "1.2 s (1.15 to 1.3)", "1.20x", "-", "-", "-", "3"]
@@ -134,3 +136,38 @@ def test_a_round_to_warm_up_does_not_count() -> None:
     seconds = iter([9.0, 1.0, 1.0])
     turns = Turns().take({"a": lambda: next(seconds)}, 2, warm_up=True)
     assert turns.samples == {"a": [1.0, 1.0]}
+
+
+def test_whatever_fails_is_said_in_one_line_and_the_others_go_on() -> None:
+    def fails() -> float:
+        raise ValueError("no number\nat all")
+
+    turns = Turns().take({"one": fails, "other": lambda: 2.0}, 2)
+    assert turns.samples == {"one": [], "other": [2.0, 2.0]}
+    assert turns.notes == {"one": "ValueError: no number"}
+
+
+def test_a_row_that_fails_keeps_its_figures_and_has_one_that_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def breaks(bench: object) -> Iterator[Figure]:
+        yield FIGURE
+        raise RuntimeError("it broke")
+
+    monkeypatch.setitem(main.ROWS, "start", breaks)
+    first, rest = main._figures(None, "start")
+    assert first is FIGURE
+    assert rest.notes == {US: "RuntimeError: it broke"}
+    assert rest.is_met(US) is False
+
+
+def test_a_missed_goal_is_told_with_what_is_missing_to_it() -> None:
+    figure = Figure(
+        row="pass",
+        title="a cell",
+        samples={"direct": [0.005], US: [0.0064]},
+        goals={"direct": Goal(plus=0.0008)},
+        unit="ms",
+        scale=1000,
+    )
+    assert figure.told("direct") == "NO, by 0.6 ms"

@@ -59,11 +59,12 @@ CONNECTIVITY = "driver failed programming external connectivity on endpoint x (0
 class SlowEngine:
     """Listens at a socket; answers what it is told to, each after some seconds, and is silent about the rest."""
 
-    def __init__(self, path: Path, answers: dict[bytes, tuple[float, bytes]]) -> None:
+    def __init__(self, listener: socket.socket, answers: dict[bytes, tuple[float, bytes]]) -> None:
         self.answers = answers
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(path))
+        self._listener = listener
         self._listener.listen()
+        name = listener.getsockname()
+        self.endpoint = f"unix://{name}" if isinstance(name, str) else f"tcp://127.0.0.1:{name[1]}"
         self._taken: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -76,7 +77,7 @@ class SlowEngine:
     def _serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while asked := connection.recv(65536):
-                for path, (seconds, body) in self.answers.items():
+                for path, (seconds, body) in list(self.answers.items()):
                     if path in asked.partition(b"\r\n")[0]:
                         time.sleep(seconds)
                         head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
@@ -94,29 +95,35 @@ ALIVE = {
 }
 
 
-@pytest.fixture
-def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowEngine]:
+@pytest.fixture(params=["unix", "tcp"])
+def slow(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SlowEngine]:
     monkeypatch.setattr(docker.APIClient, "__init__", REAL_INIT)
-    engine = SlowEngine(tmp_path / "s", dict(ALIVE))
+    monkeypatch.setattr("dockml_magic.engine._FAR_PING", 0.5)
+    is_unix = request.param == "unix"
+    listener = socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET, socket.SOCK_STREAM)
+    listener.bind(str(tmp_path / "s") if is_unix else ("127.0.0.1", 0))
+    engine = SlowEngine(listener, dict(ALIVE))
     yield engine
     engine.close()
 
 
 def test_an_engine_that_takes_a_connection_and_never_answers_is_told_of(
-    slow: SlowEngine, tmp_path: Path
+    slow: SlowEngine,
 ) -> None:
     slow.answers.clear()
     since = time.monotonic()
     with pytest.raises(EngineUnreachableError, match="it hangs") as caught:
-        connect(f"unix://{tmp_path / 's'}")
+        connect(slow.endpoint)
     assert time.monotonic() - since < 60, "it did not wait for the SDK's 120 s"
     assert "journalctl -u docker" in caught.value.hint
 
 
 def test_an_engine_that_begins_to_hang_is_told_of_by_the_next_call_and_answers_later(
-    slow: SlowEngine, tmp_path: Path
+    slow: SlowEngine,
 ) -> None:
-    engine = connect(f"unix://{tmp_path / 's'}")
+    engine = connect(slow.endpoint)
     slow.answers.clear()
     since = time.monotonic()
     with pytest.raises(EngineUnreachableError, match="it hangs"):
@@ -127,18 +134,18 @@ def test_an_engine_that_begins_to_hang_is_told_of_by_the_next_call_and_answers_l
 
 
 def test_a_call_that_is_only_slow_is_waited_for(
-    slow: SlowEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slow: SlowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dockml_magic.engine._QUIET", 0.05)
-    engine = connect(f"unix://{tmp_path / 's'}")
+    engine = connect(slow.endpoint)
     slow.answers[b"/containers/json"] = (1.5, b"[]")
     assert engine.list({}) == []
 
 
 def test_a_call_ends_after_its_time_out_though_a_ping_is_answered(
-    slow: SlowEngine, tmp_path: Path
+    slow: SlowEngine,
 ) -> None:
-    engine = connect(f"unix://{tmp_path / 's'}", timeout=1.0)
+    engine = connect(slow.endpoint, timeout=1.0)
     with pytest.raises(EngineUnreachableError, match="does not answer"):
         engine.list({})
 

@@ -30,7 +30,7 @@ from dockml_magic.errors import (
     NoMemoryError,
     ValueRefusedError,
 )
-from dockml_magic.exchange import ContainerSide, OwnKernel, hand_over
+from dockml_magic.exchange import ContainerSide, OwnKernel, hand_over, hand_several_over
 from dockml_magic.folders import RuntimeFolder
 from tests.unit.test_supervisor import VERSIONS, the_python
 from tests.unit.waiting import wait_until
@@ -55,6 +55,7 @@ class StandIn:
             [python, "-u", str(SHELL)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self.interrupts = 0
+        self._unheard = 0
         self._lock = threading.RLock()
         self.asked: list[str] = []
 
@@ -98,6 +99,7 @@ class StandIn:
                 except KeyboardInterrupt as error:
                     stop = error
                     if not interrupted():
+                        self._unheard += 1
                         raise
                     self.interrupts += 1
                     self.process.send_signal(signal.SIGINT)
@@ -106,6 +108,9 @@ class StandIn:
                     line = self.process.stdout.readline()
                     if not line:
                         raise KernelDiedError("The kernel died.")
+                    if self._unheard:
+                        self._unheard -= 1
+                        continue
                     if stop is not None:
                         raise stop
                     told = json.loads(line)
@@ -399,11 +404,22 @@ agent.{what} = slow
 """
 
 
-@pytest.mark.parametrize("what", ["pack", "unpack", "write"])
+@pytest.mark.parametrize(
+    ("way", "what"),
+    [
+        ("memory", "pack"),
+        ("memory", "unpack"),
+        ("memory", "write"),
+        ("channel", "pack"),
+        ("channel", "unpack"),
+        ("channel", "_write_into"),
+    ],
+)
 def test_an_interrupt_stops_a_hand_over_and_leaves_the_names_as_they_were(
-    pair: tuple[StandIn, ContainerSide, StandIn, ContainerSide], tmp_path: Path, what: str
+    start: Start, tmp_path: Path, way: str, what: str
 ) -> None:
-    one, source, other, target = pair
+    one, other = start(shares_files=way == "memory"), start(shares_files=way == "memory")
+    source, target = side_of(one), side_of(other)
     one.run("x = bytearray(1 << 20); y = 1")
     other.run("x = 'before'")
     hand_over(source, target, {"y": "y"})
@@ -416,6 +432,194 @@ def test_an_interrupt_stops_a_hand_over_and_leaves_the_names_as_they_were(
     thread.join()
     assert one.interrupts + other.interrupts == 1
     assert other.value("x") == "before"
+    assert held_by(one) == held_by(other) == 0
+
+
+def held_by(kernel: StandIn) -> int:
+    """Return how much waits in a kernel to be read or bound."""
+    count = kernel.value("len(__import__('sys').modules['dockml_values.agent']._held)")
+    assert isinstance(count, int)
+    return count
+
+
+def test_who_waits_for_a_busy_kernel_over_the_channel_interrupts_nothing_of_others(
+    start: Start, tmp_path: Path
+) -> None:
+    kernel = start(shares_files=False)
+    side = side_of(kernel)
+    hand_over(OwnKernel({"x": 1}), side, {"x": "x"})
+    kernel.run(
+        "import sys, time; agent = sys.modules['dockml_values.agent']\n"
+        "real = agent._OPERATIONS['drop']\n"
+        f"def busy(request):\n open({str(tmp_path / 'busy')!r}, 'w').close(); time.sleep(1)\n"
+        " return real(request)\n"
+        "agent._OPERATIONS['drop'] = busy"
+    )
+    kernel._lock = threading.RLock()
+    thread = interrupt_when((tmp_path / "busy").exists)
+    with pytest.raises(KeyboardInterrupt):
+        hand_over(side, OwnKernel({}), {"x": "x"})
+    thread.join()
+    assert kernel.interrupts == 0
+
+
+# --- several at once --------------------------------------------------------------------------
+
+FAILS = """
+import sys
+agent = sys.modules['dockml_values.agent']
+def fail(*_, **__):
+    raise MemoryError
+agent.unpack = fail
+"""
+
+
+@pytest.mark.parametrize("way", ["memory", "channel"])
+@pytest.mark.parametrize("last", ["other", "own"])
+def test_where_one_target_fails_no_other_gets_anything(start: Start, way: str, last: str) -> None:
+    one, other, third = start(), start(), start(shares_files=way == "memory")
+    own: dict[str, Any] = {"x": "before"}
+    source, target, failing = side_of(one), side_of(other), side_of(third)
+    one.run("x = bytearray(1 << 20); g = (n for n in range(3)); s = 'after'")
+    for side in (target, failing):
+        hand_over(OwnKernel({"x": "before"}), side, {"x": "x"})
+    third.run(FAILS)
+    ways: list[Any] = [(source, target, {"x": "x", "g": "g"}), (source, failing, {"s": "x"})]
+    ways.insert(1 if last == "other" else 2, (source, OwnKernel(own), {"s": "x"}))
+    with pytest.raises(ExchangeError):
+        hand_several_over(ways)
+    assert own == {"x": "before"}
+    assert other.value("x") == "before"
+    assert other.value("'g' in globals()") is False
+    assert held_by(other) == held_by(third) == 0
+    assert target._door is not None
+    assert target._door.tickets == {}
+
+
+def test_several_targets_get_theirs_and_iterators_go_on(start: Start) -> None:
+    one, other, third = start(), start(), start(shares_files=False)
+    own: dict[str, Any] = {}
+    source = side_of(one)
+    one.run("x = bytearray(1 << 20); g = (n for n in range(3)); s = 'text'")
+    done = hand_several_over(
+        [
+            (source, side_of(other), {"x": "x", "g": "g"}),
+            (source, side_of(third), {"x": "x", "s": "t"}),
+            (source, OwnKernel(own), {"s": "t"}),
+        ]
+    )
+    assert [hand.shared for hand in done] == [True, False, False]
+    assert [dict(hand.types) for hand in done[1:]] == [
+        {"x": "bytearray", "t": "str"},
+        {"t": "str"},
+    ]
+    assert other.value("[len(x), list(g)]") == [1 << 20, [0, 1, 2]]
+    assert third.value("[len(x), t]") == [1 << 20, "text"]
+    assert own == {"t": "text"}
+    assert held_by(other) == held_by(third) == 0
+
+
+def test_one_target_is_asked_once_for_each_source_and_binds_all_at_once(
+    pair: tuple[StandIn, ContainerSide, StandIn, ContainerSide],
+) -> None:
+    one, source, other, target = pair
+    one.run("x = 1")
+    hand_several_over(
+        [
+            (source, target, {"x": "a"}),
+            (OwnKernel({"y": 2, "g": iter([1])}), target, {"y": "b", "g": "g"}),
+        ]
+    )
+    assert len(one.asked) == 1
+    assert len(other.asked) == 2
+    assert other.value("[a, b, list(g)]") == [1, 2, [1]]
+    assert held_by(other) == 0
+    hand_over(source, target, {"x": "c"})
+    assert len(one.asked) == 2
+    assert len(other.asked) == 3
+
+
+def test_an_interrupt_while_one_of_several_arrives_leaves_all_as_they_were(
+    start: Start, tmp_path: Path
+) -> None:
+    one, other, third = start(), start(), start()
+    source, target, slow = side_of(one), side_of(other), side_of(third)
+    one.run("x = bytearray(1 << 20)")
+    for side in (target, slow):
+        hand_over(OwnKernel({"x": "before"}), side, {"x": "x"})
+    third.run(SLOW.format(path=str(tmp_path / "slow"), what="unpack"))
+    thread = interrupt_when((tmp_path / "slow").exists)
+    with pytest.raises(KeyboardInterrupt):
+        hand_several_over([(source, target, {"x": "x"}), (source, slow, {"x": "x"})])
+    thread.join()
+    assert other.value("x") == third.value("x") == "before"
+    assert held_by(other) == held_by(third) == 0
+
+
+SLOW_TO_BIND = """
+import sys, time
+agent = sys.modules['dockml_values.agent']
+bind = agent._bind
+def slow(*given):
+    open({path!r}, 'w').close()
+    time.sleep(0.5)
+    bind(*given)
+agent._bind = slow
+"""
+
+
+def test_an_interrupt_while_names_are_bound_leaves_none_behind(
+    start: Start, tmp_path: Path
+) -> None:
+    one, other, third = start(), start(), start()
+    source, target, last = side_of(one), side_of(other), side_of(third)
+    one.run("x = 'after'")
+    for side in (target, last):
+        hand_over(OwnKernel({"x": "before"}), side, {"x": "x"})
+    other.run(SLOW_TO_BIND.format(path=str(tmp_path / "slow")))
+    thread = interrupt_when((tmp_path / "slow").exists)
+    with pytest.raises(KeyboardInterrupt):
+        hand_several_over([(source, target, {"x": "x"}), (source, last, {"x": "x"})])
+    thread.join()
+    assert other.value("x") == third.value("x") == "after"
+    assert held_by(other) == held_by(third) == 0
+
+
+def test_a_death_while_names_are_bound_is_told_and_the_others_have_theirs(start: Start) -> None:
+    one, other, third = start(), start(), start()
+    source, target, last = side_of(one), side_of(other), side_of(third)
+    one.run("x = 'after'")
+    hand_over(OwnKernel({"x": "before"}), target, {"x": "x"})
+    other.run("import os, sys\nsys.modules['dockml_values.agent']._bind = lambda *_: os._exit(1)")
+    with pytest.raises(KernelDiedError):
+        hand_several_over([(source, target, {"x": "x"}), (source, last, {"x": "x"})])
+    assert third.value("x") == "after"
+
+
+def test_memory_that_is_written_again_and_again_is_mapped_once(
+    pair: tuple[StandIn, ContainerSide, StandIn, ContainerSide],
+) -> None:
+    one, source, other, target = pair
+    one.run("x = bytearray(1 << 20)")
+    hand_over(source, target, {"x": "x"})
+    one.run(
+        "import sys, time; agent = sys.modules['dockml_values.agent']\n"
+        "agent._LARGE = 1; agent._KEPT_TIME = 1.0; mapped = []; real = agent.mmap.mmap\n"
+        "def note(*given, **more):\n mapped.append(given); return real(*given, **more)\n"
+        "agent.mmap.mmap = note"
+    )
+    # The receiver keeps what arrived until the next one is there, as an array that is a view does.
+    other.run(
+        "import sys; agent = sys.modules['dockml_values.agent']; read, bind = agent.read, agent._bind\n"
+        "arrived, memory = [], []\n"
+        "def keep(*given):\n arrived.append(read(*given)); return arrived[0]\n"
+        "def let_go(*given):\n memory[:] = [arrived.pop()]; bind(*given)\n"
+        "agent.read, agent._bind = keep, let_go"
+    )
+    for _ in range(8):
+        hand_over(source, target, {"x": "x"})
+    assert one.value("[len(mapped), len(agent._mappings)]") == [2, 2]
+    wait_until(lambda: one.value("len(agent._mappings)") == 0)
 
 
 def test_what_was_given_up_before_its_turn_does_nothing_then(start: Start, tmp_path: Path) -> None:
@@ -788,7 +992,7 @@ def test_an_iterator_goes_on_over_there_one_value_at_a_time(
     one.run(COUNT.format(size=size))
     source, target = side_of(one), side_of(other)
     done = hand_over(source, target, {"g": "it"})
-    assert done.types == {"it": "Stream"}
+    assert (done.types, done.bytes) == ({"it": "iterator"}, 0)
     assert one.value("made") == []
     assert other.value("next(it)[0]") == 0
     assert one.value("made") == [0]

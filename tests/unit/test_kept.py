@@ -19,7 +19,7 @@ from dockml_magic import folders, kept, labels, planning
 from dockml_magic.cli import Dockml, Remove, Stop
 from dockml_magic.engine import ContainerState, EngineFacts
 from dockml_magic.environment import Environment, Missed, open_environment
-from dockml_magic.errors import ConfigError, KernelPausedError
+from dockml_magic.errors import ConfigError, EngineUnreachableError, KernelPausedError
 from dockml_magic.kept import Kept
 from dockml_magic.messages import Message
 from dockml_magic.options import RunOptions, parse_words
@@ -171,7 +171,10 @@ def test_one_of_another_engine_is_not_forgotten(
 
 def test_a_stop_leaves_one_that_was_started_to_stay(engine: FakeEngine, keep: Keep) -> None:
     found = keep()
+    runtime = Path(found.info["container"]["runtime"])
+    assert runtime.is_dir()
     kept.stop(found)
+    assert not runtime.exists()
     assert [state.status for state in engine.containers] == ["exited"]
     assert kept.all_kept() == [found]
     kept.stop(found)
@@ -245,6 +248,20 @@ def test_a_name_that_is_not_kept_is_refused_with_those_that_are(keep: Keep, name
     with pytest.raises(ConfigError, match="There is no kept environment") as caught:
         kept.get(name, Path.cwd())
     assert caught.value.hint == "Kept: mine."
+
+
+@pytest.mark.parametrize("command", [Stop, Remove])
+def test_that_an_engine_does_not_answer_is_told_before_that_it_has_no_such_name(
+    command: type[Stop | Remove], keep: Keep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(name: str | None) -> NoReturn:
+        raise EngineUnreachableError("It hangs.")
+
+    monkeypatch.setattr(planning.engines, "connect", hang)
+    app = command()
+    app.parse_command_line(["nosuch"])
+    with pytest.raises(EngineUnreachableError, match="It hangs"):
+        app.start()
 
 
 # --- one at a time ---------------------------------------------------------------------------------

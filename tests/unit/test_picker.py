@@ -15,8 +15,20 @@ from dockml_magic.errors import ConfigError, DockmlError
 from dockml_magic.options import RunOptions
 from dockml_magic.picker import ImagePicker
 from dockml_magic.pull import PullProgress
+from dockml_magic.warm import WarmEnvironments
 from tests.unit.fake_engine import FakeEngine
 from tests.unit.waiting import wait_until
+
+
+class StandInWarm(WarmEnvironments):
+    """Starts nothing, and says what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(Environments())
+        self.picked: list[tuple[str, RunOptions]] = []
+
+    def pick(self, name: str, options: RunOptions, folder: Path) -> None:
+        self.picked.append((name, options))
 
 
 class StandInNotebook:
@@ -24,6 +36,7 @@ class StandInNotebook:
 
     def __init__(self) -> None:
         self.environments = Environments()
+        self.warm = StandInWarm()
         self.asked: list[tuple[str, RunOptions]] = []
         self.threads: list[threading.Thread] = []
         self.act: Callable[[Any], None] = lambda tell: None
@@ -151,6 +164,28 @@ def test_without_widgets_it_is_a_table(picker: ImagePicker) -> None:
 def test_no_thread_asks_for_figures_while_nothing_runs(picker: ImagePicker) -> None:
     picker._repr_mimebundle_()
     assert "dockml-figures" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_what_is_selected_and_here_is_to_wait_ready_while_it_is_looked_at(
+    picker: ImagePicker, notebook: StandInNotebook
+) -> None:
+    picked = notebook.warm.picked
+    picker._memory.value = "1g"
+    assert picked == []  # nobody looks at it
+    picker._repr_mimebundle_()
+    mine, nothing = ("me/mine:1", RunOptions(memory=1 << 30)), ("", RunOptions())
+    assert picked.pop() == mine
+    picker._memory.value = "1"
+    picker._memory.value = "1x"  # half typed
+    assert picked.pop() == nothing
+    picker._memory.value = ""
+    assert picked.pop() == ("me/mine:1", RunOptions())
+    picker._filter.value = "tf1.10-gpu"  # not here
+    assert picked.pop() == nothing
+    picker._filter.value = "me/mine:1"
+    assert picked.pop() == ("me/mine:1", RunOptions())
+    picker.close()
+    assert picked.pop() == nothing
 
 
 def test_a_closed_picker_hears_of_no_change(notebook: StandInNotebook, picker: ImagePicker) -> None:

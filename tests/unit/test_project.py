@@ -136,7 +136,7 @@ def test_an_unknown_entry_comes_with_the_nearest_and_the_known_ones(
         environment(tmp_path, f"image = 'a:1'\n{word} = 1")
     assert caught.value.line == 3
     nearest = f"Did you mean {meant}? " if meant else ""
-    known = "Known: title, gpus, volumes, publish, env, workdir,"
+    known = "Known: title, warm, gpus, volumes, publish, env, workdir,"
     assert caught.value.hint.startswith(nearest + known)
 
 
@@ -149,6 +149,7 @@ def test_an_unknown_entry_comes_with_the_nearest_and_the_known_ones(
         ("env = { A = ['b'] }", 'env = { TF_CPP_MIN_LOG_LEVEL = "2" }'),
         ("memory = 'lots'", 'Write it as docker does: 512m, 2g. Example: memory = "8g"'),
         ("title = 3", 'title = "Our summariser"'),
+        ('warm = "yes"', "warm = true"),
     ],
 )
 def test_a_mistake_comes_with_an_example(tmp_path: Path, line: str, example: str) -> None:

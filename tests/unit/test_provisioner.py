@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 from importlib.metadata import entry_points
 
 import pytest
@@ -56,6 +57,45 @@ def test_before_a_start_there_is_no_process(provisioner: DockerProvisioner) -> N
         await provisioner.cleanup()
 
     asyncio.run(ask())
+
+
+class _Container:
+    """Stands for one whose kernel ends with code 3 when it was asked to, or never."""
+
+    def __init__(self, *, ends: bool = True, stays: bool = False) -> None:
+        self.ends, self.stays = ends, stays
+        self.waited, self.asked = threading.Event(), threading.Event()
+
+    def wait(self, timeout: float) -> int | None:
+        self.waited.set()
+        return 3 if self.ends else None
+
+    def ask_to_end(self) -> None:
+        self.asked.set()
+
+
+def test_a_container_is_asked_to_end_when_its_kernel_has_and_not_only_when_somebody_looks(
+    provisioner: DockerProvisioner,
+) -> None:
+    provisioner.container = container = _Container()
+    asyncio.run(provisioner.shutdown_requested())
+    assert container.asked.wait(10)
+    assert asyncio.run(provisioner.poll()) == 3
+
+
+@pytest.mark.parametrize(
+    ("container", "restart"),
+    [(_Container(), True), (_Container(stays=True), False), (_Container(ends=False), False)],
+    ids=["restart", "stays", "kernel lives on"],
+)
+def test_a_container_is_not_asked_to_end(
+    provisioner: DockerProvisioner, container: _Container, restart: bool
+) -> None:
+    provisioner.container = container
+    asyncio.run(provisioner.shutdown_requested(restart=restart))
+    if not (restart or container.stays):
+        assert container.waited.wait(10)
+    assert not container.asked.wait(0.1)
 
 
 def test_a_kernel_without_a_container_cannot_be_adopted(provisioner: DockerProvisioner) -> None:

@@ -194,6 +194,9 @@ def test_a_word_that_is_an_environment_too_is_asked_about(
         magic("tf1.10:summary analysis")
     with pytest.raises(ConfigError, match="'local:'"):
         magic("tf1.10:summary local")
+    shell.user_ns["own"] = 1
+    with pytest.raises(ConfigError, match="'analysis:'"):
+        magic("own analysis")
     magic("tf1.10:summary local:analysis")
     assert shell.user_ns["analysis"] == ["one", "two"]
     assert analysis.own == {}

@@ -1,6 +1,7 @@
 """Payloads that are cut off, changed or hostile are refused: nothing executed, nothing allocated for them."""
 
 import mmap
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dockml_magic.resources.values import Damaged, pack, unpack
+from dockml_magic.resources.values import Damaged, arrays, pack, unpack
 from tests.fuzz.payloads import forge, forge_nodes, frame, mutate, seeds
 
 VALUE = {"text": ["é" * 3000, "b"], "ints": list(range(100)), "deep": [[({1, 2},)]]}
@@ -136,6 +137,28 @@ THREE = bytes(24)
 def test_a_hostile_node_is_refused(nodes, buffers):
     with pytest.raises(Damaged):
         unpack(forge_nodes(*nodes, buffers=buffers))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "buffers"),
+    [
+        ([["tensor", ["torch", "bfloat16", "tensor", False], [[1]]], ARRAY], [THREE]),
+        ([["tensor", ["torch", "bfloat16", "tensor", False], [7]]], []),
+        ([["tensor", ["torch", "bfloat16", "tensor", False], [[1]]], ["list", None, [1]]], []),
+    ],
+)
+def test_a_hostile_tensor_is_refused_where_there_is_no_numpy(monkeypatch, nodes, buffers):
+    monkeypatch.setattr(arrays, "find_numpy", lambda: None)
+    with pytest.raises(Damaged):
+        unpack(forge_nodes(*nodes, buffers=buffers))
+
+
+def test_bfloat16_is_floats_where_there_is_no_numpy(monkeypatch):
+    monkeypatch.setattr(arrays, "find_numpy", lambda: None)
+    array = ["array", ["<i2", [1, 3], "C", 0]]
+    tensor = ["tensor", ["torch", "bfloat16", "tensor", False], [[1]]]
+    found = unpack(forge_nodes(tensor, array, buffers=[struct.pack("<3H", 0x3FC0, 0xC000, 0x7F80)]))
+    assert list(found.values.values()) == [[[1.5, -2.0, float("inf")]]]
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,15 @@
 import collections
 import datetime
 import decimal
+import functools
+import io
 import math
+import re
+import threading
+import types
 
+import numpy
+import pandas
 import pytest
 
 from dockml_magic.resources.values import Refused, pack, unpack
@@ -79,5 +86,42 @@ def test_what_is_shared_or_contains_itself_arrives_so():
 def test_a_refusal_names_the_place_and_the_type_and_what_to_do():
     with pytest.raises(Refused) as refused:
         pack([("summary", {"model": [object]})])
-    assert refused.value.message.startswith("summary['model'][0] is of type type")
+    assert refused.value.message == (
+        "summary['model'][0] is of type type, which cannot be handed over."
+    )
     assert refused.value.hint
+    assert str(refused.value) == f"{refused.value.message} {refused.value.hint}"
+
+
+async def later():
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "hint"),
+    [
+        (lambda: lambda: 1, "Define it"),
+        (threading.Lock, "Make one"),
+        (lambda: threading.Thread(target=print), "Make one"),
+        (lambda: functools.partial(print, 1), "Define it"),
+        (lambda: types.SimpleNamespace(a=1), "vars("),
+        (lambda: numpy.random.default_rng(1), "bit_generator.state"),
+        (lambda: numpy.random.RandomState(1), "get_state()"),
+        (lambda: pandas.DataFrame({"a": [1]}).dtypes, "str("),
+        (lambda: {"a": 1}.keys(), "list("),
+        (lambda: io.StringIO("a"), ".read()"),
+        (lambda: re.compile("a"), ".pattern"),
+    ],
+)
+def test_a_refusal_says_what_to_do_with_what_is_no_value(make, hint):
+    with pytest.raises(Refused) as refused:
+        pack([("x", make())])
+    assert hint in refused.value.hint
+
+
+def test_a_coroutine_is_to_be_awaited():
+    coroutine = later()
+    with pytest.raises(Refused) as refused:
+        pack([("x", coroutine)])
+    coroutine.close()
+    assert "Await it" in refused.value.hint

@@ -183,9 +183,10 @@ def _write(request):
 
 
 def _put(request):
-    """Make values of a payload, and bind all of them or none.
+    """Make values of a payload, and bind all of them or none, at once with what waits for that (`with`).
 
-    Whether they are bound is for the notebook's side to say, when they are there: it may have been interrupted.
+    Or have them wait until all others are there, which may go to other kernels (`hold`). Whether they are bound is
+    for the notebook's side to say, when they are there: it may have been interrupted.
     """
     with _Door.of(request) as door:
         told, descriptor = door.begin()
@@ -212,25 +213,26 @@ def _put(request):
             "types": {name: type_name(values[name]) for name in values},
             "notes": list(unpacked.notes) + [READ_ONLY] * unpacked.views,
         }
-        if not door.is_open:
-            _held[request["token"]] = values
+        if "hold" in request:
+            _held[request["hold"]] = values
             return said
         is_to_be = False
         try:
             is_to_be = "bind" in door.ask(ready=True)[0]
             if is_to_be:
-                _bind(values)
+                _bind(values, request["with"])
         except KeyboardInterrupt:
             if not is_to_be:
                 raise
-            _bind(values)  # it counts as done by now
+            _bind(values, request["with"])  # it counts as done by now
         if not is_to_be:
             raise Closed("it was stopped")
         return said
 
 
 def _bind_held(request):
-    _bind(_held.pop(request["token"]))
+    """Bind what waits for it. To be asked again does no harm."""
+    _bind({}, request["tokens"])
     return {}
 
 
@@ -252,8 +254,14 @@ _OPERATIONS = {
 }
 
 
-def _bind(values):
+def _bind(values, tokens):
+    """Bind values, and those that wait by tokens, all at once."""
+    values = dict(values)
+    for token in tokens:
+        values.update(_held.get(token, {}))
     _shell().push(values)
+    for token in tokens:
+        _held.pop(token, None)
 
 
 def _shell():
@@ -293,18 +301,20 @@ _LARGE = 64 << 20
 _KEPT_TIME = 8.0
 """Seconds for which it is kept."""
 
+_MOST_KEPT = 2
+"""Mappings that are kept: while a value has its memory over there, the one that is to replace it needs other memory."""
+
 _mapping_lock = threading.Lock()
-_mapping = {}
-"""The one that is kept: its memory, what it is a mapping of, and since when."""
+_mappings = []
+"""Those that are kept, the newest last: what each is a mapping of, the memory, and since when."""
 
 
 def _find_mapping(descriptor):
     status = os.fstat(descriptor)
-    found = _mapping.pop("memory", None)
-    if found is not None:
-        if _mapping["of"] == (status.st_dev, status.st_ino):
-            return found
-        found.close()
+    for kept in _mappings:
+        if kept[0] == (status.st_dev, status.st_ino):
+            _mappings.remove(kept)
+            return kept[1]
     # Without the lock that comes with the descriptor, which says that somebody uses it.
     unlocked = os.open("/proc/self/fd/%d" % descriptor, os.O_RDWR)
     try:
@@ -320,16 +330,18 @@ def _find_mapping(descriptor):
 
 def _keep_mapping(descriptor, memory):
     status = os.fstat(descriptor)
-    _mapping.update(memory=memory, of=(status.st_dev, status.st_ino), since=time.time())
-    timer = threading.Timer(_KEPT_TIME, _drop_mapping)
+    _mappings.append(((status.st_dev, status.st_ino), memory, time.time()))
+    while len(_mappings) > _MOST_KEPT:
+        _mappings.pop(0)[1].close()
+    timer = threading.Timer(_KEPT_TIME, _drop_mappings)
     timer.daemon = True
     timer.start()
 
 
-def _drop_mapping():
+def _drop_mappings():
     with _mapping_lock:
-        if "memory" in _mapping and time.time() - _mapping["since"] > _KEPT_TIME - 0.5:
-            _mapping.pop("memory").close()
+        while _mappings and time.time() - _mappings[0][2] > _KEPT_TIME - 0.5:
+            _mappings.pop(0)[1].close()
 
 
 def _write_into(packed, memory):
@@ -663,6 +675,8 @@ class _FarSource(object):
 
 def type_name(value):
     """Return the type of a value, and its size where it has one, in a word or two."""
+    if isinstance(value, Stream):
+        return "iterator"
     name = type(value).__name__
     try:
         shape = getattr(value, "shape", None)

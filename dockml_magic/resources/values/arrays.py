@@ -258,7 +258,8 @@ def _nearest(packer, value, number):
             packer.note("array of %s: float32" % name)
             return found, dtype_detail(found.dtype)
     raise Refused(
-        "%s is an array of dtype %s, which cannot be handed over" % (packer.place_of(number), name),
+        "%s is an array of dtype %s, which cannot be handed over."
+        % (packer.place_of(number), name),
         "Hand over its fields one by one, or .astype() a plain dtype.",
     )
 

@@ -42,7 +42,7 @@ def _write(packer, value, number):
     mode = plain.name_text(value.mode)
     if mode not in _MODES:
         raise Refused(
-            "%s is a picture of mode %s, which cannot be handed over"
+            "%s is a picture of mode %s, which cannot be handed over."
             % (packer.place_of(number), mode),
             "Convert it with .convert('RGB').",
         )

@@ -486,6 +486,12 @@ _HINTS = (
         "Graph",
         "Hand over what sess.run(...) gives, or graph.as_graph_def().SerializeToString().",
     ),
+    (
+        "tensorflow.python.data",
+        None,
+        "Hand over what it gives: its as_numpy_iterator(), or what sess.run(...) gives for get_next().",
+    ),
+    ("tensorflow.python.training", None, "Make it in the other environment, too."),
     ("keras", None, "Hand over its get_weights() and to_json()."),
     ("tensorflow.python.keras", None, "Hand over its get_weights() and to_json()."),
     ("sklearn", None, "Hand over its get_params() and the arrays that it learned (coef_, …)."),
@@ -511,6 +517,13 @@ _HINTS = (
     ("io", None, "Hand over what .read() gives."),
     ("array", None, "Convert it with list(...) or numpy.array(...)."),
     ("numpy", "dtype", "Convert it with str(...)."),
+    ("numpy.random", "Generator", "Hand over its .bit_generator.state."),
+    ("numpy.random", "RandomState", "Hand over its .get_state()."),
+    ("functools", None, "Define it in the other environment, too."),
+    ("_thread", None, "Make one in the other environment."),
+    ("thread", None, "Make one in the other environment."),
+    ("threading", None, "Make one in the other environment."),
+    ("types", "SimpleNamespace", "Convert it with vars(...)."),
 )
 _HINTS_OF_TYPES = {
     "function": "Define it in the other environment, too.",
@@ -521,6 +534,7 @@ _HINTS_OF_TYPES = {
     "classobj": "Define it in the other environment, too.",
     "module": "Import it in the other environment, too.",
     "generator": "Convert it with list(...), or hand it over by itself: then it arrives as an iterator.",
+    "coroutine": "Await it, and hand over what it gives.",
     "dict_keys": "Convert it with list(...).",
     "dict_values": "Convert it with list(...).",
     "dict_items": "Convert it with list(...).",
@@ -536,7 +550,7 @@ _HINTS_OF_TYPES = {
 def refusal(value, kind, place):
     """The message and the hint for a value that cannot be handed over."""
     name = name_of(kind)
-    return "%s is of type %s, which cannot be handed over" % (place, name), _hint(value, kind)
+    return "%s is of type %s, which cannot be handed over." % (place, name), _hint(value, kind)
 
 
 def _hint(value, kind):

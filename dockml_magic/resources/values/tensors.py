@@ -4,6 +4,7 @@
 from __future__ import absolute_import, division, print_function, unicode_literals
 
 import importlib
+import struct
 import sys
 
 from . import arrays, plain
@@ -33,7 +34,7 @@ def find_writer(value, kind):
 
 
 def _refused(packer, number, what, hint):
-    return Refused("%s is %s, which cannot be handed over" % (packer.place_of(number), what), hint)
+    return Refused("%s is %s, which cannot be handed over." % (packer.place_of(number), what), hint)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -183,8 +184,12 @@ def _read(reader, node):
     else:
         _must(isinstance(node[2], list) and len(node[2]) == 1, "a tensor is none")
         found = reader.value(node[2][0])
+    if numpy is None and name == "bfloat16":
+        reader.note("tensor of bfloat16: list (no NumPy here)")
+        return _floats(reader, node[2][0])
     if numpy is None:
-        reader.note("tensor: list (no NumPy here)")
+        of = "tensor of %s: list of its bytes" % name if name in _AS_NUMBERS else "tensor: list"
+        reader.note("%s (no NumPy here)" % of)
         return found
     _must(isinstance(found, (numpy.ndarray, numpy.generic)), "a tensor is none")
     if name in _AS_NUMBERS:
@@ -212,6 +217,21 @@ def _read(reader, node):
             "tensor: array" + ("" if sys.modules.get(library) else " (no %s here)" % library)
         )
     return found
+
+
+def _floats(reader, element):
+    """What an array of bfloat16, as numbers of its width, is in lists of floats."""
+    _must(isinstance(element, list), "a tensor is none")
+    part = reader.nodes[element[0]]
+    _must(part[0] == "array", "a tensor is none")
+    _, shape, order, number = part[1]
+    data = reader.bytes(number)
+    count = arrays.count_of(arrays.shape_of(shape))
+    _must(len(data) == 2 * count, "a tensor is not of its size")
+    halves = struct.unpack(str("<%dH" % count), data)
+    wholes = struct.pack(str("<%dI" % count), *[half << 16 for half in halves])
+    floats = list(struct.unpack(str("<%df" % count), wholes))
+    return arrays.nested(floats, arrays.shape_of(shape), order)
 
 
 def _strings(reader, numpy, values, shape):

@@ -60,7 +60,7 @@ class Refused(Exception):
         self.hint = hint
 
     def __str__(self):
-        said = self.message + (". " + self.hint if self.hint else "")
+        said = self.message + (" " + self.hint if self.hint else "")
         return said.encode("utf-8", "replace") if PY2 else said
 
 

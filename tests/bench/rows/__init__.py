@@ -20,6 +20,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "start": starts.start,
     "first": starts.first,
     "unseen": starts.unseen,
+    "warm": starts.warm,
     "pass": cells.pass_cell,
     "switch": cells.switch,
     "interrupt": life.interrupt,
@@ -35,11 +36,15 @@ ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "values": values.values,
 }
 
+ALONE = frozenset({"first", "unseen", "extension", "memory", "idle", "many"})
+"""Rows without peers."""
+
 _IMAGES = {
     "start": (PYTHON311, IPYKERNEL7, TENSORFLOW, TENSORFLOW27),
     "pass": (PYTHON311, IPYKERNEL7, TENSORFLOW, TENSORFLOW27),
     "interrupt": (IPYKERNEL7, IPYKERNEL5, TENSORFLOW27),
     "values": (values.IMAGE,),
+    "warm": (PYTHON311,),
 }
 
 

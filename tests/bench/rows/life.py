@@ -53,6 +53,8 @@ def interrupt(bench: Bench) -> Iterator[Figure]:
             notes=turns.notes,
             floor=floor,
             goals={who: Goal(factor=0, plus=0.1, strictly=True) for who in (US, KERNEL)},
+            unit="ms",
+            scale=1000,
         )
         yield Figure(
             row="interrupt",

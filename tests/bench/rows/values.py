@@ -138,9 +138,10 @@ def _arrays(
             with turns.excusing(other.who):
                 takers[other.who] = other.taker((source, target))
         turns.take(takers, n)
-        # By itself, as each one here reuses the memory of the one before it.
+        # By itself, as each one here reuses the memory of those before it: two pieces in turns, as what arrived before
+        # is there until the next has.
         again = {AGAIN: partial(_moved, session, "again", source, target)}
-        for _ in range(2):
+        for _ in range(4):
             turns.take(again, 1)
         turns.samples[AGAIN] = []
         turns.take(again, n)
