@@ -10,10 +10,13 @@ goes into containers of the same image only, and was left before anything else t
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import importlib.resources
 import logging
 import os
 import secrets
+import zlib
 from collections.abc import Collection
 from pathlib import Path
 
@@ -89,8 +92,11 @@ def forget(image_id: str) -> None:
         _empty(root() / image_id.rpartition(":")[2])
 
 
+@functools.cache
 def _name() -> str:
-    return f"{__version__}.code"
+    """Return what a file is called that this version of ours has left, as the launcher is in it too."""
+    launcher = importlib.resources.files("dockml_magic") / "resources" / "launch.py"
+    return f"{__version__}-{zlib.crc32(launcher.read_bytes()):08x}.code"
 
 
 def _make_room(ours: Path) -> None:
