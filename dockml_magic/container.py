@@ -315,6 +315,7 @@ class KernelContainer:
             return False
         twin = KernelContainer(self.engine, plan, self._tell)
         twin.session, twin._runtime, twin._settings = self.session, self._runtime, self._settings
+        twin._compiled = self._compiled  # for speed only
         if self.shares_files:
             twin._settings = read_host_settings()
         same_settings = twin._settings == self._settings

@@ -109,7 +109,9 @@ def three(project: Path) -> Iterator[Notebook]:
     with Notebook(project, python_with(IPYKERNELS[0])) as notebook:
         notebook.ok(LOAD)
         wait_until(
-            lambda: notebook.ok("%docker_ps").result.count(" warm ") == 3, what="three to be warm"
+            lambda: notebook.ok("%docker_ps").result.count(" warm ") == 3,
+            what="three to be warm",
+            timeout=90.0,
         )
         yield notebook
 

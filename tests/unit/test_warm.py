@@ -448,10 +448,12 @@ def made(engine: FakeEngine, plan: planning.KernelPlan) -> KernelContainer:
     """Return a container as a start leaves it."""
     container = KernelContainer(engine, plan, print)
     container._settings = read_host_settings()
+    container._find_compiled()
     container._make_runtime(
         planning.RuntimeFolder(planning.folders.runtime_root() / container.session)
     )
     container._made_of = container._spec("python")
+    assert len(container._made_of.mounts) == 4  # with the compiled code
     container._give_up_claim()
     return container
 
