@@ -78,6 +78,7 @@ GRACE = 2.0
 START_TIMEOUT = 60.0
 """Seconds from the container's start to a bound kernel. Pulls and bundles are not counted."""
 
+_SETTLE_TIMEOUT = 1.0
 STOP_TIMEOUT = 3.0
 
 _NOTICE = 0.3
@@ -707,6 +708,12 @@ class KernelContainer:
                 self._control.signal(signum)
             except KernelError:
                 log.debug("signal %s to a container that is gone", signum)
+
+    def settle_signals(self) -> None:
+        """Return when what `signal` was called with has reached the kernel, and can meet no later cell."""
+        if self._control is not None:
+            with contextlib.suppress(KernelError):
+                self._control.settle(_SETTLE_TIMEOUT)
 
     def _interrupt_by_message(self) -> None:
         """Send an interrupt_request, and leave the waiting for its reply to a thread."""

@@ -174,6 +174,7 @@ class ControlChannel:
         self._changed = threading.Condition()
         self._state = KernelState()
         self._asked_at: float | None = None
+        self._heard = 0
         self.was_shared = False
         """More than one notebook was attached at a time."""
         self._reader = threading.Thread(target=self._read, name="dockml-control", daemon=True)
@@ -207,6 +208,17 @@ class ControlChannel:
                 self._send({"op": "say"})
         asked_at = self._asked_at
         return 0.0 if asked_at is None else time.monotonic() - asked_at
+
+    def settle(self, timeout: float) -> None:
+        """Return when the supervisor has done all that it was told, a signal for one, or after `timeout` seconds."""
+        with self._changed:
+            # Twice: the first thing that is heard may be from before.
+            enough = self._heard + 2
+            for _ in range(2):
+                self._send({"op": "say"})
+            self._changed.wait_for(
+                lambda: self._heard >= enough or self._state.phase == "gone", timeout
+            )
 
     def signal(self, signum: int) -> None:
         """Signal the kernel's process group. Safe to call from a signal handler."""
@@ -270,6 +282,7 @@ class ControlChannel:
     def _publish(self, state: KernelState) -> None:
         with self._changed:
             self._state = state
+            self._heard += 1
             self.was_shared |= state.attached > 1
             self._changed.notify_all()
 

@@ -595,6 +595,13 @@ class Environment:
                 relay.next_count = counted + 1
         return reply
 
+    def raise_missed_interrupt(self) -> None:
+        """Raise KeyboardInterrupt where one came as the last cell had not begun over there, or had ended."""
+        if self._relay is not None and self._relay.missed_interrupt:
+            self._relay.missed_interrupt = False
+            self._container.settle_signals()
+            raise KeyboardInterrupt
+
     def _running_relay(self) -> Relay:
         """Return the sockets of a kernel that runs."""
         relay = self._relay

@@ -126,6 +126,8 @@ class Relay:
         Called when a lock was held here: whoever else reads the sockets has to look anew.
     is_interrupted : bool
         The cell that runs was interrupted: then nobody waits until a container is not paused any more.
+    missed_interrupt : bool
+        It was interrupted before the kernel had begun with it or after it had replied: over there nobody knows.
     abandoned : set of str
         Cells that the kernel was sent and nobody waits for. They are interrupted as they begin, and the next
         one is sent when they have ended, as it would be aborted with them.
@@ -159,7 +161,8 @@ class Relay:
         self._lost_at = 0.0
         self._sent: dict[str, None] = {}
         self.pause = pause
-        self.is_interrupted = False
+        self.is_interrupted = self.missed_interrupt = False
+        self._is_at_it = False
         self.abandoned: set[str] = set()
         self.shell_lock = threading.RLock()
         self.iopub_lock = threading.RLock()
@@ -369,7 +372,7 @@ class Relay:
         msg_id = header["msg_id"]
         self.note_sent(msg_id)
         self.note_cell(header)
-        self.is_interrupted = was_told = False
+        self.is_interrupted = self.missed_interrupt = self._is_at_it = was_told = False
         since = time.monotonic()
         # In this order: an interrupt may come between the last message and the letting go.
         with self._interrupts_passed_on(), self._held():
@@ -406,6 +409,7 @@ class Relay:
                 if self.shell in events:
                     received = self._receive(self.shell)
                     if received["parent_header"].get("msg_id") == msg_id:
+                        self._is_at_it = False
                         reply = checked_reply(received["content"], content["code"])
                     elif probe and received["parent_header"].get("msg_id") == probe:
                         idle, reply = True, reply or dict(_INTERRUPTED)
@@ -718,8 +722,9 @@ class Relay:
                 if not self.may_publish(message):
                     log.debug("a %s that is for no cell of this kernel", message.type)
                 elif message.type == "status":
-                    if message.content["execution_state"] == "idle":
-                        idle |= message.parent_id == msg_id
+                    if message.parent_id == msg_id:
+                        idle |= message.content["execution_state"] == "idle"
+                        self._is_at_it = not idle
                 elif message.type not in NOT_PASSED_ON:
                     if count is not None:
                         show_count(message, count)
@@ -777,6 +782,7 @@ class Relay:
 
         def pass_on(signum: int, frame: FrameType | None) -> None:
             self.is_interrupted = True
+            self.missed_interrupt = not self._is_at_it
             self.interrupt()
 
         saved = signal.signal(signal.SIGINT, pass_on)

@@ -358,6 +358,8 @@ class Router:
                             )
                     if reply["status"] != "ok":
                         break
+                    if place.environment is not None and not is_last:
+                        place.environment.raise_missed_interrupt()
                     place.fetch()
             except (DockmlError, KeyboardInterrupt) as error:  # the latter at any moment
                 reply = self._error_reply(error)
@@ -613,6 +615,8 @@ class Router:
             self.run_locally(code)
         else:
             raise_remote_error(self.run_cell(environment, code, is_last=is_last))
+            if not is_last:
+                environment.raise_missed_interrupt()
 
     def run_locally(self, code: str) -> None:
         """Run code in the notebook's own kernel, inside of the cell that runs now; raise its error."""

@@ -398,6 +398,27 @@ def test_an_interrupt_at_any_moment_of_a_mixed_cell_leaves_it_ended(notebook: No
         assert notebook.ok("6 * 7").result == "42"
 
 
+def test_an_interrupt_that_comes_before_a_piece_has_begun_stops_the_cell(
+    notebook: Notebook,
+) -> None:
+    notebook.use(PIP)
+    notebook.ok("first = second = 0")
+    notebook.ok(
+        "%%docker_cell local\n"
+        "import os, signal\n"
+        "session = get_ipython()._dockml_magics.environments.active._relay.session\n"
+        "send = session.send\n"
+        "def interrupted_before(*words, **more):\n"
+        "    session.send = send\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return send(*words, **more)\n"
+        "session.send = interrupted_before"
+    )
+    cell = notebook.run("first = 1\n%docker_ps\nsecond = 1")
+    assert cell.reply["ename"] == "KeyboardInterrupt"
+    assert notebook.ok("second").result == "0"
+
+
 def test_an_interrupt_between_cells_disturbs_nothing(notebook: Notebook) -> None:
     notebook.use(PIP)
     notebook.interrupt()

@@ -233,3 +233,23 @@ def test_silence_is_counted_from_the_question_and_ends_with_an_answer(peer: Peer
         peer.connection.recv(1000)
     peer.say()
     wait_until(lambda: peer.channel.silence() < 0.2)
+
+
+def test_it_is_settled_when_what_was_told_before_has_been_done(peer: Peer) -> None:
+    peer.channel.signal(2)
+    settled = threading.Thread(target=peer.channel.settle, args=(60.0,))
+    settled.start()
+    told = b""
+    while told.count(b"say") < 2:
+        told += peer.connection.recv(1000)
+    assert b"signal" in told.partition(b"say")[0]
+    peer.say()  # of its own accord, before it had read that
+    settled.join(0.2)
+    assert settled.is_alive()
+    peer.say()
+    settled.join(10)
+    assert not settled.is_alive()
+
+
+def test_one_that_does_not_answer_is_not_waited_for(peer: Peer) -> None:
+    peer.channel.settle(0.05)
