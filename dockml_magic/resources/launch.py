@@ -100,11 +100,13 @@ LATER_IMPORTS = (
     "encodings.idna",
     "encodings.latin_1",
     "faulthandler",
-    "ipykernel.debugger",
     "sqlite3",
     "tornado.platform.asyncio",
 )
 """What ipykernel of one version or another imports while it starts, when its own modules are there."""
+
+DEBUGPY_IMPORTS = ("code", "gzip", "http.server", "pydoc", "xmlrpc.server")
+"""The same where it finds debugpy; that itself has things to say, for which it is too early."""
 
 STALLED = 30.0
 """Seconds that the kernel of a kept environment waits for a notebook that does not read its output."""
@@ -1226,7 +1228,7 @@ def remove_beside(name):
 
 def stop_using_code(config, report):
     """Import what will be imported while the compiled code is there; leave what was recorded, and report it."""
-    for name in LATER_IMPORTS:
+    for name in LATER_IMPORTS + (DEBUGPY_IMPORTS if has_module("debugpy") else ()):
         try:
             __import__(name)
         except Exception:  # not in this version, or not in this image

@@ -85,7 +85,9 @@ def test_what_the_first_start_compiles_the_second_has_and_the_user_sees_none_of_
 def test_damaged_code_and_code_that_raises_do_not_keep_an_image_from_starting(
     start: StartKernel, image: Image, engine: DockerEngine
 ) -> None:
-    answers(start(image("dockml/bare:3.11"), "--network", "none"))
+    first = start(image("dockml/bare:3.11"), "--network", "none")
+    answers(first)
+    assert engine.logs(first.container_id, 50).strip() == ""
     file = file_of(engine, "dockml/bare:3.11")
     assert file is not None
     code = file.read_bytes()
