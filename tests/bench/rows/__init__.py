@@ -36,7 +36,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "values": values.values,
 }
 
-ALONE = frozenset({"first", "unseen", "extension", "memory", "idle", "many"})
+ALONE = frozenset({"first", "warm", "unseen", "extension", "memory", "idle", "many"})
 """Rows without peers."""
 
 _IMAGES = {
