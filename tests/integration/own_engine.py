@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dockml_magic.engine import DockerEngine, connect
-from tests.integration.waiting import wait_until
+from tests.integration.waiting import wait_for_engine
 
 _LEFT = ("pid", "sock", "sock.ttrpc")
 
@@ -53,8 +53,8 @@ class OwnEngine:
                 stdout=log,
                 stderr=log,
             )
-        process, is_up = self._process, (self.folder / "docker.sock").exists
-        wait_until(lambda: process.poll() is not None or is_up(), what="the engine")
+        process = self._process
+        wait_for_engine(process, self.folder / "docker.sock")
         assert process.poll() is None, (self.folder / "log").read_text()[-2000:]
         return connect(self.endpoint)
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import docker
 
-from tests.integration.waiting import wait_until
+from tests.integration.waiting import wait_for_engine, wait_until
 
 CLONE_NEWNET = 0x40000000
 CHUNK = 16384
@@ -295,8 +295,7 @@ class MirroredEngine:
             stderr=subprocess.STDOUT,
         )
         self.pid = self.process.pid
-        is_up = (folder / "docker.sock").exists
-        wait_until(lambda: self.process.poll() is not None or is_up(), what="a second engine")
+        wait_for_engine(self.process, folder / "docker.sock")
         assert self.process.poll() is None, (folder / "log").read_text()[-2000:]
 
     def log(self) -> str:

@@ -26,7 +26,7 @@ from dockml_magic.fit import Gpu
 from dockml_magic.gpu import HostGpus
 from dockml_magic.options import RunOptions
 from tests.integration.conftest import Image, StartKernel
-from tests.integration.waiting import wait_until
+from tests.integration.waiting import wait_for_engine
 from tests.machine.newer_docker import newer_dockerd
 
 GPU_IMAGE = "tensorflow/tensorflow:1.10.0-gpu-py3"
@@ -149,8 +149,7 @@ def _another_engine(
         stderr=subprocess.STDOUT,
     )
     try:
-        is_up = (folder / "docker.sock").exists
-        wait_until(lambda: process.poll() is not None or is_up(), what="another engine")
+        wait_for_engine(process, folder / "docker.sock")
         assert process.poll() is None, (folder / "log").read_text()[-2000:]
         yield endpoint
     finally:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 _LOOK_INTERVAL = 0.05
 
@@ -20,3 +24,17 @@ def wait_until(condition: Callable[[], object], timeout: float = 30.0, what: str
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout:.0f} s for {what or condition}"
         time.sleep(_LOOK_INTERVAL)
+
+
+def wait_for_engine(process: subprocess.Popen[bytes], path: Path) -> None:
+    """Return as soon as an engine answers at its socket, or has ended. The socket is there before that."""
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(5.0)
+            connection.connect(str(path))
+            connection.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+            return b" 200 " in connection.recv(100)
+        return False
+
+    wait_until(lambda: process.poll() is not None or answers(), what="an engine of the tests")
