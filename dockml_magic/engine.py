@@ -2060,6 +2060,13 @@ def _unreachable(endpoint: str, error: Exception) -> EngineUnreachableError:
             f"The Docker engine is not running: {endpoint} refuses connections.",
             hint="Start it: sudo systemctl start docker",
         )
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        found = re.search(r"certificate verify failed: ([^(\")]+)", text)
+        return EngineUnreachableError(
+            f"The certificate of the Docker engine at {endpoint} is not one to trust"
+            f"{': ' + found.group(1).strip() if found else ''}.",
+            hint="ca.pem in the folder of DOCKER_CERT_PATH (~/.docker) has to be the authority that signed it.",
+        )
     if "Read timed out" in text:
         return EngineUnreachableError(
             f"The Docker engine at {endpoint} takes requests and does not answer them: it hangs.",
@@ -2113,7 +2120,26 @@ def _tls(name: str | None) -> dict[str, Any]:
         return {}
     from docker.utils import kwargs_from_env
 
-    return {key: value for key, value in kwargs_from_env().items() if key == "tls"}
+    tls = kwargs_from_env().get("tls")
+    if tls is None:
+        return {}
+    plain = tls.configure_client
+
+    def configure(client: docker.APIClient) -> None:
+        plain(client)
+        merge = client.merge_environment_settings
+
+        def merge_settings(
+            url: Any, proxies: Any, stream: Any, verify: Any, cert: Any
+        ) -> Mapping[str, Any]:
+            # requests takes REQUESTS_CA_BUNDLE, a company's authorities for the web, before the engine's own.
+            own = client.verify if verify is None else verify
+            return merge(url, proxies, stream, own, cert)
+
+        vars(client)["merge_environment_settings"] = merge_settings
+
+    vars(tls)["configure_client"] = configure
+    return {"tls": tls}
 
 
 def _shares_files(endpoint: str, info: Mapping[str, Any]) -> bool:
