@@ -483,6 +483,9 @@ class Supervisor(object):
             self.set_fd(fd)
         self.stopping = False
         self.begun = None  # what was compiled for us in a first start, as the kernel's is left
+        self.lacked_bundle = (
+            False  # the first kernel did, so the second is the first that runs anything
+        )
 
     @staticmethod
     def set_fd(fd):
@@ -753,7 +756,10 @@ class Supervisor(object):
                 ]
                 if mode == "image" and self._may_be_bundle(interpreter):
                     command[-1] = "any"
-                if self.config.get("records") and self.state["generation"] == 1:
+                if (
+                    self.config.get("records")
+                    and self.state["generation"] <= 1 + self.lacked_bundle
+                ):
                     command.append("record")
                 os.execve(interpreter, command, env)
             except Exception as error:
@@ -886,6 +892,7 @@ class Supervisor(object):
             elif self._lacks_bundle():
                 report = dict(self.first_report, kernelspecs=languages(self.specs))
                 self.state.update(phase="need_bundle", report=report)
+                self.lacked_bundle = True
                 self.tell()
             else:
                 self._attempt()

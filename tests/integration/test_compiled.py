@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dockml_magic import compiled
+from dockml_magic import compiled, folders, kernel_bundle
 from dockml_magic.engine import DockerEngine
 from tests.integration.conftest import Image, Inspect, StartKernel
 from tests.integration.kernels import Kernel
@@ -94,6 +97,29 @@ def test_damaged_code_and_code_that_raises_do_not_keep_an_image_from_starting(
     for damaged in (code[: len(code) // 2], code.replace(b"e", b"E"), b"\0" * len(code)):
         file.write_bytes(damaged)
         answers(start(image("dockml/bare:3.11"), "--network", "none"))
+
+
+def test_a_start_that_has_to_make_the_bundle_leaves_it_too(
+    start: StartKernel,
+    image: Image,
+    engine: DockerEngine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = tmp_path / "cache"
+    bundles = folders.bundles_root()
+    answers(start(image("dockml/bare:3.11"), "--network", "none"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    made: list[Path] = []
+
+    def copied(report: Mapping[str, Any], folder: Path, *_: Any) -> Path:
+        made.append(Path(shutil.copytree(bundles, folder, dirs_exist_ok=True)))
+        return folder / kernel_bundle.bundle_name(report)
+
+    monkeypatch.setattr("dockml_magic.container.ensure_bundle", copied)
+    answers(start(image("dockml/bare:3.11"), "--network", "none"))
+    assert made
+    assert file_of(engine, "dockml/bare:3.11") is not None
 
 
 def test_a_start_with_something_of_the_users_in_pythons_path_leaves_none(
