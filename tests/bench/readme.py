@@ -154,7 +154,8 @@ def main() -> int:
     note = path.with_suffix(".md").read_text().strip().splitlines()[-1]
     plot(shown(figures), PICTURE)
     picture = f"![What was measured, beside each other]({PICTURE.relative_to(ROOT)})\n"
-    README.write_text(put(f"{table(figures)}\n{note}\n\n{picture}", README.read_text()))
+    folded = f"<details>\n<summary>All figures that have a goal</summary>\n\n{table(figures)}\n</details>\n"
+    README.write_text(put(f"{picture}\n{folded}\n{note}\n", README.read_text()))
     return 0
 
 
