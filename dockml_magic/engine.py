@@ -22,7 +22,6 @@ import select
 import shutil
 import socket
 import stat
-import tarfile
 import tempfile
 import threading
 import time
@@ -486,6 +485,8 @@ def gpu_route(facts: EngineFacts) -> GpuRoute:
 
 def make_archive(files: Mapping[PurePosixPath, bytes | None], uid: int = 0, gid: int = 0) -> bytes:
     """Return a tar with these files; None stands for a folder. All belong to uid and gid."""
+    import tarfile  # here: `%load_ext` does without it
+
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path, content in files.items():
@@ -993,6 +994,8 @@ class _Commit:
 
     def _write_archive(self, file: IO[bytes], config: bytes, raw: str) -> None:
         """Write the raw image's archive with another configuration."""
+        import tarfile  # here, as above
+
         paths: list[str] = []
         whole = _Pieces(self._engine.save([raw]))
         with (
@@ -1549,6 +1552,8 @@ class DockerEngine:
 
     def read_file(self, container_id: str, path: PurePosixPath) -> bytes | None:
         """Return a file of the container, None where there is none."""
+        import tarfile  # here, as above
+
         with self._translated():
             try:
                 chunks, _ = self._client.api.get_archive(container_id, str(path))

@@ -20,7 +20,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -225,7 +224,7 @@ def _unpack_wheel(file: Path, built: Path, requirements: list[str]) -> tuple[str
 
     folder = built / name
     with zipfile.ZipFile(file) as archive:
-        archive.extractall(folder)  # noqa: S202 - zipfile keeps names inside
+        archive.extractall(folder)  # zipfile keeps names inside
         metadata = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         headers = HeaderParser().parsestr(archive.read(metadata).decode("utf-8"))
         requirements += headers.get_all("Requires-Dist") or []
@@ -239,6 +238,8 @@ def _unpack_wheel(file: Path, built: Path, requirements: list[str]) -> tuple[str
 
 def _unpack_source(file: Path, built: Path) -> tuple[str, str]:
     """Take the Python files of an old source distribution; their C parts are optional speed-ups."""
+    import tarfile  # here: `%load_ext` does without it
+
     stem = file.name.removesuffix(".tar.gz").removesuffix(".zip")
     name, version = _normal(stem.rpartition("-")[0]), stem.rpartition("-")[2]
     with tempfile.TemporaryDirectory() as scratch:

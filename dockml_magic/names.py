@@ -8,7 +8,6 @@ tf1.10-gpu, tensorflow:1.10-gpu, tensorflow-gpu==1.10, pytorch1.1-cu100, ngc-tf1
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -548,6 +547,8 @@ def all_images(project: Project) -> list[Image]:
 
 def suggest(name: str, project: Project, local_references: Collection[str] = ()) -> list[str]:
     """Return the known names nearest to `name`, best first, at most four."""
+    import difflib  # here: `%load_ext` does without it
+
     known = known_names(project, local_references)
     # Many names differ in one digit only: of these the one that looks like what was typed.
     digits = re.sub(r"(?<=[\d.])[ol]", lambda match: str("ol".index(match[0])), name.lower())

@@ -6,7 +6,6 @@ Decides and fetches; what is decided is a `KernelPlan`, which `container.py` run
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import logging
 import os
@@ -1039,6 +1038,8 @@ def find_local_image(name: str, engine: Engine, folder: Path) -> str:
             "an environment is called so, and no image.",
             hint=f"Make an image of it first: %docker_commit {name} IMAGE",
         )
+    import difflib  # here: `%load_ext` does without it
+
     near = difflib.get_close_matches(name, engine.local_references(), 3, 0.4)
     raise ImageUnavailableError(
         name,

@@ -26,7 +26,6 @@ The user's own file, `~/.config/dockml/images.toml`, has the same tables for eve
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 from collections.abc import Callable, Collection
@@ -154,6 +153,8 @@ class _Place:
         word = self.keys[-1]
         near = _OTHER_WORDS.get(word.lower(), "")
         if near not in known:
+            import difflib  # here: `%load_ext` does without it
+
             near = next(iter(difflib.get_close_matches(word.lower(), known, n=1)), "")
         hint = f"Known: {', '.join(known)}."
         if near:

@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -556,6 +555,8 @@ def is_unknown_tag(said: str) -> bool:
 
 def nearest_tags(tag: str, tags: Sequence[str]) -> list[str]:
     """Return the tags that are nearest to one that does not exist, best first."""
+    from difflib import get_close_matches  # here: `%load_ext` does without it
+
     longer = sorted(known for known in tags if known.startswith((f"{tag}-", f"{tag}.")))
     near = get_close_matches(tag, tags, n=4, cutoff=0.5)
     return list(dict.fromkeys([*longer[:2], *near]))[:4]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ast
 import builtins
-import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -153,6 +152,8 @@ class ValueMagics(MagicLines):
             (there for env, there in names.items() if f"'{env[:-1]}'" == error.where),
             names[f"{LOCAL}:"],
         )
+        import difflib  # here: `%load_ext` does without it
+
         near = [
             match
             for name in error.names
