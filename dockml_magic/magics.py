@@ -340,9 +340,11 @@ class DockerMagics(MagicLines):
             "attached": "attached to the one that is kept, its variables alive; ",
             "again": "the one that was kept and stopped, with a new kernel and its files as they were; ",
         }[opened.how]
+        kernel = describe_kernel(environment.report)
+        seconds = time.perf_counter() - began
+        digits = 1 if seconds >= 0.1 else 2
         tell(
-            f"Cells run in {environment.name!r}: {how}{image}"
-            f"{describe_kernel(environment.report)}; ready in {time.perf_counter() - began:.1f} s."
+            f"Cells run in {environment.name!r}: {how}{image}{kernel}; ready in {seconds:.{digits}f} s."
         )
         return environment
 
