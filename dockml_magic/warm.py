@@ -358,8 +358,8 @@ class WarmEnvironments:
             self.drop(name)
             raise
         container = environment.made
-        is_it = waiting.is_ready and container is not None and environment.is_alive
-        if not (is_it and container is not None and container.is_made_by(planned.plan)):
+        is_ready = waiting.is_ready and environment.is_alive
+        if not is_ready or container is None or not container.is_made_by(planned.plan):
             self.drop(name)
             if environment.is_abandoned:
                 raise StartAbandonedError(name)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+import dockml_magic
+from dockml_magic import Environment, folders, labels, planning
 from dockml_magic import engine as engines
-from dockml_magic import folders, labels, planning
 from dockml_magic.engine import ContainerState, DockerEngine, connect
 from tests.images.build import build
 from tests.integration.kernels import Kernel
@@ -48,6 +49,7 @@ RunAs = Callable[..., "subprocess.CompletedProcess[str]"]
 Image = Callable[[str], str]
 Inspect = Callable[[Kernel], dict[str, Any]]
 OpenNotebook = Callable[..., AbstractContextManager[Notebook]]
+StartEnvironments = Callable[..., AbstractContextManager[dict[str, Environment]]]
 
 
 @pytest.fixture(scope="session")
@@ -136,6 +138,38 @@ def open_notebook(
             wait_until(lambda: not list(root.glob("*")), what="no runtime folder to be left")
 
     return open_it
+
+
+@pytest.fixture(scope="session")
+def start_environments(
+    engine: DockerEngine,
+    image: Image,
+    lasting_cache: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> StartEnvironments:
+    """Give a function that starts environments for many tests, one of each image, in folders of their own.
+
+    ``with start_environments(*IMAGES) as environments``: they are found by the images' names without ``dockml/``.
+    """
+
+    @contextmanager
+    def start_them(*images: str) -> Iterator[dict[str, Environment]]:
+        folder, own = tmp_path_factory.mktemp("shared"), tmp_path_factory.mktemp("own")
+        with (
+            variables_of_its_own(own / "own", engine, lasting_cache) as variables,
+            pytest.MonkeyPatch.context() as patch,
+            ExitStack() as running,
+        ):
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            yield {
+                name: running.enter_context(
+                    dockml_magic.start(image(f"dockml/{name}"), folder=folder)
+                )
+                for name in images
+            }
+
+    return start_them
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import subprocess
 import sys
@@ -14,12 +13,10 @@ from typing import Any
 import numpy
 import pytest
 
-import dockml_magic
 from dockml_magic import Environment
-from dockml_magic.engine import DockerEngine
 from dockml_magic.errors import ValueRefusedError
 from dockml_magic.exchange import OwnKernel, hand_over
-from tests.integration.conftest import Image, variables_of_its_own
+from tests.integration.conftest import StartEnvironments
 
 pytestmark = pytest.mark.timeout(600)  # torch is installed once
 
@@ -36,25 +33,10 @@ LARGE = 50_000
 
 
 @pytest.fixture(scope="module")
-def environments(
-    engine: DockerEngine,
-    image: Image,
-    lasting_cache: Any,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dict[str, Environment]]:
+def environments(start_environments: StartEnvironments) -> Iterator[dict[str, Environment]]:
     """One of each image, for all tests here."""
-    folder, own = tmp_path_factory.mktemp("tensors"), tmp_path_factory.mktemp("own")
-    with (
-        variables_of_its_own(own / "own", engine, lasting_cache) as variables,
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.ExitStack() as running,
-    ):
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        yield {
-            name: running.enter_context(dockml_magic.start(image(f"dockml/{name}"), folder=folder))
-            for name in (BARE, NUMPY, TORCH, TF2)
-        }
+    with start_environments(BARE, NUMPY, TORCH, TF2) as environments:
+        yield environments
 
 
 @pytest.fixture

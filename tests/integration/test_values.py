@@ -19,7 +19,7 @@ from dockml_magic import Environment, exchange, kept, segments
 from dockml_magic.engine import DockerEngine
 from dockml_magic.errors import ExchangeError, KernelDiedError, NoMemoryError
 from dockml_magic.exchange import OwnKernel, hand_over
-from tests.integration.conftest import Image, OpenNotebook, variables_of_its_own
+from tests.integration.conftest import Image, OpenNotebook, StartEnvironments
 from tests.integration.notebook import IPYKERNELS, Notebook
 from tests.integration.waiting import wait_until
 
@@ -55,25 +55,10 @@ Get = Callable[[str], Environment]
 
 
 @pytest.fixture(scope="module")
-def environments(
-    engine: DockerEngine,
-    image: Image,
-    lasting_cache: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dict[str, Environment]]:
+def environments(start_environments: StartEnvironments) -> Iterator[dict[str, Environment]]:
     """One of each image, for all tests here."""
-    folder, own = tmp_path_factory.mktemp("shared"), tmp_path_factory.mktemp("own")
-    with (
-        variables_of_its_own(own / "own", engine, lasting_cache) as variables,
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.ExitStack() as running,
-    ):
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        yield {
-            name: running.enter_context(dockml_magic.start(image(f"dockml/{name}"), folder=folder))
-            for name in IMAGES
-        }
+    with start_environments(*IMAGES) as environments:
+        yield environments
 
 
 @pytest.fixture
