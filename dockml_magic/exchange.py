@@ -13,12 +13,10 @@ parsed strictly, and nothing it says makes this process allocate more than was a
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import functools
 import importlib.resources
 import io
-import json
 import keyword
 import logging
 import os
@@ -543,11 +541,8 @@ class ContainerSide:
         if "end" in said:
             return Taken(b"", 0, [])
         notes = _texts(said.get("notes", []))
-        if "payload" in said:
-            try:
-                payload = base64.b64decode(said["payload"], validate=True)
-            except (binascii.Error, ValueError, TypeError) as error:
-                raise _nonsense() from error
+        if said["buffers"]:
+            payload = bytes(said["buffers"][0])
             _must(len(payload) <= INLINE)
             return Taken(payload, len(payload), notes)
         if lease is None or said.get("size") != lease.size:
@@ -567,10 +562,9 @@ class ContainerSide:
             lease = _lease(size, parties)
             for offset in range(0, size, PIECE):
                 asked = {"op": "read", "token": token, "offset": offset, "length": PIECE}
-                piece = self._ask(asked).get("piece")
-                content = base64.b64decode(piece) if isinstance(piece, str) else b""
-                _must(len(content) == min(PIECE, size - offset))
-                os.pwrite(lease.segment.descriptor, content, offset)
+                piece = b"".join(self._ask(asked)["buffers"])
+                _must(len(piece) == min(PIECE, size - offset))
+                os.pwrite(lease.segment.descriptor, piece, offset)
             self._forget(token)
         except BaseException:
             if lease is not None:
@@ -599,10 +593,9 @@ class ContainerSide:
         }
         if hold is not None:
             asked["hold"] = hold
-        if lease is None:
-            asked["payload"] = base64.b64encode(taken.payload).decode()  # type: ignore[arg-type]
+        buffers = [] if lease is not None else [taken.payload]
         if not self.shares or (lease is not None and not lease.segment.can_travel):
-            return self._put_in_pieces(asked, taken)
+            return self._put_in_pieces(asked, taken, buffers)
         assert self._door is not None
         ticket = PutTicket(lease)
         tokens: list[str] = [self._door.admit(ticket)]
@@ -612,7 +605,7 @@ class ContainerSide:
             streams.append(self._door.admit(_ticket_for(stream)))
             asked["streams"][names[name]] = {"token": streams[-1], "name": name}
         try:
-            said = self._ask(asked, ticket)
+            said = self._ask(asked, ticket, buffers)
         except _UnreachableError as error:
             self._shut(error)
             return self.put(taken, names, copy=copy, hold=hold, held=held)
@@ -629,7 +622,7 @@ class ContainerSide:
         return _types(said, names), _texts(said.get("notes", []))
 
     def _put_in_pieces(
-        self, asked: dict[str, Any], taken: Taken
+        self, asked: dict[str, Any], taken: Taken, buffers: Sequence[Any]
     ) -> tuple[dict[str, str], list[str]]:
         if taken.streams:
             raise ExchangeError(
@@ -648,7 +641,7 @@ class ContainerSide:
                     piece = os.pread(taken.payload.segment.descriptor, length, offset)
                     write = {"op": "write", "token": token, "size": taken.size, "offset": offset}
                     _must(self._ask(write, buffers=[piece]).get("offset") == offset + length)
-            said = self._ask(asked, is_next=True)
+            said = self._ask(asked, buffers=buffers, is_next=True)
             types = _types(said, asked["names"])
             notes = _texts(said.get("notes", []))
         except BaseException:
@@ -684,7 +677,7 @@ class ContainerSide:
     def _forget(self, token: str) -> None:
         """Have what waits for a request forgotten, whatever else went wrong."""
         try:
-            self._relay.evaluate(self._expression({"op": "drop", "token": token}))
+            self._ask({"op": "drop", "token": token})
         except DockmlError:
             log.debug("nothing to forget in %s", self.title)
 
@@ -693,11 +686,10 @@ class ContainerSide:
         if self._file is not None:
             return
         if not self._relay.is_ipython:
-            raise ExchangeError(
-                f"{self.title} is no Python under IPython: values go there through files.",
-                hint="Write a file in the workspace, which all environments see: CSV, Parquet, NPY, text.",
-            )
+            raise self._is_no_ipykernel()
         file = self._container.give_file(_FILE, _archive())
+        if agent.MESSAGE not in self._relay.evaluate(_expression(str(file)), self._tell):
+            raise self._is_no_ipykernel()
         runtime = self._container.runtime
         if self._container.shares_files and runtime is not None and hasattr(os, "memfd_create"):
             try:
@@ -711,8 +703,11 @@ class ContainerSide:
         assert self._file is not None
         return str(self._file.with_name(door.name))
 
-    def _expression(self, asked: Mapping[str, Any]) -> str:
-        return _expression(str(self._file), asked)
+    def _is_no_ipykernel(self) -> ExchangeError:
+        return ExchangeError(
+            f"{self.title} is no Python under IPython: values go there through files.",
+            hint="Write a file in the workspace, which all environments see: CSV, Parquet, NPY, text.",
+        )
 
     def _shut(self, error: Exception) -> None:
         log.info("%s shares no memory with us: %s", self.title, error)
@@ -722,26 +717,24 @@ class ContainerSide:
         self,
         asked: Mapping[str, Any],
         ticket: TakeTicket | PutTicket | None = None,
-        buffers: Sequence[bytes] = (),
+        buffers: Sequence[Any] = (),
         *,
         is_next: bool = False,
     ) -> Mapping[str, Any]:
-        """Return what the agent says to a request; `is_next`: the kernel has nothing else to do before that."""
-        text = self._relay.evaluate(
-            self._expression(asked),
+        """Return what the agent says to a request, with the `buffers` that come with that.
+
+        `is_next`: the kernel has nothing else to do before it.
+        """
+        said, pieces = self._relay.ask(
+            f"{agent.MESSAGE}_request",
+            asked,
             buffers,
             interrupted=ticket.withdraw if ticket is not None else lambda: is_next,
             tell=self._tell,
         )
-        try:
-            said = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise _nonsense() from error
-        if not isinstance(said, dict):
-            raise _nonsense()
         if "error" in said:
             raise self._error(said, ticket)
-        return said
+        return {**said, "buffers": pieces}
 
     def _error(self, said: Mapping[str, Any], ticket: TakeTicket | PutTicket | None) -> Exception:
         kind, message = said["error"], str(said.get("message", ""))[:_LONGEST_TEXT]
@@ -823,8 +816,8 @@ def _ticket_for(stream: Stream) -> StreamTicket:
     return StreamTicket(fetch, drop)
 
 
-def _expression(path: str, asked: Mapping[str, Any]) -> str:
-    """Return what a kernel is to evaluate: it imports the agent if it has not yet, and asks it."""
+def _expression(path: str) -> str:
+    """Return what a kernel is to evaluate once: it imports the agent, which answers from then on."""
     module = f"{_PACKAGE}.agent"
     bring = (
         f"import sys\nsys.path.insert(0, {path!r})\n"
@@ -833,7 +826,7 @@ def _expression(path: str, asked: Mapping[str, Any]) -> str:
     modules = "__import__('sys').modules"
     return (
         f"({modules}.get({module!r}) or eval(compile({bring!r}, '<dockml>', 'exec'), {{}}) "
-        f"or {modules}[{module!r}]).answer({json.dumps(asked)!r})"
+        f"or {modules}[{module!r}]).listen()"
     )
 
 

@@ -49,7 +49,7 @@ LARGEST_PART = 512 * 1024**2
 """Bytes of one part of a message of a kernel: with a larger one ZeroMQ ends the connection."""
 
 LARGEST_ANSWER = 16 * 1024**2
-"""Bytes of one part of an answer to `evaluate`."""
+"""Bytes of one part of an answer to `ask`."""
 
 _EXPRESSION = "dockml"
 _LET_GO_PATIENCE = 5.0
@@ -529,24 +529,25 @@ class Relay:
                 break
         return None
 
-    def evaluate(
+    def ask(
         self,
-        expression: str,
+        msg_type: str,
+        content: Mapping[str, Any],
         buffers: Sequence[Any] = (),
         *,
         interrupted: Callable[[], bool] = lambda: True,
         tell: Callable[[str], None] = lambda _: None,
-    ) -> str:
-        """Have the kernel, an IPython, evaluate an expression in its turn, and return its text.
+    ) -> tuple[dict[str, Any], list[Any]]:
+        """Have the kernel answer a request in its turn; return the content and the buffers of its reply.
 
-        The request has no code: it counts nothing, and leaves nothing in the history or in `Out`. It goes over a
-        connection of its own, so that a cell may run and ask meanwhile. What the kernel publishes for it is
-        nobody's.
+        It goes over a connection of its own, so that a cell may run and ask meanwhile. What the kernel publishes for
+        it is nobody's.
 
         Parameters
         ----------
-        expression : str
-            ASCII; it finds the buffers in the request's message.
+        msg_type : str
+            One that the kernel knows: it says nothing to another.
+        content : mapping
         buffers : sequence of bytes-like
         interrupted : callable
             Called once when we are interrupted; tells whether the kernel works on this, and is to be interrupted.
@@ -558,9 +559,36 @@ class Relay:
         KernelDiedError
             If the kernel dies.
         KernelError
-            If it cannot be evaluated, or the kernel is stopped.
+            If the kernel is stopped.
         KeyboardInterrupt
             When the kernel has let go of it.
+        """
+        with self._asks_lock:
+            for _ in range(_MOST_ABORTED):
+                answer = self._ask(msg_type, content, buffers, interrupted, tell)
+                if answer[0].get("status") != "aborted":
+                    break
+                time.sleep(_PROBE_INTERVAL)
+        return answer
+
+    def evaluate(self, expression: str, tell: Callable[[str], None] = lambda _: None) -> str:
+        """Have the kernel, an IPython, evaluate an expression in its turn, and return its text.
+
+        The request has no code: it counts nothing, and leaves nothing in the history or in `Out`.
+
+        Parameters
+        ----------
+        expression : str
+            ASCII.
+        tell : callable
+            Gets a line for the user while it cannot go on.
+
+        Raises
+        ------
+        KernelError
+            As `ask`; or if it cannot be evaluated.
+        KeyboardInterrupt
+            It is evaluated in its turn all the same.
         """
         content = {
             "code": "",
@@ -570,12 +598,7 @@ class Relay:
             "allow_stdin": False,
             "stop_on_error": False,
         }
-        with self._asks_lock:
-            for _ in range(_MOST_ABORTED):
-                answer = self._evaluate(content, buffers, interrupted, tell)
-                if answer.get("status") != "aborted":
-                    break
-                time.sleep(_PROBE_INTERVAL)
+        answer, _ = self.ask("execute_request", content, interrupted=lambda: False, tell=tell)
         try:
             value = answer["user_expressions"][_EXPRESSION]
             if value["status"] == "ok":
@@ -589,15 +612,16 @@ class Relay:
             f"The kernel cannot do what it was asked to: {problem[:_LONGEST_PROBLEM]}"
         )
 
-    def _evaluate(
+    def _ask(
         self,
+        msg_type: str,
         content: Mapping[str, Any],
         buffers: Sequence[Any],
         interrupted: Callable[[], bool],
         tell: Callable[[str], None],
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], list[Any]]:
         socket, session = self._asking()
-        sent: Any = session.send(socket, "execute_request", dict(content), buffers=list(buffers))
+        sent: Any = session.send(socket, msg_type, dict(content), buffers=list(buffers))
         stop: KeyboardInterrupt | None = None
         deadline = float("inf")
         was_told = False
@@ -630,11 +654,10 @@ class Relay:
                 self._make_room(session)
                 if stop is not None:
                     raise stop
-                answer: dict[str, Any] = received["content"]
-                return answer
+                return received["content"], received["buffers"]
 
     def _make_room(self, session: Session) -> None:
-        """Take in what was published for what is evaluated, where nobody else reads.
+        """Take in what was published for what is asked, where nobody else reads.
 
         The kernel waits behind a full queue. What is not for that waits for the next cell, as it would have.
         """

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -41,7 +41,7 @@ BIG = b"ab" * 500_000
 
 
 class StandIn:
-    """A kernel in a container, as its relay and its container: a process that evaluates expressions."""
+    """A kernel in a container, as its relay and its container: a process that answers one after the other."""
 
     is_ipython = True
 
@@ -57,23 +57,30 @@ class StandIn:
         self.interrupts = 0
         self._unheard = 0
         self._lock = threading.RLock()
-        self.asked: list[str] = []
+        self.asked: list[Mapping[str, Any]] = []
 
     def give_file(self, name: str, content: bytes) -> PurePosixPath:
         self.runtime.write(name, content)
         return PurePosixPath(self.runtime.shared / name)
 
-    def evaluate(
+    def evaluate(self, expression: str, tell: Callable[[str], None] = lambda _: None) -> str:  # noqa: ARG002
+        return str(self.talk({"expression": expression}, lambda: False)["text"])
+
+    def ask(
         self,
-        expression: str,
+        msg_type: str,
+        content: Mapping[str, Any],
         buffers: Sequence[bytes] = (),
         *,
         interrupted: Callable[[], bool] = lambda: True,
         tell: Callable[[str], None] = lambda _: None,
-    ) -> str:
-        self.asked.append(expression)
+    ) -> tuple[dict[str, Any], list[Any]]:
+        self.asked.append(content)
         pieces = [base64.b64encode(piece).decode() for piece in buffers]
-        return self.talk({"expression": expression, "buffers": pieces}, interrupted)
+        asked = {"message": msg_type, "content": content, "buffers": pieces}
+        told = self.talk(asked, interrupted)
+        assert told["type"] == msg_type.replace("request", "reply")
+        return told["content"], [memoryview(base64.b64decode(piece)) for piece in told["buffers"]]
 
     def run(self, code: str) -> None:
         self.talk({"run": code}, lambda: True)
@@ -82,10 +89,10 @@ class StandIn:
         hexadecimal = (
             f"__import__('binascii').hexlify(__import__('json').dumps({expression}).encode())"
         )
-        found = self.talk({"expression": hexadecimal, "buffers": []}, lambda: True)
+        found = str(self.talk({"expression": hexadecimal}, lambda: True)["text"])
         return json.loads(bytes.fromhex(found.lstrip("b").strip("'")))
 
-    def talk(self, asked: dict[str, Any], interrupted: Callable[[], bool]) -> str:
+    def talk(self, asked: dict[str, Any], interrupted: Callable[[], bool]) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with self._lock:
@@ -117,9 +124,9 @@ class StandIn:
                         continue
                     if stop is not None:
                         raise stop
-                    told = json.loads(answer)
-                    assert "text" in told, told["raised"]
-                    return str(told["text"])
+                    told: dict[str, Any] = json.loads(answer)
+                    assert "raised" not in told, told["raised"]
+                    return told
 
     def end(self) -> None:
         self.process.kill()
@@ -646,16 +653,17 @@ def test_what_was_given_up_before_its_turn_does_nothing_then(start: Start, tmp_p
     token = side._door.admit(ticket)
     asked = {"op": "put", "names": {"x": "x"}, "streams": {}, "copy": False, "token": token}
     payload = exchange.pack([("x", "after")]).to_bytes()
-    asked |= {"payload": base64.b64encode(payload).decode(), "door": side._inside(side._door)}
-    line = {"expression": side._expression(asked), "buffers": []}
+    asked |= {"with": [], "door": side._inside(side._door)}
+    pieces = [base64.b64encode(payload).decode()]
+    line = {"message": "dockml_values_request", "content": asked, "buffers": pieces}
     kernel.process.stdin.write(json.dumps(line).encode() + b"\n")
     kernel.process.stdin.flush()
     side._door.dismiss(token)
     (tmp_path / "go").touch()
     busy.join()
     assert kernel.process.stdout is not None
-    told = json.loads(json.loads(kernel.process.stdout.readline())["text"])
-    assert told["error"] == "closed"
+    told = json.loads(kernel.process.stdout.readline())
+    assert told["content"]["error"] == "closed"
     assert kernel.value("x") == "before"
 
 
@@ -717,46 +725,65 @@ def test_memory_is_freed_when_the_receiver_lets_go_or_is_killed(
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "pieces"),
     [
-        "",
-        "not JSON",
-        "[]",
-        "[" * 100_000,
-        "{}",
-        '{"size": 1}',
-        '{"size": -1, "notes": []}',
-        f'{{"size": {1 << 70}}}',
-        '{"size": true}',
-        '{"payload": 5}',
-        '{"payload": "%%%"}',
-        '{"payload": "é"}',
-        '{"payload": "", "streams": [1]}',
-        '{"payload": "", "streams": {"other": 1}}',
-        '{"payload": "", "streams": {"x": "one"}}',
-        json.dumps({"payload": base64.b64encode(bytes(1 << 20)).decode(), "streams": {}}),
-        '{"payload": "QUJD", "streams": {}}',
-        '{"error": ["list"]}',
-        '{"error": "memory", "needed": "much", "free": null}',
-        '{"error": "missing", "names": 5}',
-        '{"error": "refused", "message": 5, "hint": {}}',
-        '{"end": true}',
+        ({}, []),
+        ({"size": 1}, []),
+        ({"size": -1, "notes": []}, []),
+        ({"size": 1 << 70}, []),
+        ({"size": True}, []),
+        ({"size": 1000}, [b"less"]),
+        ({}, [b""]),
+        ({"streams": [1]}, [b""]),
+        ({"streams": {"other": 1}}, [b""]),
+        ({"streams": {"x": "one"}}, [b""]),
+        ({"streams": {}}, [bytes(1 << 20)]),
+        ({"streams": {}}, [b"ABC"]),
+        ({"streams": {}}, [b"ABC"] * 1000),
+        ({"error": ["list"]}, []),
+        ({"error": "memory", "needed": "much", "free": None}, []),
+        ({"error": "missing", "names": 5}, []),
+        ({"error": "refused", "message": 5, "hint": {}}, []),
+        ({"end": True}, []),
     ],
 )
 @pytest.mark.parametrize("way", [True, False])
 def test_an_answer_that_is_none_is_an_error_and_nothing_is_bound(
-    start: Start, answer: str, way: bool, keeper: doors.Doorkeeper
+    start: Start,
+    answer: dict[str, Any],
+    pieces: list[bytes],
+    way: bool,
+    keeper: doors.Doorkeeper,
 ) -> None:
     kernel = start(shares_files=way)
     side = side_of(kernel)
     own: dict[str, Any] = {}
-    kernel.evaluate = lambda *_, **__: answer  # type: ignore[method-assign]
+    kernel.ask = lambda *_, **__: (dict(answer), list(pieces))  # type: ignore[method-assign]
     with pytest.raises(DockmlError):
         hand_over(side, OwnKernel(own), {"x": "x"})
     assert own == {}
     assert all(s.touched == 0 and not s.is_used() for s in keeper.pool._segments)
     with pytest.raises(DockmlError):
         hand_over(OwnKernel({"x": BIG}), side, {"x": "x"})
+
+
+@pytest.mark.parametrize("answer", ["", "None", "[" * 100_000])
+def test_a_kernel_in_which_nothing_answers_is_refused(start: Start, answer: str) -> None:
+    kernel = start()
+    kernel.evaluate = lambda *_: answer  # type: ignore[method-assign]
+    with pytest.raises(ExchangeError, match="no Python under IPython"):
+        hand_over(side_of(kernel), OwnKernel({}), {"x": "x"})
+    assert kernel.asked == []
+
+
+def test_an_iterator_that_would_end_its_kernel_ends_alone(start: Start) -> None:
+    kernel = start()
+    own: dict[str, Any] = {}
+    kernel.run("def f():\n    raise SystemExit('out')\n    yield 1\ng = f()")
+    hand_over(side_of(kernel), OwnKernel(own), {"g": "g"})
+    with pytest.raises(RuntimeError, match="SystemExit: out"):
+        next(own["g"])
+    assert kernel.value("1") == 1
 
 
 def test_a_payload_that_is_none_is_refused(start: Start) -> None:
