@@ -63,7 +63,7 @@ class StandIn:
         self.runtime.write(name, content)
         return PurePosixPath(self.runtime.shared / name)
 
-    def evaluate(self, expression: str, tell: Callable[[str], None] = lambda _: None) -> str:  # noqa: ARG002
+    def evaluate(self, expression: str, tell: Callable[[str], None] = lambda _: None) -> str:
         return str(self.talk({"expression": expression}, lambda: False)["text"])
 
     def ask(
