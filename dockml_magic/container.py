@@ -307,12 +307,7 @@ class KernelContainer:
         Not only by what the user says: variables of this process, pip's settings and the image behind a tag may have
         changed since.
         """
-        mine = self.plan
-        if self._made_of is None or (
-            (mine.image.id, mine.workspace, mine.transport, mine.kernelspec, mine.kept)
-            != (plan.image.id, plan.workspace, plan.transport, plan.kernelspec, plan.kept)
-            or mine.choice.options != plan.choice.options
-        ):
+        if self._made_of is None or not self.plan.is_alike(plan):
             return False
         twin = KernelContainer(self.engine, plan, self._tell)
         twin.session, twin._runtime, twin._settings = self.session, self._runtime, self._settings

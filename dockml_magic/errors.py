@@ -1,7 +1,7 @@
 """Every error a reader may meet: what happened, why, and what to do next.
 
 All of them but those for an interrupt (`Stopped`) derive from `DockmlError`, which carries a message and
-a hint and shows just these lines in a notebook, never our own stack. `engine.py` is the only place that sees
+a hint and shows just these lines in a notebook, never our own stack. `engine` is the only place that sees
 an exception of Docker's; it raises one of these from it, so the cause is kept for the log.
 """
 

@@ -124,6 +124,17 @@ class KernelPlan:
     kernelspec: str = ""
     kept: bool = False
 
+    def is_alike(self, other: KernelPlan) -> bool:
+        """Tell whether a start by the other one comes to the same kernel, as far as plans say it.
+
+        Keys and ports are each start's own.
+        """
+        mine, theirs = (
+            (p.image.id, p.workspace, p.transport, p.kernelspec, p.kept, p.choice.options)
+            for p in (self, other)
+        )
+        return mine == theirs
+
     def to_json(self) -> dict[str, Any]:
         """Return what another process has to know of a container that was made by this plan; plain JSON."""
         choice = self.choice

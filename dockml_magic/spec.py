@@ -1,7 +1,7 @@
 """What to run, decided before anything runs: a frozen description of one container.
 
 `container_spec` is pure: it turns a `Choice`, the host's facts and the place of the files into
-the one value that `engine.py` acts on. Host paths are `Path`, container paths `PurePosixPath`.
+the one value that `engine` acts on. Host paths are `Path`, container paths `PurePosixPath`.
 """
 
 from __future__ import annotations

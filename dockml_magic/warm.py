@@ -345,7 +345,8 @@ class WarmEnvironments:
         if waiting is None:
             return None
         environment = waiting.environment
-        if not _may_be(planned, environment):
+        made = environment.made  # whose kernelspec may be found only then
+        if not (made or environment).plan.is_alike(planned.plan):
             self.drop(name)
             return None
         try:
@@ -427,16 +428,6 @@ def _is_agreed(project: Project, name: str, plan: KernelPlan) -> bool:
 
 def _reference(plan: KernelPlan) -> str:
     return plan.choice.base or plan.choice.reference
-
-
-def _may_be(planned: Environment, environment: Environment) -> bool:
-    """Tell whether one that may still be starting can become what is planned."""
-    ours, theirs = environment.plan, planned.plan
-    return (ours.image.id, ours.workspace, ours.choice.options) == (
-        theirs.image.id,
-        theirs.workspace,
-        theirs.choice.options,
-    )
 
 
 def _stop(environment: Environment) -> None:

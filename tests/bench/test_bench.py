@@ -19,7 +19,7 @@ from tests.bench.__main__ import main
 from tests.bench.images import LABEL
 from tests.bench.sessions import ROOT
 from tests.bench.table import US
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.timeout(300),

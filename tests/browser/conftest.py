@@ -29,8 +29,8 @@ from tests.integration.conftest import (
     variables_of_its_own,
 )
 from tests.integration.notebook import containers_of
-from tests.integration.waiting import wait_until
 from tests.machine.packages import install
+from tests.waiting import wait_until
 
 __all__ = [
     "engine",

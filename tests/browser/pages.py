@@ -8,7 +8,7 @@ from pathlib import Path
 
 from playwright.sync_api import Error, Locator, Page, Request, expect
 
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 PATIENCE_MS = 60_000
 """Milliseconds after which something that does not appear is a failure."""

@@ -18,7 +18,7 @@ import nbformat
 
 from tests.integration.notebook import containers_of
 from tests.integration.test_kernelspecs import notebook_of
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 OPTIONS = [
     "--no-browser",

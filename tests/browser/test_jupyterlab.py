@@ -16,7 +16,7 @@ from tests.browser.pages import NotebookPage
 from tests.browser.servers import Server
 from tests.integration.conftest import Image
 from tests.integration.notebook import containers_of
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 PROGRAM = "jupyterlab"
 TF = "dockml/tensorflow:1.10.0"

@@ -12,7 +12,7 @@ from tests.browser.picker import Picker
 from tests.browser.servers import Server
 from tests.integration.conftest import Image
 from tests.integration.notebook import containers_of
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 PROGRAM = "jupyterlab"
 BARE = "dockml/bare:3.11"

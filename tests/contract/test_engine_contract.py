@@ -45,7 +45,7 @@ from dockml_magic.options import PublishedPort
 from dockml_magic.pull import PullProgress
 from dockml_magic.spec import ContainerSpec, Mount
 from tests.unit.fake_engine import FakeEngine, Ran, Run
-from tests.unit.waiting import wait_until
+from tests.waiting import wait_until
 
 IMAGE = "dockml/bare:3.11"
 LABEL = f"{labels.NAMESPACE}.contract-test"

@@ -30,7 +30,7 @@ from tests.images.build import build
 from tests.integration.kernels import Kernel
 from tests.integration.notebook import Notebook, containers_of, python_with
 from tests.integration.strangers import Strangers, untouched_strangers
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 _FOLDERS = (
     "HOME",

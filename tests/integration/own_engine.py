@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dockml_magic.engine import DockerEngine, connect
-from tests.integration.waiting import wait_for_engine
+from tests.waiting import wait_for_engine
 
 _LEFT = ("pid", "sock", "sock.ttrpc")
 

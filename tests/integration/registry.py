@@ -30,7 +30,7 @@ from typing import Any
 
 import docker
 
-from tests.integration.waiting import wait_for_engine, wait_until
+from tests.waiting import wait_for_engine, wait_until
 
 CLONE_NEWNET = 0x40000000
 CHUNK = 16384

@@ -22,7 +22,7 @@ from dockml_magic.kernelspecs import build_kernel_json
 from dockml_magic.options import RunOptions
 from tests.integration.conftest import Image
 from tests.integration.notebook import PATIENCE, containers_of
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 PARENT = """
 import json, subprocess, sys

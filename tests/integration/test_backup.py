@@ -23,8 +23,8 @@ from dockml_magic.errors import ArchiveError
 from dockml_magic.planning import commit_container
 from tests.integration.conftest import Image, RunAs, write_wheel
 from tests.integration.registry import MirroredEngine
-from tests.integration.waiting import wait_until
 from tests.machine.packages import install
+from tests.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
 PIP = "dockml/pip:3.11"

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from tests.catalogue.refresh import NotTold, ask, digest_of
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 SETTINGS = """
 version: 0.1

@@ -26,7 +26,7 @@ from dockml_magic.engine import DockerEngine
 from tests.integration.conftest import Image, variables_of_its_own
 from tests.integration.kernels import PATIENCE, Kernel
 from tests.integration.notebook import Notebook, containers_of, python_with
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 PYTHON_27 = "dockml/tensorflow:1.10.0-py27"
 PYTHON_36 = "dockml/bare:3.6"

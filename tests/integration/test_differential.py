@@ -29,7 +29,7 @@ from tests.integration.conftest import Image, variables_of_its_own
 from tests.integration.corpus import CORPUS, PRELUDE, Cell, Request, cell, execute
 from tests.integration.kernels import Kernel
 from tests.integration.notebook import Notebook, containers_of, python_with
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 PATIENCE = 20.0
 """Seconds after which a message that does not come is a failure."""

@@ -18,7 +18,7 @@ from tests.integration.notebook import Notebook, python_with
 from tests.integration.own_engine import OwnEngine, own_engine
 from tests.integration.registry import can_run_a_second_engine
 from tests.integration.strangers import untouched_strangers
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
 PROJECT = "".join(f'[environments.{name}]\nimage = "{BARE}"\n' for name in ("x", "y", "z"))

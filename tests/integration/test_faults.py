@@ -18,7 +18,7 @@ from dockml_magic.engine import DockerEngine
 from tests.integration.conftest import OpenNotebook
 from tests.integration.notebook import IPYKERNELS, Cell, Notebook, containers_of, python_with
 from tests.integration.strangers import Strangers
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
 PROJECT = f'[environments.x]\nimage = "{BARE}"\n[environments.bystander]\nimage = "{BARE}"\n'

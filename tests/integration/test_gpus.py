@@ -26,8 +26,8 @@ from dockml_magic.fit import Gpu
 from dockml_magic.gpu import HostGpus
 from dockml_magic.options import RunOptions
 from tests.integration.conftest import Image, StartKernel
-from tests.integration.waiting import wait_for_engine
 from tests.machine.newer_docker import newer_dockerd
+from tests.waiting import wait_for_engine
 
 GPU_IMAGE = "tensorflow/tensorflow:1.10.0-gpu-py3"
 """What `tf1.10-gpu` stands for; here another image is called so."""

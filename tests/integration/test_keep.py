@@ -19,7 +19,7 @@ from dockml_magic.errors import KernelError
 from dockml_magic.relay import Relay
 from tests.integration.conftest import Image
 from tests.integration.notebook import IPYKERNELS, Notebook, containers_of, python_with
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
 

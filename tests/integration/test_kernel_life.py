@@ -29,7 +29,7 @@ from dockml_magic import folders, planning
 from dockml_magic.engine import DockerEngine
 from tests.integration.conftest import Image, StartKernel
 from tests.integration.kernels import PATIENCE, Kernel, Ran, write_kernelspec
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
 

@@ -18,7 +18,7 @@ from dockml_magic.engine import DockerEngine
 from dockml_magic.options import RunOptions
 from tests.integration.conftest import Image, StartKernel
 from tests.integration.kernels import write_kernelspec
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 LIMIT = 5.0
 """Seconds after which no container may be left."""

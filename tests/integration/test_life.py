@@ -18,7 +18,7 @@ from dockml_magic import labels
 from dockml_magic.engine import DockerEngine
 from tests.integration.conftest import OpenNotebook
 from tests.integration.notebook import PATIENCE, Notebook
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
 PIP = "dockml/pip:3.11"

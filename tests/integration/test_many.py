@@ -20,7 +20,7 @@ from dockml_magic.options import RunOptions
 from tests.integration.conftest import Image
 from tests.integration.notebook import Notebook, containers_of, python_with
 from tests.integration.strangers import untouched_strangers
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
 MANY = 30

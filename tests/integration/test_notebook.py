@@ -16,7 +16,7 @@ from tests.integration.notebook import (
     containers_of,
     python_with,
 )
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 PIP = "dockml/pip:3.11"
 TF = "dockml/tensorflow:1.10.0"

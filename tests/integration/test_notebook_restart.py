@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.conftest import Image
 from tests.integration.notebook import IPYKERNELS, Notebook, containers_of, python_with
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 PIP = "dockml/pip:3.11"
 OTHER = "dockml/ipykernel:7"

@@ -34,7 +34,7 @@ from tests.integration.notebook import (
 )
 from tests.integration.test_any_image import memory_of
 from tests.integration.test_argv_launcher import answers, argv_for, free_ports
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 R = "dockml/r:4"
 PNG = "iVBORw0KGgo"

@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.conftest import Image
 from tests.integration.notebook import IPYKERNELS, Notebook, containers_of, python_with
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
 IN_CONTAINER = "import os; os.path.exists('/run/dockml')"

@@ -23,7 +23,7 @@ from dockml_magic.engine import DockerEngine
 from dockml_magic.errors import ConfigError, KernelError
 from tests.integration.conftest import Image, Inspect, StartKernel, write_wheel
 from tests.integration.kernels import PATIENCE, Kernel, Ran, write_kernelspec
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 WAIT_TO_BE_INTERRUPTED = "import time; print('here', flush=True)\nwhile True: time.sleep(0.1)"
 """Not one long sleep: Python does not notice a signal that comes just before it begins."""

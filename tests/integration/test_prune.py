@@ -17,7 +17,8 @@ import pytest
 
 from dockml_magic import folders, labels, prune
 from dockml_magic import kept as notes
-from dockml_magic.engine import DockerEngine, _KeptLayers, build_reference, connect
+from dockml_magic.engine import DockerEngine, build_reference, connect
+from dockml_magic.engine.pulls import KeptLayers
 from dockml_magic.options import build_parser
 from dockml_magic.prune import decide, find_holdings
 from dockml_magic.spec import RUNTIME, ContainerSpec, Mount
@@ -133,7 +134,7 @@ def build_ours(engine: DockerEngine, folder: Path, content: str) -> str:
 def keep_layers(engine: DockerEngine) -> str:
     """Keep a layer as a pull does that is stopped; return the image's id."""
     layer = engine._client.api.inspect_image(IMAGE)["RootFS"]["Layers"][0]
-    _KeptLayers(engine._client.api, PULLED, engine.facts)._replace_by([layer])
+    KeptLayers(engine._client.api, PULLED, engine.facts)._replace_by([layer])
     (kept,) = (i for i in engine.images({labels.KEEPS: ""}) if len(i.labels) == 2)
     return kept.id
 

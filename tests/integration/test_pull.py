@@ -44,7 +44,7 @@ from tests.integration.registry import (
     refused,
     running_registry,
 )
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 SIZES = (1000, 2_000_000, 3_000_000, 2_000_000, 10)
 NAME = "dockml/layers:1.10.0-py3"

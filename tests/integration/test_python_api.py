@@ -21,7 +21,7 @@ from dockml_magic.errors import (
 )
 from tests.integration.conftest import Image
 from tests.integration.notebook import containers_of
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 SCRIPT = """
 import dockml_magic

@@ -13,7 +13,7 @@ from dockml_magic import folders
 from tests.browser.servers import Server
 from tests.integration.conftest import Image
 from tests.integration.notebook import PATIENCE, Notebook, containers_of, python_with
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
 

@@ -22,7 +22,7 @@ import pytest
 from dockml_magic.folders import RuntimeFolder, runtime_root
 from tests.integration.conftest import Image
 from tests.integration.notebook import Cell, Notebook, python_with
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 ACTIONS = int(os.environ.get("DOCKML_SOAK_ACTIONS", "500"))
 NAMES = tuple(f"{name}-{os.getpid()}" for name in ("ann", "bob", "cid"))

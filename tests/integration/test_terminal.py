@@ -14,8 +14,8 @@ import pytest
 
 from tests.integration.conftest import Image
 from tests.integration.notebook import PATIENCE, containers_of
-from tests.integration.waiting import wait_until
 from tests.machine.packages import install
+from tests.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
 TF_PY27 = "dockml/tensorflow:1.10.0-py27"

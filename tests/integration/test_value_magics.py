@@ -14,7 +14,7 @@ from tests.integration.notebook import (
     Notebook,
 )
 from tests.integration.test_terminal import Terminal
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
 TF = "dockml/tensorflow:1.10.0"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from dockml_magic.errors import ExchangeError, KernelDiedError, NoMemoryError
 from dockml_magic.exchange import OwnKernel, hand_over
 from tests.integration.conftest import Image, OpenNotebook, StartEnvironments
 from tests.integration.notebook import IPYKERNELS, Notebook
-from tests.integration.waiting import wait_until
+from tests.waiting import interrupt_when, wait_until
 
 BARE = "bare:3.11"
 IMAGES = (
@@ -275,23 +274,11 @@ def test_an_interrupt_stops_what_a_kernel_does_for_a_hand_over_piece_by_piece(
         )
         values = far.get("slowly")
         container = far_engine._client.containers.get(far._container.container_id)
-        thread = _interrupt_when(lambda: container.exec_run(["ls", "/tmp/asked"]).exit_code == 0)
+        thread = interrupt_when(lambda: container.exec_run(["ls", "/tmp/asked"]).exit_code == 0)
         with pytest.raises(KeyboardInterrupt):
             next(values)
         thread.join()
         assert far.get("after") == "alive"
-
-
-def _interrupt_when(condition: Callable[[], object]) -> threading.Thread:
-    """Interrupt this process, as the stop button does."""
-
-    def wait() -> None:
-        wait_until(condition)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
 
 
 def test_over_tcp_memory_is_shared_all_the_same(image: Image, workspace: Path) -> None:

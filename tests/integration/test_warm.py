@@ -16,7 +16,7 @@ from dockml_magic import trust
 from dockml_magic.project import find_project
 from tests.integration.conftest import Image
 from tests.integration.notebook import IPYKERNELS, Notebook, containers_of, python_with
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
 LOAD = "%load_ext dockml_magic"

@@ -27,7 +27,7 @@ from dockml_magic.requirements import Extras
 from tests.integration.conftest import Image, Layers
 from tests.integration.index import Index, serving, use, write_package
 from tests.integration.registry import own_certificate
-from tests.integration.waiting import wait_until
+from tests.waiting import wait_until
 
 PIP = "dockml/pip:3.11"
 

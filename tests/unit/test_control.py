@@ -14,7 +14,7 @@ import pytest
 
 from dockml_magic.control import ControlChannel, KernelState, NonsenseError, parse_state
 from dockml_magic.errors import KernelError
-from tests.unit.waiting import wait_until
+from tests.waiting import wait_until
 
 REPORT = {
     "python": "3.11.2",

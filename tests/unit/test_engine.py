@@ -22,17 +22,15 @@ from dockml_magic.engine import (
     DockerEngine,
     EngineFacts,
     NotStartableError,
-    _ask_for_gpus,
-    _cdi_gpus,
-    _error_of,
-    _shares_files,
-    _unreachable,
     build_reference,
     connect,
     find_endpoint,
     gpu_route,
     make_archive,
 )
+from dockml_magic.engine.complaints import error_of, unreachable
+from dockml_magic.engine.endpoints import does_share_files
+from dockml_magic.engine.gpus import ask_for_gpus, find_cdi_gpus
 from dockml_magic.errors import (
     ContainerNameTakenError,
     EngineError,
@@ -100,7 +98,7 @@ def slow(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[SlowEngine]:
     monkeypatch.setattr(docker.APIClient, "__init__", REAL_INIT)
-    monkeypatch.setattr("dockml_magic.engine._FAR_PING", 0.5)
+    monkeypatch.setattr("dockml_magic.engine.pings._FAR_PING", 0.5)
     is_unix = request.param == "unix"
     listener = socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET, socket.SOCK_STREAM)
     listener.bind(str(tmp_path / "s") if is_unix else ("127.0.0.1", 0))
@@ -136,7 +134,7 @@ def test_an_engine_that_begins_to_hang_is_told_of_by_the_next_call_and_answers_l
 def test_a_call_that_is_only_slow_is_waited_for(
     slow: SlowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dockml_magic.engine._QUIET", 0.05)
+    monkeypatch.setattr("dockml_magic.engine.pings.QUIET", 0.05)
     engine = connect(slow.endpoint)
     slow.answers[b"/containers/json"] = (1.5, b"[]")
     assert engine.list({}) == []
@@ -192,7 +190,7 @@ def test_a_call_ends_after_its_time_out_though_a_ping_is_answered(
     ],
 )
 def test_what_the_engine_says_becomes_an_error_of_ours(said: str, error: type[EngineError]) -> None:
-    found = _error_of(said, "a/b:1", "mine")
+    found = error_of(said, "a/b:1", "mine")
     assert type(found) is error
     assert len(found.message.splitlines()) == 1
     assert "?" not in found.message
@@ -274,7 +272,7 @@ CLI = (
     ],
 )  # fmt: skip
 def test_trouble_with_gpus_is_told_with_its_cure(said: str, message: str, cure: str) -> None:
-    error = _error_of(said, "a/b:1", "mine")
+    error = error_of(said, "a/b:1", "mine")
     assert type(error) is GpuUnavailableError
     assert message in error.message
     assert cure in error.hint
@@ -285,7 +283,7 @@ def test_trouble_with_gpus_is_told_with_its_cure(said: str, message: str, cure: 
     "said", ["manifest for nvidia/mig:1 not found: manifest unknown", "unknown device eth7"]
 )
 def test_trouble_with_other_things_is_not_taken_for_gpus(said: str) -> None:
-    assert type(_error_of(said, "nvidia/mig:1", "mine")) is not GpuUnavailableError
+    assert type(error_of(said, "nvidia/mig:1", "mine")) is not GpuUnavailableError
 
 
 @pytest.mark.parametrize(
@@ -308,7 +306,7 @@ def test_trouble_with_other_things_is_not_taken_for_gpus(said: str) -> None:
     ],
 )  # fmt: skip
 def test_a_port_that_is_taken_is_named(said: str, port: str) -> None:
-    error = _error_of(said, "a/b:1", "mine")
+    error = error_of(said, "a/b:1", "mine")
     assert type(error) is PortTakenError
     assert error.message == f"The host port {port} is in use already."
     assert "-p" in error.hint
@@ -324,19 +322,19 @@ def test_a_port_that_is_taken_is_named(said: str, port: str) -> None:
     ],
 )
 def test_a_name_that_is_taken_is_named(said: str) -> None:
-    error = _error_of(said, "a/b:1", "mine")
+    error = error_of(said, "a/b:1", "mine")
     assert type(error) is ContainerNameTakenError
     assert error.message == "Another container is called 'mine' already."
     assert "docker rm -f mine" in error.hint
 
 
 def test_what_we_do_not_know_is_said_in_the_engines_words_on_one_line() -> None:
-    error = _error_of("something\n  new", "", "")
+    error = error_of("something\n  new", "", "")
     assert error.message == "The Docker engine refused: something new."
 
 
 def test_an_unknown_network_says_how_to_see_them() -> None:
-    error = _error_of("network nosuch not found", "a/b:1", "mine")
+    error = error_of("network nosuch not found", "a/b:1", "mine")
     assert "docker network ls" in error.hint
 
 
@@ -344,7 +342,7 @@ def test_an_unknown_network_says_how_to_see_them() -> None:
 
 
 def test_no_permission_says_which_group_and_that_a_new_login_is_needed() -> None:
-    error = _unreachable(SOCKET, PermissionError(13, "Permission denied"))
+    error = unreachable(SOCKET, PermissionError(13, "Permission denied"))
     assert error.message == (
         "You may not use the Docker engine: no permission for /var/run/docker.sock."
     )
@@ -354,7 +352,7 @@ def test_no_permission_says_which_group_and_that_a_new_login_is_needed() -> None
 
 def test_no_socket_says_how_to_install_and_start_one(tmp_path: Path) -> None:
     path = tmp_path / "docker.sock"
-    error = _unreachable(f"unix://{path}", FileNotFoundError(2, "No such file or directory"))
+    error = unreachable(f"unix://{path}", FileNotFoundError(2, "No such file or directory"))
     assert error.message == f"No Docker engine here: {path} does not exist."
     assert "install" in error.hint
     assert "systemctl start docker" in error.hint
@@ -363,20 +361,20 @@ def test_no_socket_says_how_to_install_and_start_one(tmp_path: Path) -> None:
 def test_a_socket_nobody_listens_on_says_how_to_start_the_engine(tmp_path: Path) -> None:
     path = tmp_path / "docker.sock"
     path.touch()
-    error = _unreachable(f"unix://{path}", ConnectionRefusedError(111, "Connection refused"))
+    error = unreachable(f"unix://{path}", ConnectionRefusedError(111, "Connection refused"))
     assert error.message == f"The Docker engine is not running: unix://{path} refuses connections."
     assert "systemctl start docker" in error.hint
 
 
 def test_anything_else_is_told_with_the_endpoint() -> None:
-    error = _unreachable("tcp://host:2375", OSError("no route"))
+    error = unreachable("tcp://host:2375", OSError("no route"))
     assert error.message == "The Docker engine does not answer at tcp://host:2375: no route."
 
 
 def test_an_engine_that_hangs_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "docker.sock").touch()
     there = f"unix://{tmp_path}/docker.sock"
-    error = _unreachable(there, OSError("UnixHTTPConnectionPool(...): Read timed out."))
+    error = unreachable(there, OSError("UnixHTTPConnectionPool(...): Read timed out."))
     assert (
         error.message
         == f"The Docker engine at {there} takes requests and does not answer them: it hangs."
@@ -465,7 +463,7 @@ HERE = {"OperatingSystem": "Debian", "KernelVersion": platform.release(), "Name"
 def test_files_are_shared_with_an_engine_on_this_very_system(
     endpoint: str, info: dict[str, Any], *, shares: bool
 ) -> None:
-    assert _shares_files(endpoint, info) is shares
+    assert does_share_files(endpoint, info) is shares
 
 
 # --- how it gives GPUs ----------------------------------------------------------------------------
@@ -504,10 +502,10 @@ def test_a_request_is_the_same_whichever_way_it_goes(
     request_: GpuRequest, visible: str, names: list[str]
 ) -> None:
     runtime = {"runtime": "nvidia"}, {"NVIDIA_VISIBLE_DEVICES": visible}
-    assert _ask_for_gpus(request_, "runtime") == runtime
+    assert ask_for_gpus(request_, "runtime") == runtime
     cdi = {"device_requests": [{"Driver": "cdi", "DeviceIDs": names}]}, {}
-    assert _ask_for_gpus(request_, "cdi") == cdi
-    host_config, env = _ask_for_gpus(request_, "device-requests")
+    assert ask_for_gpus(request_, "cdi") == cdi
+    host_config, env = ask_for_gpus(request_, "device-requests")
     [asked] = host_config["device_requests"]
     assert (asked["Count"], asked["DeviceIDs"]) == (request_.count, list(request_.device_ids))
     assert asked["Capabilities"] == [["gpu"]]
@@ -517,17 +515,17 @@ def test_a_request_is_the_same_whichever_way_it_goes(
 def test_gpus_that_a_new_engine_lists_are_known(tmp_path: Path) -> None:
     listed = [{"Source": "cdi", "ID": name} for name in ("nvidia.com/gpu=0", "amd.com/gpu=0")]
     info = {"DiscoveredDevices": listed, "CDISpecDirs": [str(tmp_path)]}
-    assert _cdi_gpus(info, look=False) == ("nvidia.com/gpu=0",)
+    assert find_cdi_gpus(info, look=False) == ("nvidia.com/gpu=0",)
 
 
 def test_gpus_in_the_files_of_an_older_engine_are_known(tmp_path: Path) -> None:
     info = {"CDISpecDirs": ["/nowhere", str(tmp_path)]}
     (tmp_path / "other.yaml").write_text("kind: vendor.com/net")
-    assert _cdi_gpus(info, look=True) == ()
+    assert find_cdi_gpus(info, look=True) == ()
     (tmp_path / "nvidia.yaml").write_text("cdiVersion: 0.5.0\nkind: nvidia.com/gpu")
-    assert _cdi_gpus(info, look=True) == ("nvidia.com/gpu=all",)
-    assert _cdi_gpus(info, look=False) == ()
-    assert _cdi_gpus({}, look=True) == ()
+    assert find_cdi_gpus(info, look=True) == ("nvidia.com/gpu=all",)
+    assert find_cdi_gpus(info, look=False) == ()
+    assert find_cdi_gpus({}, look=True) == ()
 
 
 # --- connecting -----------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from dockml_magic.errors import (
 from dockml_magic.exchange import ContainerSide, OwnKernel, hand_over, hand_several_over
 from dockml_magic.folders import RuntimeFolder
 from tests.unit.test_supervisor import VERSIONS, the_python
-from tests.unit.waiting import wait_until
+from tests.waiting import interrupt_when, wait_until
 
 SHELL = Path(__file__).with_name("stand_in_shell.py")
 SMALL = {"n": [1, "two", None], "deep": {"x": 1.5}}
@@ -170,18 +170,6 @@ def side_of(kernel: StandIn) -> ContainerSide:
 def pair(start: Start) -> tuple[StandIn, ContainerSide, StandIn, ContainerSide]:
     one, other = start(), start()
     return one, side_of(one), other, side_of(other)
-
-
-def interrupt_when(condition: Callable[[], object]) -> threading.Thread:
-    """Interrupt the main thread, as the stop button does."""
-
-    def wait() -> None:
-        wait_until(condition)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
 
 
 # --- what arrives -----------------------------------------------------------------------------

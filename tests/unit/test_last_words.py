@@ -11,7 +11,7 @@ from jupyter_client.session import Session
 
 from dockml_magic.errors import KernelDiedError
 from dockml_magic.last_words import LastWords
-from tests.unit.waiting import wait_until
+from tests.waiting import wait_until
 
 PATIENCE_MS = 20_000
 

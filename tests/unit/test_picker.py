@@ -17,7 +17,7 @@ from dockml_magic.picker import ImagePicker
 from dockml_magic.pull import PullProgress
 from dockml_magic.warm import WarmEnvironments
 from tests.unit.fake_engine import FakeEngine
-from tests.unit.waiting import wait_until
+from tests.waiting import wait_until
 
 
 class StandInWarm(WarmEnvironments):

@@ -28,7 +28,7 @@ from tests.unit.test_supervisor import (
     newest,
     wait_for,
 )
-from tests.unit.waiting import wait_until
+from tests.waiting import wait_until
 
 __all__ = ["machine"]
 

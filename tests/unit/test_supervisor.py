@@ -25,7 +25,7 @@ import pytest
 from dockml_magic import kernel_bundle
 from dockml_magic.control import ControlChannel, KernelState
 from dockml_magic.errors import KernelError
-from tests.unit.waiting import wait_until
+from tests.waiting import wait_until
 
 LAUNCHER = Path(kernel_bundle.__file__).parent / "resources" / "launch.py"
 STAND_IN = Path(__file__).with_name("stand_in_kernel.py")

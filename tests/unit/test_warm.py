@@ -23,7 +23,7 @@ from dockml_magic.options import RunOptions
 from dockml_magic.project import find_project
 from dockml_magic.warm import Facts, WarmEnvironments, is_on, why_not
 from tests.unit.fake_engine import FakeEngine
-from tests.unit.waiting import wait_until
+from tests.waiting import wait_until
 
 IMAGE = "me/mine:1"
 Plan = Callable[..., planning.KernelPlan]

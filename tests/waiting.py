@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-_LOOK_INTERVAL = 0.05
+_FIRST_PAUSE = 0.003
+_LONGEST_PAUSE = 0.05
+"""Seconds between two looks, which may ask an engine or a page: what takes long is looked at less often."""
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 30.0, what: str = "") -> None:
@@ -21,9 +26,11 @@ def wait_until(condition: Callable[[], object], timeout: float = 30.0, what: str
         If it does not within `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
+    pause = _FIRST_PAUSE
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout:.0f} s for {what or condition}"
-        time.sleep(_LOOK_INTERVAL)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def wait_for_engine(process: subprocess.Popen[bytes], path: Path) -> None:
@@ -38,3 +45,15 @@ def wait_for_engine(process: subprocess.Popen[bytes], path: Path) -> None:
         return False
 
     wait_until(lambda: process.poll() is not None or answers(), what="an engine of the tests")
+
+
+def interrupt_when(condition: Callable[[], object]) -> threading.Thread:
+    """Interrupt the main thread, as the stop button does, as soon as `condition` holds."""
+
+    def wait() -> None:
+        wait_until(condition)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
