@@ -104,6 +104,16 @@ class Code(object):
         except Exception:
             return None
 
+    def script(self, path):
+        """Return the code of a script of ours, which is nobody's module."""
+        found = self.find(path)
+        if found is None:
+            with open(path, "rb") as file:
+                found = compile(file.read(), path, "exec", 0, 1)
+            if self.kept is not None:
+                self._keep(path, marshal.dumps(found))
+        return found
+
     # --- what Python imports ------------------------------------------------------------------
 
     def use(self):
@@ -246,14 +256,8 @@ def main():
     elif not is_kernel:
         code.write_none()
     code.use()
-    script = code.find(path)
-    if script is None:
-        with open(path, "rb") as file:
-            script = compile(file.read(), path, "exec", 0, 1)
-        if code.kept is not None:
-            code._keep(path, marshal.dumps(script))
     sys.argv[0] = path
-    eval(script, {"__name__": "__main__", "__file__": path, "CODE": code})
+    eval(code.script(path), {"__name__": "__main__", "__file__": path, "CODE": code})
 
 
 if __name__ == "__main__":
