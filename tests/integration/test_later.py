@@ -107,7 +107,7 @@ def test_a_kernel_that_runs_cells_has_imported_none_of_it(
     assert kernel.ok("1 + 1").result == "2"
     assert loaded(kernel)[0] == "[]"
     info = kernel.client.kernel_info(reply=True, timeout=PATIENCE)["content"]
-    assert ("debugger" in info.get("supported_features", [])) == (name in HAVE_DEBUGPY)
+    assert ("debugger" in info.get("supported_features", [])) == (name in (IPYKERNEL7, BUNDLE313))
 
 
 @pytest.mark.parametrize("name", HAVE_PUT_OFF_IPYTHON)
