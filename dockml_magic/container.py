@@ -373,6 +373,7 @@ class KernelContainer:
             spec,
             entrypoint=(
                 entry,
+                "-S",  # all that the supervisor needs is Python's own; what .pth files import takes long
                 str(RUNTIME / "start.py"),
                 "supervise",
                 str(RUNTIME / "config.json"),

@@ -163,6 +163,12 @@ def listening_ports():
     return ports
 
 
+def prefix():
+    """Return `sys.prefix`, which in a virtual environment only `site` knows, and that has not run here."""
+    found = os.path.dirname(os.path.dirname(sys.executable))
+    return found if os.path.isfile(os.path.join(found, "pyvenv.cfg")) else sys.prefix
+
+
 def kernelspecs(interpreters):
     """Return {name: kernel.json} of the kernels that Jupyter would find in this image, in its order."""
     home = os.path.join(os.path.expanduser("~"), ".local/share/jupyter")
@@ -793,7 +799,7 @@ class Supervisor(object):
         known = {
             "{connection_file}": self.config["connection_file"],
             "{resource_dir}": spec["resource_dir"],
-            "{prefix}": sys.prefix,
+            "{prefix}": prefix(),
         }
         argv = []
         for word in spec["argv"]:

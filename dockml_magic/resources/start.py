@@ -241,6 +241,16 @@ class OldFinder(object):
         return sys.modules[fullname]
 
 
+def find_library():
+    """Have the standard library on `sys.path`; where that is not known but by `site`, an old virtualenv's."""
+    try:
+        import json  # noqa: F401
+    except ImportError:
+        import site
+
+        site.main()
+
+
 def main():
     """Become `launch.py`."""
     beside = __file__.rpartition("/")[0] or "."
@@ -256,6 +266,8 @@ def main():
     elif not is_kernel:
         code.write_none()
     code.use()
+    if sys.flags.no_site:
+        find_library()
     sys.argv[0] = path
     eval(code.script(path), {"__name__": "__main__", "__file__": path, "CODE": code})
 
