@@ -94,9 +94,10 @@ def forget(image_id: str) -> None:
 
 @functools.cache
 def _name() -> str:
-    """Return what a file is called that this version of ours has left, as the launcher is in it too."""
-    launcher = importlib.resources.files("dockml_magic") / "resources" / "launch.py"
-    return f"{__version__}-{zlib.crc32(launcher.read_bytes()):08x}.code"
+    """Return what a file is called that this version of ours has left, as our own scripts are in it too."""
+    resources = importlib.resources.files("dockml_magic") / "resources"
+    ours = b"".join((resources / name).read_bytes() for name in ("launch.py", "later.py"))
+    return f"{__version__}-{zlib.crc32(ours):08x}.code"
 
 
 def _make_room(ours: Path) -> None:

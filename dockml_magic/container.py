@@ -368,6 +368,7 @@ class KernelContainer:
             spec,
             entrypoint=(
                 entry,
+                "-S",  # all that the supervisor needs is Python's own; what .pth files import takes long
                 str(RUNTIME / "start.py"),
                 "supervise",
                 str(RUNTIME / "config.json"),
@@ -421,6 +422,7 @@ class KernelContainer:
         self._files = {
             "start.py": (resources / "start.py").read_bytes(),
             "launch.py": (resources / "launch.py").read_bytes(),
+            "later.py": (resources / "later.py").read_bytes(),
             "config.json": json.dumps(config).encode(),
             "connection.json": json.dumps(inner).encode(),
         }
@@ -435,9 +437,10 @@ class KernelContainer:
         assert self._runtime is not None
         try:
             for name, content in files.items():
-                # The compiled code has the launcher too, and tells by size and time whether it is the same.
-                # Which one that is says a time in the past, as the newest file tells how old the folder is.
-                mtime = zlib.crc32(content) // 4 if name == "launch.py" else None
+                # The compiled code has these too, and tells by size and time whether they are the same.
+                # Which ones they are says a time in the past, as the newest file tells how old the folder is.
+                is_imported = name in ("launch.py", "later.py")
+                mtime = zlib.crc32(content) // 4 if is_imported else None
                 self._runtime.write(name, content, mtime)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -163,6 +163,12 @@ def listening_ports():
     return ports
 
 
+def prefix():
+    """Return `sys.prefix`, which in a virtual environment only `site` knows, and that has not run here."""
+    found = os.path.dirname(os.path.dirname(sys.executable))
+    return found if os.path.isfile(os.path.join(found, "pyvenv.cfg")) else sys.prefix
+
+
 def kernelspecs(interpreters):
     """Return {name: kernel.json} of the kernels that Jupyter would find in this image, in its order."""
     home = os.path.join(os.path.expanduser("~"), ".local/share/jupyter")
@@ -793,7 +799,7 @@ class Supervisor(object):
         known = {
             "{connection_file}": self.config["connection_file"],
             "{resource_dir}": spec["resource_dir"],
-            "{prefix}": sys.prefix,
+            "{prefix}": prefix(),
         }
         argv = []
         for word in spec["argv"]:
@@ -1233,6 +1239,15 @@ def remove_beside(name):
         pass
 
 
+def put_off_imports():
+    """Have what a kernel hardly ever needs imported when it does; return what is to be called after all imports."""
+    if CODE is None or sys.version_info < (3, 5):
+        return lambda: None
+    later = {"__name__": "later"}
+    eval(CODE.script(beside("later.py")), later)
+    return later["put_off"](has_module)
+
+
 def stop_using_code(config, report):
     """Import what will be imported while the compiled code is there; leave what was recorded, and report it."""
     for name in LATER_IMPORTS + (DEBUGPY_IMPORTS if has_module("debugpy") else ()):
@@ -1276,11 +1291,14 @@ def run_kernel(config_path, report_fd, mode):
         if mode == "bundle":
             add_bundle(config)
         import zmq
+
+        settle = put_off_imports()
         from ipykernel import __version__
         from ipykernel.kernelapp import IPKernelApp
 
         if CODE is not None:
             stop_using_code(config, report)
+        settle()
     except Exception as error:
         report["problem"] = "%s: %s" % (type(error).__name__, error)
         os.write(report_fd, json.dumps(report).encode("utf-8"))

@@ -104,6 +104,16 @@ class Code(object):
         except Exception:
             return None
 
+    def script(self, path):
+        """Return the code of a script of ours, which is nobody's module."""
+        found = self.find(path)
+        if found is None:
+            with open(path, "rb") as file:
+                found = compile(file.read(), path, "exec", 0, 1)
+            if self.kept is not None:
+                self._keep(path, marshal.dumps(found))
+        return found
+
     # --- what Python imports ------------------------------------------------------------------
 
     def use(self):
@@ -231,6 +241,16 @@ class OldFinder(object):
         return sys.modules[fullname]
 
 
+def find_library():
+    """Have the standard library on `sys.path`; where that is not known but by `site`, an old virtualenv's."""
+    try:
+        import json  # noqa: F401
+    except ImportError:
+        import site
+
+        site.main()
+
+
 def main():
     """Become `launch.py`."""
     beside = __file__.rpartition("/")[0] or "."
@@ -246,14 +266,10 @@ def main():
     elif not is_kernel:
         code.write_none()
     code.use()
-    script = code.find(path)
-    if script is None:
-        with open(path, "rb") as file:
-            script = compile(file.read(), path, "exec", 0, 1)
-        if code.kept is not None:
-            code._keep(path, marshal.dumps(script))
+    if sys.flags.no_site:
+        find_library()
     sys.argv[0] = path
-    eval(script, {"__name__": "__main__", "__file__": path, "CODE": code})
+    eval(code.script(path), {"__name__": "__main__", "__file__": path, "CODE": code})
 
 
 if __name__ == "__main__":

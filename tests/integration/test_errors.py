@@ -215,7 +215,8 @@ def test_an_engine_that_is_too_old(fails: Fails, old_engine: str) -> None:
 def test_a_python_that_dies_at_the_start_shows_its_last_words(
     fails: Fails, plain: str, workspace: Path, who: str
 ) -> None:
-    (workspace / "sitecustomize.py").write_text(
+    module = {"kernel": "sitecustomize.py", "supervise": "select.py"}[who]
+    (workspace / module).write_text(
         "import os, sys\n"
         f"if {who!r} in open('/proc/self/cmdline').read().split('\\0'):\n"
         "    print('last words', file=sys.stderr, flush=True)\n"

@@ -30,7 +30,7 @@ from tests.integration.notebook import Notebook
 BARE = "dockml/bare:3.11"
 EVIL = "dockml/test-evil:3.11"
 
-SITECUSTOMIZE = r"""
+LIBRARY = r"""
 import json, os, socket, sys, time
 if "EVIL" in os.environ and b"start.py\0supervise" in open("/proc/self/cmdline", "rb").read():
     how = os.environ["EVIL"]
@@ -111,9 +111,10 @@ def victim(own_folders: Path) -> Iterator[Victim]:
 def evil(engine: DockerEngine, image: Image, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Give an image whose Python is not what it seems."""
     folder = tmp_path_factory.mktemp("evil")
-    (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    (folder / "evil.py").write_text(LIBRARY)
     (folder / "Dockerfile").write_text(
-        f"FROM {image(BARE)}\nCOPY sitecustomize.py /usr/local/lib/python3.11/site-packages/\n"
+        f"FROM {image(BARE)}\nWORKDIR /usr/local/lib/python3.11\nCOPY evil.py .\n"
+        "RUN echo 'import evil' >> string.py\n"
     )
     engine.build(folder / "Dockerfile", EVIL, {}, print)
     return EVIL

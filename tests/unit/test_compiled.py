@@ -522,6 +522,23 @@ def test_what_lies_in_the_runtime_folder_is_not_used_later(place: Place) -> None
             path.unlink()
 
 
+@on_each_python
+def test_a_standard_library_that_only_site_knows_is_found(place: Place, tmp_path: Path) -> None:
+    # An old virtualenv has few of Python's own modules; its `site` adds the folder with the others.
+    (tmp_path / "json.py").write_text(
+        "import sys\n"
+        "if 'site' not in sys.modules: raise ImportError('no json')\n"
+        f"sys.path.remove({str(tmp_path)!r})\n"
+        "del sys.modules['json']\n"
+        "import json\n"
+    )
+    place.launcher.write_text("import json, sys; print(json.dumps('site' in sys.modules))")
+    command = [place.python, "-S", str(place.start_script), "supervise", "config"]
+    for env, needs in (({"PYTHONPATH": str(tmp_path)}, True), ({}, False)):
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout) is needs
+
+
 @on_extremes
 def test_without_a_folder_nothing_is_recorded_by_a_supervisor(place: Place) -> None:
     place.left.rmdir()

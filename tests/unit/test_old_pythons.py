@@ -13,6 +13,8 @@ RESOURCES = Path(dockml_magic.__file__).parent / "resources"
 
 GUARDED = {
     ("install.py", "'os.sync' member"),
+    ("later.py", "'builtins' module"),
+    ("later.py", "'importlib.util.find_spec' member"),
     ("launch.py", "'faulthandler' module"),
     ("launch.py", "'importlib.util.find_spec' member"),
     ("launch.py", "'os.set_inheritable' member"),

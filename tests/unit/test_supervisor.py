@@ -366,7 +366,7 @@ def start_recording(
     mountinfo = machine.folder / "mountinfo"
     lines = [f"1 1 0:1 / {path} rw - x x rw\n" for path in (Path("/"), *mounts)]
     mountinfo.write_text("".join(lines))
-    for name in ("start.py", "launch.py"):
+    for name in ("start.py", "launch.py", "later.py"):
         text = LAUNCHER.with_name(name).read_text()
         text = text.replace("/proc/self/mountinfo", str(mountinfo))
         text = text.replace("/opt/dockml/compiled", str(machine.folder / "compiled"))
