@@ -182,6 +182,12 @@ class WarmEnvironments:
         """Return the names of what waits or is being started."""
         return [waiting.name for waiting in self]
 
+    def find(self, name: str, options: RunOptions) -> Waiting | None:
+        """Return the one that waits, or is being started, for what would be asked for by these; None without one."""
+        with self._lock:
+            waiting = self._found.get(name)
+        return waiting if waiting is not None and waiting.environment.options == options else None
+
     @property
     def reasons(self) -> Mapping[str, str]:
         """What keeps environments of the project file from waiting, by name."""
@@ -252,6 +258,7 @@ class WarmEnvironments:
             if self._is_of_no_use(name):
                 return ""
             self._found[name] = waiting
+        self._environments.tell_change()
         return self._start(waiting)
 
     def _is_of_no_use(self, name: str) -> bool:
@@ -280,6 +287,7 @@ class WarmEnvironments:
         if not is_wanted and not why:  # given up in the last moment
             _stop(waiting.environment)
         waiting.done.set()
+        self._environments.tell_change()
         if waiting.is_ready:
             self._measure(waiting)
         return why if is_wanted else ""
@@ -384,6 +392,7 @@ class WarmEnvironments:
         else:
             waiting.environment.abandon()
             waiting.done.wait(_PATIENCE)
+        self._environments.tell_change()
         return True
 
     def stop(self, name: str) -> bool:

@@ -407,6 +407,23 @@ def test_a_selection_is_warmed_when_it_stays_and_lets_the_one_before_go(
     assert not StandIn.made_ones[0].is_stopped
 
 
+def test_whoever_shows_what_waits_hears_of_each_change(
+    shelf: WarmEnvironments, workspace: Path
+) -> None:
+    seen: list[str] = []
+
+    def look() -> None:
+        waiting = shelf.find(IMAGE, RunOptions())
+        seen.append(waiting.status if waiting else "")
+
+    shelf._environments.changed.append(look)
+    shelf.pick(IMAGE, RunOptions(), workspace)
+    wait_until(lambda: len(seen) == 2)
+    assert shelf.find(IMAGE, RunOptions(memory=1 << 30)) is None
+    shelf.drop(IMAGE)
+    assert seen == ["warming", "warm", ""]
+
+
 def test_what_waits_and_what_it_takes_is_one_line(shelf: WarmEnvironments, workspace: Path) -> None:
     assert shelf.in_words == ""
     write(workspace, "one", "two")
