@@ -312,13 +312,9 @@ def _checked(
     """Return what is in an archive; raise `ArchiveError` where it is not whole."""
     try:
         return read_archive(_plain(file), room=room, show=show)
-    except _ROTTEN as error:
-        raise ArchiveError(
-            f"'{path}' is not a whole archive of images: {_in_a_line(error)}.",
-            hint="It may have been cut off or changed on its way: copy it again, or save it anew.",
-        ) from error
     except Exception as error:
-        if type(error).__name__ != "ZstdError":  # of a package that need not be there
+        # zstd's error is of a package that need not be there.
+        if not isinstance(error, _ROTTEN) and type(error).__name__ != "ZstdError":
             raise
         raise ArchiveError(
             f"'{path}' is not a whole archive of images: {_in_a_line(error)}.",

@@ -309,12 +309,9 @@ class Trust(_Command):
 
 def _find_container(parsed: argparse.Namespace) -> tuple[Engine, ContainerState]:
     """Return the container that `name` means, and where it is."""
-    from dockml_magic.options import RunOptions
-    from dockml_magic.planning import engine_for, find_container
+    from dockml_magic.planning import look_up_container
 
-    engine = engine_for(RunOptions(engine=parsed.engine))
-    found = find_container(parsed.name, engine, Path.cwd())
-    return engine, engine.inspect(found.id) or found
+    return look_up_container(parsed.name, parsed.engine)
 
 
 class Logs(_Command):

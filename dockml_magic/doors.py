@@ -49,9 +49,17 @@ class ClosedError(Exception):
 
 
 class _OneTicket:
-    """What a token stands for: one request, which begins once, and can be withdrawn until it counts as done."""
+    """What a token stands for: one request, which begins once, and can be withdrawn until it counts as done.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    make_room : callable
+        Lets go of memory that counts for the container, for a kernel that says it is short of it; called once.
+    """
+
+    def __init__(self, make_room: Callable[[], object] = lambda: None) -> None:
+        self._make_room = make_room
+        self._has_made_room = False
         self._state = "waits"
         self._lock = threading.Lock()
 
@@ -66,6 +74,16 @@ class _OneTicket:
 
     def hear(self, said: Mapping[str, Any]) -> Told:
         """Answer another line."""
+        with self._lock:
+            if said.get("short") is not True:
+                return self._on_line(said)
+            if self._state != "begun" or self._has_made_room:
+                raise ClosedError("it was stopped, or there is no more to let go")
+            self._has_made_room = True
+            self._make_room()
+            return {}, None
+
+    def _on_line(self, said: Mapping[str, Any]) -> Told:
         raise NotImplementedError
 
     def _go(self, before: str, after: str) -> None:
@@ -87,6 +105,13 @@ class _OneTicket:
 class TakeTicket(_OneTicket):
     """Lets a kernel have memory to write to, once.
 
+    Parameters
+    ----------
+    make : callable
+        Makes so many bytes of it.
+    make_room : callable
+        As above.
+
     Attributes
     ----------
     lease : Lease or None
@@ -95,34 +120,35 @@ class TakeTicket(_OneTicket):
         Why it got none.
     """
 
-    def __init__(self, make: Callable[[int], Lease]) -> None:
-        super().__init__()
+    def __init__(
+        self, make: Callable[[int], Lease], make_room: Callable[[], object] = lambda: None
+    ) -> None:
+        super().__init__(make_room)
         self._make = make
         self.lease: Lease | None = None
         self.problem: NoRoomError | None = None
 
-    def hear(self, said: Mapping[str, Any]) -> Told:
+    def _on_line(self, said: Mapping[str, Any]) -> Told:
         """Take the size and make a segment."""
         size = said.get("size")
-        with self._lock:
-            if self._state != "begun" or self.lease is not None or self.problem is not None:
-                raise ClosedError("it was stopped, or is done")
-            if not isinstance(size, int) or isinstance(size, bool) or not 0 < size < 1 << 62:
-                raise ClosedError("that is no size")
-            try:
-                self.lease = self._make(size)
-                segment = self.lease.segment
-                return {"fresh": segment.touched < size}, segment.share(writable=True)
-            except NoRoomError as error:
-                self.problem = error
-                return {"error": "room"}, None
+        if self._state != "begun" or self.lease is not None or self.problem is not None:
+            raise ClosedError("it was stopped, or is done")
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 < size < 1 << 62:
+            raise ClosedError("that is no size")
+        try:
+            self.lease = self._make(size)
+            segment = self.lease.segment
+            return {"fresh": segment.touched < size}, segment.share(writable=True)
+        except NoRoomError as error:
+            self.problem = error
+            return {"error": "room"}, None
 
 
 class PutTicket(_OneTicket):
     """Lets a kernel have what is put there, and tells it to bind the names when it is ready."""
 
-    def __init__(self, lease: Lease | None) -> None:
-        super().__init__()
+    def __init__(self, lease: Lease | None, make_room: Callable[[], object] = lambda: None) -> None:
+        super().__init__(make_room)
         self._lease = lease
 
     def _on_begin(self) -> Told:
@@ -130,11 +156,10 @@ class PutTicket(_OneTicket):
             return {"go": True}, None
         return {"go": True, "size": self._lease.size}, self._lease.segment.share(writable=False)
 
-    def hear(self, said: Mapping[str, Any]) -> Told:  # noqa: ARG002
+    def _on_line(self, said: Mapping[str, Any]) -> Told:  # noqa: ARG002
         """Decide that it is done."""
-        with self._lock:
-            self._go("begun", "done")
-            return {"bind": True}, None
+        self._go("begun", "done")
+        return {"bind": True}, None
 
     @property
     def is_done(self) -> bool:

@@ -1005,7 +1005,8 @@ class Environments:
     Attributes
     ----------
     changed : list of callable
-        Called after one was started or stopped, and after cells go elsewhere; in any thread.
+        Called after one was started or stopped, also one that waits warm, and after cells go elsewhere; in any
+        thread.
     """
 
     def __init__(self) -> None:
@@ -1023,9 +1024,10 @@ class Environments:
     @active.setter
     def active(self, environment: Environment | None) -> None:
         self._active = environment
-        self._tell_change()
+        self.tell_change()
 
-    def _tell_change(self) -> None:
+    def tell_change(self) -> None:
+        """Call all of `changed`."""
         for changed in list(self.changed):
             changed()
 
@@ -1049,7 +1051,7 @@ class Environments:
     def add(self, environment: Environment) -> None:
         """Take in one that was started."""
         self._running[environment.name] = environment
-        self._tell_change()
+        self.tell_change()
 
     @contextmanager
     def starting(self, name: str) -> Iterator[None]:
@@ -1092,7 +1094,7 @@ class Environments:
         del self._running[name]
         if self._active is environment:
             self._active = None
-        self._tell_change()
+        self.tell_change()
         return environment
 
     def stop_all(self) -> None:

@@ -371,6 +371,9 @@ def _carry(packed: Packed, parties: frozenset[str]) -> Taken:
         free, limit = agent.find_room()
         payload = _lease(packed.total, parties)
         if free is not None and packed.total - payload.segment.touched > free:
+            _drop_idle(OwnKernel.party)
+            free, limit = agent.find_room()
+        if free is not None and packed.total - payload.segment.touched > free:
             payload.close()
             raise _no_memory(OwnKernel.title, packed.total, free, limit, "")
         try:
@@ -521,7 +524,7 @@ class ContainerSide:
                 self._forget(asked["token"])
                 raise
         assert self._door is not None
-        ticket = TakeTicket(lambda size: KEEPER.lease(size, parties))
+        ticket = TakeTicket(lambda size: KEEPER.lease(size, parties), self._make_room)
         asked |= {"token": self._door.admit(ticket), "door": self._inside(self._door)}
         try:
             said = self._ask(asked, ticket)
@@ -597,7 +600,7 @@ class ContainerSide:
         if not self.shares or (lease is not None and not lease.segment.can_travel):
             return self._put_in_pieces(asked, taken, buffers)
         assert self._door is not None
-        ticket = PutTicket(lease)
+        ticket = PutTicket(lease, self._make_room)
         tokens: list[str] = [self._door.admit(ticket)]
         asked |= {"token": tokens[0], "door": self._inside(self._door)}
         streams: list[str] = []
@@ -697,6 +700,9 @@ class ContainerSide:
             except OSError as error:
                 self._shut(error)
         self._file = file
+
+    def _make_room(self) -> None:
+        _drop_idle(self.party)
 
     def _inside(self, door: Door) -> str:
         """Return the path of a door as the container has it."""
@@ -847,6 +853,12 @@ def _lease(size: int, parties: frozenset[str]) -> Lease:
         return KEEPER.lease(size, parties)
     except NoRoomError as error:
         raise _no_room(error) from error
+
+
+def _drop_idle(party: str) -> None:
+    """Let go of memory that is kept for speed only, and counts for this one."""
+    agent.close_mappings()
+    KEEPER.pool.drop_idle(party)
 
 
 # --- what was said ----------------------------------------------------------------------------

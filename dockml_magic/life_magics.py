@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import line_magic, magics_class
@@ -28,7 +27,7 @@ from dockml_magic.options import (
     split_command,
     split_line,
 )
-from dockml_magic.planning import commit_container, engine_for, find_container, our_containers
+from dockml_magic.planning import commit_container, engine_for, look_up_container, our_containers
 from dockml_magic.shell import command_from, run_command
 from dockml_magic.watch import show_log, table_of_stats
 
@@ -85,9 +84,7 @@ class LifeMagics(MagicLines):
                     hint=f"Start it again with: %docker_env {name}",
                 )
             return environment.engine, state
-        where = engine_for(RunOptions(engine=engine))
-        found = find_container(name, where, Path.cwd())
-        return where, where.inspect(found.id) or found
+        return look_up_container(name, engine)
 
     @line_magic
     def docker_logs(self, line: str) -> None:

@@ -267,6 +267,9 @@ class ImagePicker:
         self._stop.layout.display = "none"
         self._line = _text()
         self._line.layout.flex = "1 1 16rem"
+        self._readiness = _text()
+        self._readiness.layout.display = "none"
+        self._readiness.layout.align_self = "center"
         self._progress = widgets.VBox()
         self._log = _text()
         self._running = widgets.VBox(layout=widgets.Layout(grid_gap="8px"))
@@ -302,7 +305,7 @@ class ImagePicker:
                 ),
                 body,
                 _line_up(self._gpu_choice, self._memory, self._ports, workspace),
-                _line_up(self._start, self._stop, self._line),
+                _line_up(self._start, self._stop, self._line, self._readiness),
                 self._progress,
                 self._log,
                 self._running,
@@ -415,16 +418,36 @@ class ImagePicker:
             else ""
         )
         self._warm_chosen()
+        self._show_readiness()
+
+    def _asked(self) -> tuple[str, RunOptions]:
+        """Return what Start would start, "" where nothing is chosen, or something is half typed."""
+        if (row := self._chosen) is not None:
+            with contextlib.suppress(ConfigError):
+                return row.name, parse_words("%docker_env", self._words())
+        return "", RunOptions()
 
     def _warm_chosen(self) -> None:
         """Have what is chosen wait ready, if its image is here and this is looked at; see `warm`."""
-        row, name, options = self._chosen, "", RunOptions()
         if not self._is_shown or self._working.locked():
             return
-        with contextlib.suppress(ConfigError):  # half typed
-            if row is not None and row.is_here and not self._closed.is_set():
-                name, options = row.name, parse_words("%docker_env", self._words())
+        row = self._chosen
+        is_here = row is not None and row.is_here and not self._closed.is_set()
+        name, options = self._asked() if is_here else ("", RunOptions())
         self._notebook.warm.pick(name, options, self._folder)
+
+    def _show_readiness(self) -> None:
+        """Say whether what is chosen waits warm; called in whatever thread changed that."""
+        with self._showing:
+            waiting = self._notebook.warm.find(*self._asked())
+            kind, mark = ("good", "● ") if waiting and waiting.is_ready else ("muted", "")
+            word = (
+                f"<span class='dockml-{kind}' role='status'>{mark}{waiting.status}</span>"
+                if waiting
+                else ""
+            )
+            self._readiness.value = word
+            self._readiness.layout.display = None if word else "none"
 
     def _start_chosen(self) -> None:
         row = self._chosen
@@ -512,6 +535,7 @@ class ImagePicker:
                 shown = []
             if list(self._running.children) != shown:  # keeps the focus where it is
                 self._running.children = shown
+            self._show_readiness()
         self._look_at_figures()
 
     def _row_of(self, environment: Environment) -> _EnvironmentRow:

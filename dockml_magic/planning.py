@@ -947,6 +947,13 @@ def our_containers(engine: Engine) -> list[ContainerState]:
     return engine.list({labels.SESSION: "", labels.USER: str(os.getuid())})
 
 
+def look_up_container(name: str, engine: str | None) -> tuple[Engine, ContainerState]:
+    """Return the container that `name` means in this folder, inspected, and the engine that has it; see below."""
+    where = engine_for(RunOptions(engine=engine))
+    found = find_container(name, where, Path.cwd())
+    return where, where.inspect(found.id) or found
+
+
 def find_container(name: str, engine: Engine, workspace: Path) -> ContainerState:
     """Return the one of this user's containers that `name` means.
 

@@ -203,6 +203,11 @@ class Pool:
             self._close(late)
             return bool(self._segments)
 
+    def drop_idle(self, party: str) -> None:
+        """Close what nobody uses and this one may have written to, for which it counts until then."""
+        with self._lock:
+            self._close([s for s in self._segments if party in s.parties and not s.is_used()])
+
     def close(self) -> None:
         """Let go of all of them; those who have them keep them."""
         with self._lock:

@@ -3,7 +3,8 @@
 One that is announced is started in a thread, without a word, as any other is; `%docker_env` takes it when what it is
 asked for is the same in all that makes the container, and starts anew otherwise. Nothing is pulled, built or installed
 for it, nothing is started from a project file that the user has not started themselves as it stands, and nothing
-where memory is short. What fails here is silent: the user's own start says why.
+where memory is short, and what waits ends when memory gets short. What fails here is silent: the user's own start
+says why.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -35,6 +36,9 @@ VARIABLE = "DOCKML_WARM"
 
 LEAST_MEMORY = 1 << 30
 """Bytes that have to be free before one more is started."""
+
+LOOK_AGAIN = 5.0
+"""Seconds between two looks whether there is still memory for what waits."""
 
 DEBOUNCE = 0.5
 """Seconds for which a picker's selection has to stay as it is."""
@@ -101,8 +105,13 @@ def why_not(facts: Facts) -> str:
         return f"start it once yourself, as the project file stands; from then on it is: {start}"
     if not facts.is_known:
         return f"its image was never started here, and may need more than is here. This gets it: {start}"
-    if facts.free < max(LEAST_MEMORY, 2 * facts.takes):
-        return f"memory is short: {format_size(facts.free)} are free."
+    return why_no_room(facts.free, facts.takes)
+
+
+def why_no_room(free: int, takes: int) -> str:
+    """Return what keeps one that takes so much from being started where so many bytes are free, "" if nothing does."""
+    if free < max(LEAST_MEMORY, 2 * takes):
+        return f"memory is short: {format_size(free)} are free."
     return ""
 
 
@@ -165,6 +174,7 @@ class WarmEnvironments:
         self._reasons: dict[str, str] = {}
         self._takes = 0
         self._ended = threading.Event()
+        self._is_watched = False
         self._picking = threading.Lock()
         self._picked: tuple[str, RunOptions] | None = None
         self._timer: threading.Timer | None = None
@@ -181,6 +191,12 @@ class WarmEnvironments:
     def names(self) -> list[str]:
         """Return the names of what waits or is being started."""
         return [waiting.name for waiting in self]
+
+    def find(self, name: str, options: RunOptions) -> Waiting | None:
+        """Return the one that waits, or is being started, for what would be asked for by these; None without one."""
+        with self._lock:
+            waiting = self._found.get(name)
+        return waiting if waiting is not None and waiting.environment.options == options else None
 
     @property
     def reasons(self) -> Mapping[str, str]:
@@ -252,6 +268,7 @@ class WarmEnvironments:
             if self._is_of_no_use(name):
                 return ""
             self._found[name] = waiting
+        self._environments.tell_change()
         return self._start(waiting)
 
     def _is_of_no_use(self, name: str) -> bool:
@@ -280,8 +297,10 @@ class WarmEnvironments:
         if not is_wanted and not why:  # given up in the last moment
             _stop(waiting.environment)
         waiting.done.set()
+        self._environments.tell_change()
         if waiting.is_ready:
             self._measure(waiting)
+            self._look_after()
         return why if is_wanted else ""
 
     def _measure(self, waiting: Waiting) -> None:
@@ -295,6 +314,40 @@ class WarmEnvironments:
         with self._lock:
             if self._found.get(waiting.name) is waiting:
                 _mark(environment.made, waiting.memory)
+
+    # --- while it waits -----------------------------------------------------------------------
+
+    def _look_after(self) -> None:
+        """End what waits when there is no memory for it any more; return at once."""
+        with self._lock:
+            if self._is_watched:
+                return
+            self._is_watched = True
+        threading.Thread(target=self._watch, name="dockml-warm-memory", daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(LOOK_AGAIN):
+            with self._lock:
+                ready = [one for one in self._found.values() if one.is_ready]
+                if not ready:
+                    self._is_watched = False
+                    return
+            self._end_what_has_no_room(ready)
+
+    def _end_what_has_no_room(self, ready: Sequence[Waiting]) -> None:
+        """End the last one that would not be started now, if it were not here: one at a look."""
+        for waiting in reversed(ready):
+            if not waiting.environment.engine.facts.shares_files:  # its memory is another machine's
+                continue
+            free = find_available_memory()
+            if why_no_room(free + waiting.memory, self._takes) and self.drop(waiting.name):
+                log.info("%r is not warm any more: %s are free", waiting.name, format_size(free))
+                if not waiting.is_picked:
+                    with self._lock:
+                        self._reasons[waiting.name] = (
+                            f"it was, until memory got short: {format_size(free)} were free."
+                        )
+                return
 
     # --- a picker's selection -----------------------------------------------------------------
 
@@ -366,7 +419,8 @@ class WarmEnvironments:
                 raise StartAbandonedError(name)
             return None
         with self._lock:
-            self._found.pop(name, None)
+            if self._found.pop(name, None) is not waiting:  # ended meanwhile, for its memory
+                return None
             _unmark(container)
         environment.decide_anew()
         environment.options = planned.options
@@ -384,6 +438,7 @@ class WarmEnvironments:
         else:
             waiting.environment.abandon()
             waiting.done.wait(_PATIENCE)
+        self._environments.tell_change()
         return True
 
     def stop(self, name: str) -> bool:

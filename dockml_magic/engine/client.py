@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dockml_magic import labels
-from dockml_magic.engine.answers import label_filter, mounts_in, references_of, refusal_in
+from dockml_magic.engine.answers import label_filter, mounts_in, references_of
 from dockml_magic.engine.archives import PIECE
-from dockml_magic.engine.complaints import error_of, sentence, unreachable
+from dockml_magic.engine.complaints import error_of, raise_refusal, sentence, unreachable
 from dockml_magic.engine.contract import (
     ContainerState,
     ContainerStats,
@@ -543,8 +543,7 @@ class DockerEngine:
                 timeout=None,
             )
             try:
-                if not response.ok:
-                    raise error_of(refusal_in(response), "", "")
+                raise_refusal(response)
                 while len(head := response.raw.read(8)) == 8:
                     yield response.raw.read(int.from_bytes(head[4:], "big"))
             finally:
@@ -613,8 +612,7 @@ class DockerEngine:
                 timeout=None,
             )
             with response:
-                if not response.ok:
-                    raise error_of(refusal_in(response), "", "")
+                raise_refusal(response)
                 yield from response.iter_content(PIECE)
 
     def load(self, archive: Iterator[bytes]) -> list[str]:
@@ -631,8 +629,7 @@ class DockerEngine:
                 timeout=None,
             )
             with response:
-                if not response.ok:
-                    raise error_of(refusal_in(response), "", "")
+                raise_refusal(response)
                 for line in response.iter_lines():
                     event = json.loads(line) if line else {}
                     if "error" in event:

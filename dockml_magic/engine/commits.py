@@ -14,9 +14,8 @@ from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
 from dockml_magic import labels
-from dockml_magic.engine.answers import refusal_in
 from dockml_magic.engine.archives import PIECE, Pieces, make_archive
-from dockml_magic.engine.complaints import error_of
+from dockml_magic.engine.complaints import raise_refusal
 from dockml_magic.errors import EngineError, EngineUnreachableError
 
 if TYPE_CHECKING:
@@ -134,8 +133,7 @@ class Commit:
             json=config,
             timeout=None,
         )
-        if not response.ok:
-            raise error_of(refusal_in(response), self._reference, "")
+        raise_refusal(response, self._reference)
         return str(response.json()["Id"])
 
     def _give_name(self, make: Callable[[], object]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from dockml_magic.engine.answers import refusal_in
 from dockml_magic.engine.contract import NotStartableError
 from dockml_magic.errors import (
     ContainerNameTakenError,
@@ -15,6 +17,9 @@ from dockml_magic.errors import (
     ImageUnavailableError,
     PortTakenError,
 )
+
+if TYPE_CHECKING:
+    import requests
 
 
 def sentence(text: str) -> str:
@@ -113,6 +118,12 @@ _GPU_ERRORS = (
 From moby's daemon/errors.go and daemon/devices_*.go, libnvidia-container's src/*.c, and the threads
 docker/cli#2425, NVIDIA/nvidia-docker#1034 and #1442, FasterLivePortrait#116, fireshare#689.
 """
+
+
+def raise_refusal(response: requests.Response, reference: str = "") -> None:
+    """Raise our error where an engine refuses a request."""
+    if not response.ok:
+        raise error_of(refusal_in(response), reference, "")
 
 
 def _gpu_error_of(said: str) -> GpuUnavailableError | None:

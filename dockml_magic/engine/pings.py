@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import select
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -24,8 +26,9 @@ QUIET = 0.6
 _PING = 1.3
 """Seconds that it has to say so. Both together are what a reader waits for an engine that hangs."""
 
-_FAR_PING = 5.0
-"""The same where it may be on another machine, and what we say may have to be sent again."""
+_LONG_PING = 5.0
+"""The same where it may be on another machine, and what we say may have to be sent again; and where this one has more
+to do than it can, so that an engine, one that has just started above all, waits for its turn."""
 
 _LONGEST_QUIET = 5.0
 """Seconds between two such questions while something slow goes on."""
@@ -55,12 +58,22 @@ def _connected(address: _Address, timeout: float) -> socket.socket:
     return connection
 
 
+def _is_overloaded() -> bool:
+    """Tell whether this machine has more to run than CPUs, now or in the last minute."""
+    try:
+        minute, _, _, now, *_ = Path("/proc/loadavg").read_text().split()
+        return max(float(minute), int(now.partition("/")[0])) > (os.cpu_count() or 1)
+    except (OSError, ValueError):  # it does not say
+        return False
+
+
 def hears_us(address: _Address, more: float = 0.0, most: float = math.inf) -> bool:
     """Tell whether the engine hears us; False only where it takes a connection and keeps silent.
 
-    It says so at once, however busy it is and whatever else it is doing. One that wants TLS says that, or hangs up.
+    It says so at once, however busy it is and whatever else it is doing, if this machine gives it a CPU. One that wants
+    TLS says that, or hangs up.
     """
-    ping = _PING if isinstance(address, str) else _FAR_PING
+    ping = _PING if isinstance(address, str) and not _is_overloaded() else _LONG_PING
     try:
         connection = _connected(address, min(ping + more, most))
     except (TimeoutError, BlockingIOError):

@@ -28,6 +28,7 @@ class Picker:
         self.line = box.get_by_label("The line that does the same, to copy")
         self.log = box.locator("[role=log]")
         self.start = self.button("Start")
+        self.readiness = box.locator("[role=status]").last
 
     @classmethod
     def open(cls, notebook: NotebookPage, words: str = "") -> Picker:

@@ -92,6 +92,16 @@ def test_what_is_started_runs_the_next_cells_until_it_is_stopped(
     wait_until(lambda: not containers_of(server.folder), what="no container to be left")
 
 
+def test_what_is_chosen_says_when_it_is_warm(picker: Picker) -> None:
+    # Nothing is started ahead of an image that was never started here.
+    picker.notebook.run(f"import dockml_magic; dockml_magic.start({BARE!r}).stop()")
+    picker.find.fill(BARE)
+    picker.box.get_by_label("Memory limit").fill("1g")
+    expect(picker.readiness).to_have_text("● warm")
+    picker.find.fill("tf1.10-gpu")
+    expect(picker.box).not_to_contain_text("warm")
+
+
 def test_what_a_cell_starts_and_stops_is_shown(picker: Picker) -> None:
     picker.notebook.run(f"%docker_env {BARE}")
     picker.notebook.run(f"%docker_env {OTHER}")

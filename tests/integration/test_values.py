@@ -246,6 +246,16 @@ def test_more_than_the_containers_limit_is_refused_and_its_kernel_lives(
         assert len(small.get("x")) == 20 << 20
 
 
+def test_a_container_with_little_memory_gives_values_of_all_sizes_one_after_the_other(
+    workspace: Path, image: Image
+) -> None:
+    """What is kept of one, to be used again, counts for the container that wrote it: it makes room for the next."""
+    with dockml_magic.start(image(f"dockml/{BARE}"), "--memory", "300m") as small:
+        for size in (100, 100, 220, 40, 90, 200, 20, 60, 140):
+            small.run(f"x = bytes({size} << 20)")  # of no memory, as long as nobody writes to it
+            assert len(small.get("x")) == size << 20
+
+
 def test_an_engine_that_shares_no_files_hands_over_piece_by_piece(
     far_engine: DockerEngine, image: Image, workspace: Path, bare: Environment
 ) -> None:

@@ -98,7 +98,7 @@ def slow(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[SlowEngine]:
     monkeypatch.setattr(docker.APIClient, "__init__", REAL_INIT)
-    monkeypatch.setattr("dockml_magic.engine.pings._FAR_PING", 0.5)
+    monkeypatch.setattr("dockml_magic.engine.pings._LONG_PING", 0.5)
     is_unix = request.param == "unix"
     listener = socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET, socket.SOCK_STREAM)
     listener.bind(str(tmp_path / "s") if is_unix else ("127.0.0.1", 0))
@@ -138,6 +138,30 @@ def test_a_call_that_is_only_slow_is_waited_for(
     engine = connect(slow.endpoint)
     slow.answers[b"/containers/json"] = (1.5, b"[]")
     assert engine.list({}) == []
+
+
+@pytest.mark.parametrize("slow", ["unix"], indirect=True)
+@pytest.mark.parametrize(
+    "load", ["9999.0 9.0 9.0 1/900 1", "0.0 0.0 0.0 9999/9999 1", "0.0 0.0 0.0 0/1 1"]
+)
+def test_an_engine_that_waits_for_its_turn_on_an_overloaded_machine_gets_longer_to_answer(
+    slow: SlowEngine, monkeypatch: pytest.MonkeyPatch, load: str
+) -> None:
+    monkeypatch.setattr("dockml_magic.engine.pings._PING", 0.1)
+    monkeypatch.setattr("dockml_magic.engine.pings._LONG_PING", 30.0)
+    engine = connect(slow.endpoint)
+    slow.answers |= {b"/_ping": (1.0, b"OK"), b"/containers/json": (2.5, b"[]")}
+    read_text = Path.read_text
+    monkeypatch.setattr(
+        Path,
+        "read_text",
+        lambda path, *a, **k: load if str(path) == "/proc/loadavg" else read_text(path, *a, **k),
+    )
+    if "9999" in load:
+        assert engine.list({}) == []
+    else:
+        with pytest.raises(EngineUnreachableError, match="it hangs"):
+            engine.list({})
 
 
 def test_a_call_ends_after_its_time_out_though_a_ping_is_answered(

@@ -391,6 +391,34 @@ def test_too_much_for_the_container_is_refused_before_it_is_touched(
     assert all(s.touched == 0 for s in keeper.pool._segments)
 
 
+@pytest.mark.parametrize("way", ["out", "in, copied"])
+def test_memory_that_is_kept_for_speed_goes_before_a_value_is_refused(
+    start: Start, keeper: doors.Doorkeeper, way: str
+) -> None:
+    kernel = start()
+    side = side_of(kernel)
+    own = OwnKernel({"value": bytes(1 << 20)})
+    large = 64 << 20  # from there on the sender keeps its mapping
+    kernel.run(f"value = bytes({large})")
+    for _ in range(2):
+        hand_over(side, own, {"value": "was"})
+    keeper.lease(1 << 20, frozenset({OwnKernel.party, "other"})).close()
+    idle = set(keeper.pool._segments)
+    kernel.run(
+        "import sys; agent = sys.modules['dockml_values.agent']; kept = [len(agent._mappings)]\n"
+        "def find_room():\n"
+        "    kept.append(len(agent._mappings))\n"
+        "    return (1000 if len(kept) == 2 else 1 << 30), 2 << 30\n"
+        "agent.find_room = find_room; value = bytes(1 << 20)"
+    )
+    if way == "out":
+        hand_over(side, own, {"value": "now"})
+    else:
+        hand_over(own, side, {"value": "now"}, copy=True)
+    assert kernel.value("kept") == [1, 1, 0]
+    assert [s.parties for s in idle & set(keeper.pool._segments)] == [{OwnKernel.party, "other"}]
+
+
 # --- interrupts and deaths --------------------------------------------------------------------
 
 SLOW = """
@@ -862,6 +890,18 @@ def test_a_kernel_gets_the_memory_it_asks_for(
     os.close(descriptor)
     assert ticket.lease is not None
     assert ticket.lease.size == 100_000
+
+
+def test_a_kernel_that_is_short_of_memory_gets_some_back_once(
+    visit: Visit, door: doors.Door
+) -> None:
+    given: list[bool] = []
+    visitor = visit(door)
+    ticket = doors.PutTicket(None, lambda: given.append(True))
+    assert visitor.ask({"token": door.admit(ticket)}) == {"go": True}
+    assert visitor.ask({"short": True}) == {}
+    assert "closed" in visitor.ask({"short": True})
+    assert given == [True]
 
 
 def test_a_token_is_good_once_and_at_its_own_door(

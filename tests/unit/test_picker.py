@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from dockml_magic.errors import ConfigError, DockmlError
 from dockml_magic.options import RunOptions
 from dockml_magic.picker import ImagePicker
 from dockml_magic.pull import PullProgress
-from dockml_magic.warm import WarmEnvironments
+from dockml_magic.warm import Waiting, WarmEnvironments
 from tests.unit.fake_engine import FakeEngine
 from tests.waiting import wait_until
 
@@ -186,6 +187,27 @@ def test_what_is_selected_and_here_is_to_wait_ready_while_it_is_looked_at(
     assert picked.pop() == ("me/mine:1", RunOptions())
     picker.close()
     assert picked.pop() == nothing
+
+
+def test_what_is_selected_says_when_it_is_warm(
+    picker: ImagePicker, notebook: StandInNotebook
+) -> None:
+    shown = picker._readiness
+    assert shown.layout.display == "none"
+    one: Any = SimpleNamespace(options=RunOptions())
+    waiting = notebook.warm._found["me/mine:1"] = Waiting(name="me/mine:1", environment=one)
+    notebook.environments.tell_change()
+    assert ">warming<" in shown.value
+    assert shown.layout.display is None
+    waiting.is_ready = True
+    notebook.environments.tell_change()
+    assert ">● warm<" in shown.value
+    picker._memory.value = "1g"  # which it does not have
+    assert shown.value == ""
+    picker._memory.value = ""
+    assert "warm" in shown.value
+    picker._filter.value = "tf1.10-gpu"
+    assert (shown.value, shown.layout.display) == ("", "none")
 
 
 def test_a_closed_picker_hears_of_no_change(notebook: StandInNotebook, picker: ImagePicker) -> None:

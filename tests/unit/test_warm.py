@@ -385,6 +385,93 @@ def test_switched_off_nothing_is_started(
     assert threading.active_count() == before
 
 
+# --- memory that gets short -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes that are free, and often looked at."""
+    free = [4 << 30]
+    monkeypatch.setattr(warm, "find_available_memory", lambda: free[0])
+    monkeypatch.setattr(warm, "LOOK_AGAIN", 0.01)
+    return free
+
+
+def test_what_waits_ends_from_the_last_on_when_memory_gets_short_until_there_is_enough(
+    shelf: WarmEnvironments, workspace: Path, free: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = StandIn.stop
+
+    def stop_and_free(one: StandIn) -> None:
+        stop(one)
+        free[0] = max(free[0], 1 << 30)
+
+    monkeypatch.setattr(StandIn, "stop", stop_and_free)
+    write(workspace, "one", "two")
+    begin(shelf, workspace, "one", "two")
+    free[0] = (1 << 30) - 1
+    wait_until(lambda: bool(shelf.reasons))
+    assert shelf.reasons == {"two": "it was, until memory got short: 1.1 GB were free."}
+    assert [one.is_stopped for one in StandIn.made_ones] == [False, True]
+    assert shelf.names() == ["one"]
+    assert shelf.take(planned("two", workspace)) is None
+    assert shelf.take(planned("one", workspace)) is StandIn.made_ones[0]
+    wait_until(lambda: not shelf._is_watched, what="the thread to end where nothing waits")
+
+
+def test_what_waits_does_not_count_against_itself(
+    shelf: WarmEnvironments, workspace: Path, free: list[int]
+) -> None:
+    write(workspace, "one")
+    begin(shelf, workspace, "one")
+    (one,) = shelf
+    one.memory = shelf._takes = 3 << 30
+    free[0] = 3 << 30  # what was there before it, less what it takes
+    shelf._end_what_has_no_room([one])
+    assert shelf.names() == ["one"]
+    free[0] -= 1
+    shelf._end_what_has_no_room([one])
+    assert shelf.names() == []
+
+
+def test_a_picked_one_ends_too_and_the_project_file_has_no_reason_for_it(
+    shelf: WarmEnvironments, workspace: Path, free: list[int]
+) -> None:
+    shelf.pick(IMAGE, RunOptions(), workspace)
+    wait_until(lambda: any(one.is_ready for one in shelf))
+    free[0] = 0
+    wait_until(lambda: shelf.names() == [])
+    assert dict(shelf.reasons) == {}
+
+
+def test_memory_of_this_machine_says_nothing_of_an_engine_on_another(
+    shelf: WarmEnvironments, workspace: Path, free: list[int], engine: FakeEngine
+) -> None:
+    write(workspace, "one")
+    begin(shelf, workspace, "one")
+    engine._facts = replace(engine.facts, shares_files=False)
+    free[0] = 0
+    shelf._end_what_has_no_room(list(shelf))
+    assert shelf.names() == ["one"]
+
+
+def test_one_that_ends_for_memory_while_it_is_asked_for_is_started_anew(
+    shelf: WarmEnvironments, workspace: Path, free: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(workspace, "one")
+    begin(shelf, workspace, "one")
+
+    def is_made_by(container: StandInContainer, plan: Any) -> bool:
+        free[0] = 0
+        shelf._end_what_has_no_room(list(shelf))
+        return True
+
+    monkeypatch.setattr(StandInContainer, "is_made_by", is_made_by)
+    assert shelf.take(planned("one", workspace)) is None
+    assert StandIn.made_ones[0].is_stopped
+    assert not StandIn.made_ones[0].is_ordinary
+
+
 # --- a picker's selection, and what is shown ----------------------------------------------------
 
 
@@ -405,6 +492,23 @@ def test_a_selection_is_warmed_when_it_stays_and_lets_the_one_before_go(
     shelf.pick("", RunOptions(), workspace)
     wait_until(lambda: shelf.names() == ["one"])
     assert not StandIn.made_ones[0].is_stopped
+
+
+def test_whoever_shows_what_waits_hears_of_each_change(
+    shelf: WarmEnvironments, workspace: Path
+) -> None:
+    seen: list[str] = []
+
+    def look() -> None:
+        waiting = shelf.find(IMAGE, RunOptions())
+        seen.append(waiting.status if waiting else "")
+
+    shelf._environments.changed.append(look)
+    shelf.pick(IMAGE, RunOptions(), workspace)
+    wait_until(lambda: len(seen) == 2)
+    assert shelf.find(IMAGE, RunOptions(memory=1 << 30)) is None
+    shelf.drop(IMAGE)
+    assert seen == ["warming", "warm", ""]
 
 
 def test_what_waits_and_what_it_takes_is_one_line(shelf: WarmEnvironments, workspace: Path) -> None:

@@ -179,7 +179,7 @@ def _send(packed, door, request):
             raise _Failed(**told)
         try:
             if told.get("fresh"):
-                check_room(packed.total)
+                check_room(packed.total, door)
             write(packed, descriptor, told.get("fresh"))
         finally:
             os.close(descriptor)
@@ -226,7 +226,7 @@ def _put(request):
             payload = request["buffers"][0]
         elif descriptor is not None:
             if request["copy"]:
-                check_room(told["size"])
+                check_room(told["size"], door)
             payload = read(descriptor, told["size"])
         else:
             payload = _held.pop(request["token"])
@@ -364,8 +364,13 @@ def _keep_mapping(descriptor, memory):
 
 
 def _drop_mappings():
+    close_mappings(_KEPT_TIME - 0.5)
+
+
+def close_mappings(age=float("-inf")):
+    """Close those that are kept for longer than so many seconds."""
     with _mapping_lock:
-        while _mappings and time.time() - _mappings[0][2] > _KEPT_TIME - 0.5:
+        while _mappings and time.time() - _mappings[0][2] > age:
             _mappings.pop(0)[1].close()
 
 
@@ -389,9 +394,18 @@ def read(descriptor, size):
         os.close(descriptor)
 
 
-def check_room(size):
-    """Raise where so many bytes more would be too many for this container."""
+def check_room(size, door=None):
+    """Raise where so many bytes more would be too many for this container.
+
+    What is kept for speed only goes first: mappings here and, by the door, memory that nobody uses any more, which
+    counts for the container that wrote to it.
+    """
     free, limit = find_room()
+    if free is not None and size > free:
+        close_mappings()
+        if door is not None:
+            door.ask(short=True)
+        free, limit = find_room()
     if free is not None and size > free:
         raise _Failed(error="memory", needed=size, free=max(0, free), limit=limit)
 
