@@ -256,6 +256,21 @@ def test_a_container_with_little_memory_gives_values_of_all_sizes_one_after_the_
             assert len(small.get("x")) == size << 20
 
 
+@pytest.mark.parametrize("python", ["bare:3.6", "tensorflow:1.10.0-py27"])
+def test_a_value_that_does_not_fit_into_the_containers_limit_is_refused_and_its_kernel_lives(
+    workspace: Path, image: Image, python: str
+) -> None:
+    """Text and bytes are copied as they arrive, out of memory that counts for who wrote it."""
+    with dockml_magic.start(image(f"dockml/{python}"), "--memory", "300m") as small:
+        small.run("x = 1")
+        for value in (bytes(280 << 20), "x" * (280 << 20)):
+            with pytest.raises(NoMemoryError, match=r"280 MiB more.*limit of 300 MiB"):
+                small.put("x", value)
+        assert small.run("x").text == "1"
+        small.put("x", bytes(60 << 20))
+        assert small.run("len(x) >> 20").text == "60"
+
+
 def test_an_engine_that_shares_no_files_hands_over_piece_by_piece(
     far_engine: DockerEngine, image: Image, workspace: Path, bare: Environment
 ) -> None:

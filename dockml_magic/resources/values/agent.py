@@ -60,6 +60,10 @@ class _Failed(Exception):
         self.said = said
 
 
+class _NoRoom(_Failed, MemoryError):
+    """Ends it for want of memory."""
+
+
 class Closed(Exception):
     """The notebook's side is not there, or does not go on with this."""
 
@@ -231,7 +235,11 @@ def _put(request):
         else:
             payload = _held.pop(request["token"])
         # A small array costs nothing to copy, and can be changed then.
-        unpacked = unpack(payload, copy=request["copy"] or is_small)
+        unpacked = unpack(
+            payload,
+            copy=request["copy"] or is_small,
+            check_room=lambda size: check_room(size, door),
+        )
         del payload
         values = {}
         for source in request["names"]:
@@ -407,7 +415,7 @@ def check_room(size, door=None):
             door.ask(short=True)
         free, limit = find_room()
     if free is not None and size > free:
-        raise _Failed(error="memory", needed=size, free=max(0, free), limit=limit)
+        raise _NoRoom(error="memory", needed=size, free=max(0, free), limit=limit)
 
 
 def find_room():

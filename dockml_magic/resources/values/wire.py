@@ -32,6 +32,7 @@ MAGIC = b"DockmlV\x01"
 HEADER = struct.Struct(str("<8sQQII"))  # magic, length of document, total, CRC-32 of document, 0
 ALIGNED = 64
 FILE_PIECE = 1 << 22  # bytes written at a time, between two looks for an interrupt
+LARGE_COPY = 1 << 22  # bytes from which on a copy is announced to who knows whether there is room for it
 PIECE = 1 << 24  # bytes copied at a time where a copy holds the interpreter's lock
 
 MOST_NOTES = 100
@@ -361,7 +362,7 @@ class Unpacked(object):
         self.views = views
 
 
-def unpack(payload, copy=False):
+def unpack(payload, copy=False, check_room=None):
     """Read a payload.
 
     Parameters
@@ -370,13 +371,16 @@ def unpack(payload, copy=False):
         bytes, a memoryview or an mmap. Numeric data becomes views of it, which keep it alive.
     copy
         No views: private, writable copies.
+    check_room
+        Called with the bytes of a large copy before it is made; raises a MemoryError where there is no room for it.
+        Arrays of a `copy` are for the caller to check.
 
     Raises
     ------
     Damaged
         It is not a payload of ours.
     """
-    reader = Reader(payload, copy)
+    reader = Reader(payload, copy, check_room)
     try:
         with _WithoutCollection():
             return reader.read()
@@ -389,8 +393,9 @@ def unpack(payload, copy=False):
 class Reader(object):
     """Turns nodes into values. Those who build a kind get it, the node's detail and its items."""
 
-    def __init__(self, payload, copy):
+    def __init__(self, payload, copy, check_room=None):
         self.copy = copy
+        self._check_room = check_room
         self.views = 0
         self.notes = []
         self._noted = set()
@@ -472,6 +477,8 @@ class Reader(object):
     def bytes(self, number):
         """A private copy of a buffer."""
         offset, size = self.extent(number)
+        if size >= LARGE_COPY and self._check_room is not None:
+            self._check_room(size)
         found = self._payload[offset : offset + size]
         return found if isinstance(found, bytes) else bytes(found)
 
