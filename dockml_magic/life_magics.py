@@ -29,8 +29,6 @@ from dockml_magic.options import (
     split_line,
 )
 from dockml_magic.planning import commit_container, engine_for, find_container, our_containers
-from dockml_magic.shell import command_from, run_command
-from dockml_magic.watch import show_log, table_of_stats
 
 
 @magics_class
@@ -98,6 +96,8 @@ class LifeMagics(MagicLines):
         """
         if (parsed := self.parse("docker_logs", line)) is None:
             return
+        from dockml_magic.watch import show_log
+
         engine, container = self._find("docker_logs", parsed.name, parsed.engine)
         show_log(
             engine,
@@ -119,6 +119,8 @@ class LifeMagics(MagicLines):
         head, words = split_command(split_line(line))
         if (parsed := self.parse_words("docker_exec", head)) is None:
             return
+        from dockml_magic.shell import command_from, run_command
+
         command = command_from(parsed, words, "%docker_exec")
         engine, container = self._find("docker_exec", parsed.name, parsed.engine)
         code = run_command(engine, container, command, write_stream)
@@ -130,6 +132,8 @@ class LifeMagics(MagicLines):
         """Show what environments use of CPU, memory and GPUs: %docker_stats [ENV ...]."""
         if (parsed := self.parse("docker_stats", line)) is None:
             return None
+        from dockml_magic.watch import table_of_stats
+
         if parsed.names:
             found = [self._find("docker_stats", name, parsed.engine) for name in parsed.names]
             return table_of_stats(found[0][0], [container for _, container in found])
