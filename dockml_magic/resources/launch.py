@@ -1316,7 +1316,7 @@ def run_kernel(config_path, report_fd, mode):
     sys.argv = ["ipykernel_launcher"] + own + config["extra_arguments"]
     app = IPKernelApp.instance()
     app.initialize()
-    write_history_later(app.shell.history_manager)
+    write_history_later(getattr(getattr(app, "shell", None), "history_manager", None))
     if not config.get("drops", True):
         # The one reader waits for its own reader: then this kernel has to wait too, and not drop output.
         app.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)
