@@ -43,11 +43,11 @@ from dockml_magic.handover import end_handover, find_handed_over, hand_over
 from dockml_magic.messages import Message
 from dockml_magic.options import RunOptions, parse_words
 from dockml_magic.planning import KernelPlan, engine_for, make_plan
-from dockml_magic.provisioner import PROVISIONER_NAME, DockerProvisioner, TellingManager
 from dockml_magic.relay import UNUSABLE, Relay, Sink, is_plausible
 
 if TYPE_CHECKING:
     from dockml_magic.exchange import ContainerSide, HandOver
+    from dockml_magic.provisioner import DockerProvisioner
 
 T = TypeVar("T")
 
@@ -154,6 +154,8 @@ class Environment:
         self._side: ContainerSide | None = None
         self._opened: Callable[[Environment, Relay], Callable[[], None]] | None = None
         self._on_close: Callable[[], None] | None = None
+        from dockml_magic.provisioner import PROVISIONER_NAME, TellingManager
+
         spec = KernelSpec(
             argv=["dockml", "never-run"],
             display_name=plan.choice.title,
@@ -472,6 +474,8 @@ class Environment:
 
     @property
     def _provisioner(self) -> DockerProvisioner | None:
+        from dockml_magic.provisioner import DockerProvisioner
+
         provisioner = self._manager.provisioner
         assert provisioner is None or isinstance(provisioner, DockerProvisioner)
         return provisioner

@@ -20,7 +20,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -70,6 +70,8 @@ _INTERRUPT_PATIENCE = 10.0
 _HISTORY_INTERVAL = 0.1
 """Seconds after a cell in which the history need not have it. IPython writes it to the disk at once, in a thread that
 takes as long as all that is done here for a cell; so it comes after the cell's last message, once for many cells."""
+_UNWRITTEN = 1000
+"""Cells that IPython may hold back for that."""
 _ROOM_INTERVAL = 0.005
 _ROOM_PATIENCE = 20.0
 """Seconds without room for a message after which a front end that does not read gets no more of them."""
@@ -676,6 +678,7 @@ class ShellChannel:
         self._pass_to_kernel: Callable[[Any], Any] = _drop
         self._handing: set[asyncio.Future[Any]] = set()
         self._typed: deque[tuple[int, str]] = deque()
+        self._is_unwritten = False
 
     # --- taking over and giving back ----------------------------------------------------------
 
@@ -828,6 +831,9 @@ class ShellChannel:
         """Go on when the notebook's own kernel has dealt with a message."""
         self._local.discard(msg_id)
         self._front.abort(self._to_abort.pop(msg_id, []))
+        if self._is_unwritten:
+            self._is_unwritten = False
+            self._front.loop.call_later(_HISTORY_INTERVAL, self._write_history)
         self._advance()
 
     def own_cell_failed(self) -> None:
@@ -852,6 +858,26 @@ class ShellChannel:
             if not self._typed:
                 self._front.loop.call_later(_HISTORY_INTERVAL, self.store_typed)
             self._typed.append((count, request.message.content["code"]))
+
+    @contextlib.contextmanager
+    def writing_later(self) -> Iterator[None]:
+        """Let what is stored in the notebook's history meanwhile be written to the disk after the cell that runs now.
+
+        IPython's thread would do it at once, and has the lock that the next cell needs until it is on the disk.
+        """
+        history = self._kernel.shell.history_manager
+        size = history.db_cache_size
+        history.db_cache_size = max(size, _UNWRITTEN)
+        try:
+            yield
+        finally:
+            history.db_cache_size = size
+            self._is_unwritten = True
+
+    def _write_history(self) -> None:
+        flag = self._kernel.shell.history_manager.save_flag
+        if flag is not None:
+            flag.set()
 
     def store_typed(self) -> None:
         """Store the cells that ran elsewhere in the notebook's history, before anybody here looks; in any thread."""

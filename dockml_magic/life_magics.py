@@ -28,8 +28,6 @@ from dockml_magic.options import (
     split_line,
 )
 from dockml_magic.planning import commit_container, engine_for, look_up_container, our_containers
-from dockml_magic.shell import command_from, run_command
-from dockml_magic.watch import show_log, table_of_stats
 
 
 @magics_class
@@ -95,6 +93,8 @@ class LifeMagics(MagicLines):
         """
         if (parsed := self.parse("docker_logs", line)) is None:
             return
+        from dockml_magic.watch import show_log
+
         engine, container = self._find("docker_logs", parsed.name, parsed.engine)
         show_log(
             engine,
@@ -116,6 +116,8 @@ class LifeMagics(MagicLines):
         head, words = split_command(split_line(line))
         if (parsed := self.parse_words("docker_exec", head)) is None:
             return
+        from dockml_magic.shell import command_from, run_command
+
         command = command_from(parsed, words, "%docker_exec")
         engine, container = self._find("docker_exec", parsed.name, parsed.engine)
         code = run_command(engine, container, command, write_stream)
@@ -127,6 +129,8 @@ class LifeMagics(MagicLines):
         """Show what environments use of CPU, memory and GPUs: %docker_stats [ENV ...]."""
         if (parsed := self.parse("docker_stats", line)) is None:
             return None
+        from dockml_magic.watch import table_of_stats
+
         if parsed.names:
             found = [self._find("docker_stats", name, parsed.engine) for name in parsed.names]
             return table_of_stats(found[0][0], [container for _, container in found])

@@ -16,7 +16,6 @@ from typing import Any
 from dockml_magic import toml
 from dockml_magic.errors import ProjectFileError
 
-FILE_NAME = "dockml.lock"
 VERSION = 1
 
 _HEAD = """\
@@ -226,11 +225,11 @@ class Verdict:
     changes: tuple[str, ...] = ()
     other_image: str = ""
 
-    def told(self, name: str, project: str) -> str:
-        """Return in a line what has moved, "" where nothing has; `project` is the project file's name."""
+    def told(self, name: str, project: str, lock: str) -> str:
+        """Return in a line what has moved, "" where nothing has; `project` and `lock` are the files' names."""
         changes = ", ".join(self.changes)
-        said = [f"{project} has changed since {FILE_NAME}: {changes}"] if changes else []
-        said += [f"{self.other_image} than {FILE_NAME} says"] if self.other_image else []
+        said = [f"{project} has changed since {lock}: {changes}"] if changes else []
+        said += [f"{self.other_image} than {lock} says"] if self.other_image else []
         if not said:
             return ""
         used = ""

@@ -39,7 +39,6 @@ from dockml_magic.life_magics import LifeMagics
 from dockml_magic.magic_lines import MagicLines
 from dockml_magic.names import LOCAL, known_names
 from dockml_magic.options import RunOptions, add_run_options, options_from, split_line
-from dockml_magic.parcels import join_lists, parse_in, parse_out
 from dockml_magic.planning import (
     allow_project,
     check_trust,
@@ -377,6 +376,8 @@ class DockerMagics(MagicLines):
 
     def _cell_target(self, line: str) -> Place | None:
         """Return where a `%%docker_cell` runs, with the values there that it takes; None where it asked for help."""
+        from dockml_magic.parcels import join_lists, parse_in, parse_out
+
         words = join_lists(split_line(line), ("-i", "-o"))
         if (parsed := self.parse_words("%docker_cell", words)) is None:
             return None

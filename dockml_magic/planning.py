@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dockml_magic import engine as engines
 from dockml_magic import folders, labels, trust
@@ -44,12 +44,9 @@ from dockml_magic.folders import RuntimeFolder
 from dockml_magic.gpu import HostGpus, find_gpus
 from dockml_magic.host_settings import build_args, read_host_settings
 from dockml_magic.image_memory import ImageMemory
-from dockml_magic.layers import ensure_layer, list_packages
-from dockml_magic.lock import FILE_NAME as LOCK_NAME
-from dockml_magic.lock import Lock, LockedEnvironment, Now, compare, parse_lock, write_lock
 from dockml_magic.names import Choice, Fits, choose, suggest
 from dockml_magic.options import AUTO, GpuRequest, RunOptions, parse_env, parse_gpus
-from dockml_magic.project import Project, find_project, is_dockerfile
+from dockml_magic.project import LOCK_NAME, Project, find_project, is_dockerfile
 from dockml_magic.pull import (
     PullProgress,
     check_reference,
@@ -59,6 +56,9 @@ from dockml_magic.pull import (
 )
 from dockml_magic.requirements import Extras, hide_private, read_extras
 from dockml_magic.spec import RUNTIME, ContainerSpec
+
+if TYPE_CHECKING:
+    from dockml_magic.lock import Lock, LockedEnvironment, Now
 
 log = logging.getLogger(__name__)
 
@@ -293,8 +293,10 @@ def _hold(
         note = f"--image: {LOCK_NAME} is not used for this start"
         return replace(choice, notes=(note,))
     assert project.path is not None
+    from dockml_magic.lock import compare
+
     verdict = compare(locked, _now(choice, name, project, engine, locked))
-    notes = [verdict.told(name, project.path.name)]
+    notes = [verdict.told(name, project.path.name, LOCK_NAME)]
     extras = choice.extras
     if extras is not None and verdict.holds_versions:
         if options.packages:
@@ -332,6 +334,8 @@ def _now(
     What a name comes to may differ between machines, by their GPUs; where there is a lock, what it has is meant.
     """
     assert project.path is not None
+    from dockml_magic.lock import Now
+
     entry = project.environments[name]
     asked = entry.image or name
     if is_dockerfile(asked):
@@ -359,6 +363,8 @@ def read_lock(project: Project) -> Lock | None:
     path = project.lock_path
     if path is None or not path.is_file():
         return None
+    from dockml_magic.lock import parse_lock
+
     try:
         return parse_lock(path, _read_text(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -387,6 +393,8 @@ def lock_environments(
     for name in names:
         tell(f"{name}:")
         known[name] = _locked(name, project, folder, engine, tell)
+    from dockml_magic.lock import Lock, write_lock
+
     lock = Lock(path=project.lock_path, environments=known)
     scratch = lock.path.with_name(f".{lock.path.name}.{os.getpid()}")
     try:
@@ -405,6 +413,8 @@ def check_lock(names: Sequence[str], folder: Path, engine: Engine) -> list[str]:
     lock = read_lock(project)
     if lock is None:
         return [f"{project.path.parent} has no {LOCK_NAME}. Write it with: dockml lock"]
+    from dockml_magic.lock import compare
+
     said = []
     for name in names:
         if name not in lock.environments:
@@ -414,7 +424,7 @@ def check_lock(names: Sequence[str], folder: Path, engine: Engine) -> list[str]:
         verdict = compare(
             lock.environments[name], _now(choice, name, project, engine, lock.environments[name])
         )
-        if told := verdict.told(name, project.path.name):
+        if told := verdict.told(name, project.path.name, LOCK_NAME):
             said.append(f"{name}: {told}")
     if len(names) == len(project.environments):
         gone = sorted(set(lock.environments) - set(names))
@@ -452,6 +462,9 @@ def _locked(
     """Return what an environment comes to now."""
     choice, image = decide_here(name, RunOptions(), folder, engine, use_lock=False)
     image = _fetch(choice, image, folder, engine, tell)
+    from dockml_magic.layers import ensure_layer, list_packages
+    from dockml_magic.lock import LockedEnvironment
+
     top = image
     if choice.extras is not None:
         top = ensure_layer(
@@ -698,6 +711,8 @@ def make_plan(
             tell(note)
     image = _fetch(choice, image, folder, engine, tell)
     if choice.extras is not None:
+        from dockml_magic.layers import ensure_layer
+
         layer = ensure_layer(
             image, choice.reference, choice.extras, engine, tell, _given(choice.options)
         )

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dockml_magic import catalogue, lock, toml
+from dockml_magic import catalogue, toml
 from dockml_magic.catalogue import FRAMEWORKS, Image
 from dockml_magic.errors import ConfigError, ProjectFileError
 from dockml_magic.options import (
@@ -56,6 +56,7 @@ from dockml_magic.options import (
 from dockml_magic.requirements import FILE, from_folder, parse_packages
 
 FILE_NAMES = ("dockml.toml", "pyproject.toml")
+LOCK_NAME = "dockml.lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ class Project:
     @property
     def lock_path(self) -> Path | None:
         """Where its lock is, or would be."""
-        return self.path and self.path.parent / lock.FILE_NAME
+        return self.path and self.path.parent / LOCK_NAME
 
 
 def is_dockerfile(name: str) -> bool:
@@ -230,13 +231,15 @@ def _parse(place: _Place, table: dict[str, Any]) -> Project:
         titles[name] = own.get("title", "")
         if own.get("warm"):
             warm.append(name)
+    from dockml_magic.lock import entry_of
+
     return Project(
         path=place.path,
         environments=environments,
         titles=titles,
         images=_images(place, table),
         entries={
-            name: lock.entry_of({word: value for word, value in entry.items() if word != "warm"})
+            name: entry_of({word: value for word, value in entry.items() if word != "warm"})
             for name, entry in entries.items()
         },
         warm=tuple(warm),

@@ -329,9 +329,10 @@ class Router:
             if stores and self.shell.history_manager is not None:
                 # IPython looks at the last input when one of our lines displays a result.
                 ours = "\n".join(piece.code for piece in pieces if piece.is_ours)
-                self.shell.history_manager.store_inputs(
-                    count, ours if len(pieces) > 1 else code, code
-                )
+                with self._channel.writing_later() if self._channel else contextlib.nullcontext():
+                    self.shell.history_manager.store_inputs(
+                        count, ours if len(pieces) > 1 else code, code
+                    )
             try:
                 for piece in pieces:
                     is_last = piece is pieces[-1]

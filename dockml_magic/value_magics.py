@@ -19,11 +19,11 @@ from dockml_magic.errors import ConfigError, KernelError, NameMissingError
 from dockml_magic.magic_lines import MagicLines
 from dockml_magic.names import LOCAL
 from dockml_magic.options import split_line
-from dockml_magic.parcels import Parcel, join_lists, parse_copy
 from dockml_magic.pull import format_size
 
 if TYPE_CHECKING:
     from dockml_magic.exchange import HandOver, Side
+    from dockml_magic.parcels import Parcel
 
 _PATIENCE = 1.0
 """Seconds for a kernel to say which names it has."""
@@ -92,6 +92,8 @@ class ValueMagics(MagicLines):
         Both environments have to run. All of the values go over, or none. Nothing that arrives is ever run: what has
         no meaning without its code is refused. In a cell: %%docker_cell ENV -i NAME,... -o NAME,...
         """
+        from dockml_magic.parcels import join_lists, parse_copy
+
         if (parsed := self.parse_words("docker_cp", join_lists(split_line(line)))) is None:
             return
         if ":" not in parsed.target:

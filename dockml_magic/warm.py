@@ -27,7 +27,6 @@ from dockml_magic.options import RunOptions, parse_publish
 from dockml_magic.planning import KernelPlan, engine_for, plan_here
 from dockml_magic.project import Project, find_project
 from dockml_magic.pull import format_size
-from dockml_magic.segments import find_available_memory
 
 log = logging.getLogger(__name__)
 
@@ -242,6 +241,8 @@ class WarmEnvironments:
         """Start one and return when it waits; or return what keeps it from that."""
         if self._is_of_no_use(name):
             return ""
+        from dockml_magic.segments import find_available_memory
+
         try:
             engine = engine_for(options)
             plan = plan_here(name, options, folder, engine)

@@ -54,6 +54,19 @@ def test_cells_run_without_a_network(
     assert kernel.ok("1 + 1").result == "2"
 
 
+@any_image
+def test_the_last_cell_before_a_restart_is_in_the_history(
+    start: StartKernel, image: Image, name: str, source: str, ipykernel: str
+) -> None:
+    kernel = start(image(name), "--network", "none")
+    changed = "get_ipython().history_manager.writeout_cache.__name__"
+    assert kernel.ok(changed).result == "'write_later'"
+    kernel.ok("'typed just before'")
+    kernel.manager.restart_kernel(now=False)
+    kernel.disconnect()
+    assert kernel.ok("%history ~1/1-2").stdout == f"{changed}\n'typed just before'\n"
+
+
 def test_python_2_cells_are_python_2(start: StartKernel, image: Image) -> None:
     kernel = start(image("dockml/tensorflow:1.10.0-py27"), "--network", "none")
     assert kernel.ok('print "old"').stdout == "old\n"

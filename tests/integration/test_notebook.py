@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -176,6 +178,23 @@ def test_a_cell_that_ran_elsewhere_is_in_the_notebooks_history_when_the_next_one
     assert notebook.ok(look).printed() == "".join(f"'elsewhere, {n}'\n" for n in range(3))
     look = f"%%docker_cell local\n_i{counts[-1]}, In[{counts[0]}]"
     assert notebook.ok(look).result == repr(("'elsewhere, 2'", "'elsewhere, 0'"))
+
+
+def test_a_cell_with_a_line_of_ours_is_in_the_notebooks_history_on_the_disk_without_another_one(
+    notebook: Notebook,
+) -> None:
+    notebook.use(PIP)
+    ask = "%%docker_cell local\nprint(get_ipython().history_manager.hist_file)"
+    path = notebook.ok(ask).printed().strip()
+    line = "%docker_env local\n'beside a line of ours'"
+    notebook.ok(line)
+
+    def is_written() -> bool:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as history:
+            last = "SELECT source_raw FROM history ORDER BY session DESC, line DESC LIMIT 1"
+            return bool(history.execute(last).fetchone() == (line,))
+
+    wait_until(is_written, what="the cell to be in the history's file")
 
 
 def test_user_expressions_are_evaluated_in_the_environment(notebook: Notebook) -> None:

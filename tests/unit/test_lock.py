@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dockml_magic import planning, toml
+from dockml_magic import layers, planning, toml
 from dockml_magic.engine import ImageState
 from dockml_magic.errors import ConfigError, ImageUnavailableError, ProjectFileError
 from dockml_magic.layers import Inventory
@@ -191,17 +191,17 @@ def test_what_has_moved_is_told(
     verdict = compare(NER, replace(NOW, **now))  # type: ignore[arg-type]
     assert (verdict.holds_image, verdict.holds_versions, verdict.is_here) == holds
     last = ". To lock what there is now: dockml lock ner" if told else ""
-    assert verdict.told("ner", "dockml.toml") == told + last
+    assert verdict.told("ner", "dockml.toml", "dockml.lock") == told + last
 
 
 def test_a_build_holds_as_long_as_its_folder_does() -> None:
     locked = replace(NER, image="./docker", reference="dockml/build:1", digest="")
     now = replace(NOW, image="./docker", reference="dockml/build:1", here=())
-    assert compare(locked, now).told("ner", "dockml.toml") == ""
+    assert compare(locked, now).told("ner", "dockml.toml", "dockml.lock") == ""
     assert compare(locked, now).holds_versions
     verdict = compare(locked, replace(now, reference="dockml/build:2"))
     assert not verdict.holds_image
-    assert verdict.told("ner", "dockml.toml").startswith(
+    assert verdict.told("ner", "dockml.toml", "dockml.lock").startswith(
         "what './docker' builds is another image than dockml.lock says; the lock is not used."
     )
 
@@ -244,8 +244,8 @@ def installed(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Install:
         return found
 
     inventory = Inventory(python="3.6.15", packages=PACKAGES)
-    monkeypatch.setattr(planning, "ensure_layer", ensure_layer)
-    monkeypatch.setattr(planning, "list_packages", lambda image, name, engine: inventory)
+    monkeypatch.setattr(layers, "ensure_layer", ensure_layer)
+    monkeypatch.setattr(layers, "list_packages", lambda image, name, engine: inventory)
     return done
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dockml_magic import folders, labels, planning
+from dockml_magic import folders, labels, layers, planning
 from dockml_magic.container import KernelContainer
 from dockml_magic.engine import EngineFacts, ImageState
 from dockml_magic.errors import (
@@ -219,7 +219,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine) -> list[tuple
             extras.reference(base.id)
         )
 
-    monkeypatch.setattr(planning, "ensure_layer", ensure_layer)
+    monkeypatch.setattr(layers, "ensure_layer", ensure_layer)
     return done
 
 
@@ -260,7 +260,7 @@ def test_variables_that_the_container_is_given_may_be_named_by_requirements(
 ) -> None:
     found: list[dict[str, str]] = []
     monkeypatch.setattr(
-        planning, "ensure_layer", lambda *words: (found.append(words[-1]), engine.add_image("x"))[1]
+        layers, "ensure_layer", lambda *words: (found.append(words[-1]), engine.add_image("x"))[1]
     )
     monkeypatch.setenv("TOKEN", "of the host")
     monkeypatch.setenv("OTHER", "not named")

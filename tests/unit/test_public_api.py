@@ -102,8 +102,8 @@ def test_a_magic_says_what_it_does(name: str) -> None:
 
 
 def imported_by(statement: str) -> set[str]:
-    """Return the top-level names of the modules that a statement imports in a fresh Python."""
-    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    """Return the names of the modules that a statement imports in a fresh Python."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
@@ -122,8 +122,36 @@ HEAVY = {
 }
 
 
+LATER = {
+    f"dockml_magic.{name}"
+    for name in (
+        "backup",
+        "doctor",
+        "doors",
+        "exchange",
+        "fit",
+        "layers",
+        "lock",
+        "parcels",
+        "picker",
+        "provisioner",
+        "registry",
+        "segments",
+        "shell",
+        "watch",
+    )
+}
+"""What only a start needs, or only some lines do."""
+
+
 def test_importing_the_package_is_cheap() -> None:
     assert imported_by("import dockml_magic").isdisjoint(HEAVY)
+
+
+def test_loading_the_extension_imports_nothing_that_a_later_line_can() -> None:
+    found = imported_by("from dockml_magic import magics")
+    assert "dockml_magic.routing" in found
+    assert found.isdisjoint(LATER)
 
 
 def test_the_floors_below_the_engine_need_no_docker_and_no_jupyter() -> None:
