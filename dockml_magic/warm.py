@@ -337,6 +337,8 @@ class WarmEnvironments:
 
     def _end_what_has_no_room(self, ready: Sequence[Waiting]) -> None:
         """End the last one that would not be started now, if it were not here: one at a look."""
+        from dockml_magic.segments import find_available_memory
+
         for waiting in reversed(ready):
             if not waiting.environment.engine.facts.shares_files:  # its memory is another machine's
                 continue

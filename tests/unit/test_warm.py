@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dockml_magic import kept, planning, trust, warm
+from dockml_magic import kept, planning, segments, trust, warm
 from dockml_magic.container import KernelContainer
 from dockml_magic.display import Table
 from dockml_magic.engine import ContainerState
@@ -392,7 +392,7 @@ def test_switched_off_nothing_is_started(
 def free(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Bytes that are free, and often looked at."""
     free = [4 << 30]
-    monkeypatch.setattr(warm, "find_available_memory", lambda: free[0])
+    monkeypatch.setattr(segments, "find_available_memory", lambda: free[0])
     monkeypatch.setattr(warm, "LOOK_AGAIN", 0.01)
     return free
 
