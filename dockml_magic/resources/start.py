@@ -28,6 +28,9 @@ FOLDER = "/opt/dockml/compiled"
 BEGUN = "begun"
 """In the runtime folder: what the supervisor of a first start has compiled, for the kernel, which needs it too."""
 
+AHEAD = "ahead"
+"""How files are called in there that have what is compiled for it while it already runs."""
+
 MOST = 64 * 1024 * 1024
 """Bytes of code that are kept of an image."""
 
@@ -52,8 +55,20 @@ def machinery():
     return sys.modules["_frozen_importlib_external"]
 
 
+def compiled(path):
+    """Return the code of a source."""
+    with open(path, "U" if IS_OLD else "rb") as file:
+        source = file.read()
+    return compile(source + "\n" if IS_OLD else source, path, "exec", 0, 1)
+
+
 def checksum(data):
     return crc32(data) & 0xFFFFFFFF
+
+
+def ahead(folder, path):
+    """Return where the code of a source is that was compiled ahead."""
+    return "%s/%s-%08x" % (folder, AHEAD, checksum(path if IS_OLD else path.encode("utf-8")))
 
 
 class Code(object):
@@ -63,6 +78,7 @@ class Code(object):
         self.data = b""
         self.index = {}
         self.kept = None  # {path: (mtime, size, code)} while it is recorded
+        self.folder = None  # with what is compiled ahead
         self.boot = []  # the paths of those that Python imports before us
         self.undo = []
 
@@ -95,7 +111,7 @@ class Code(object):
     def find(self, path):
         """Return the code of a source, None where there is none or it is another one's."""
         try:
-            mtime, size, data = self._find(path)
+            mtime, size, data = self._find(path) if path in self.index else self._find_ahead(path)
             if self.kept is not None:
                 self.kept[path] = (mtime, size, data)
             return marshal.loads(data)
@@ -110,12 +126,38 @@ class Code(object):
             raise ValueError(path)
         return mtime, size, data
 
+    # --- what is compiled for a first start while that goes on --------------------------------
+
+    def compile_ahead(self, folder, library, names):
+        """Leave the code of modules that a kernel will import, one file each; the last ones first."""
+        for name in reversed(names):
+            for path in ("%s/%s.py" % (library, name), "%s/%s/__init__.py" % (library, name)):
+                try:
+                    found = stat(path)
+                    data = marshal.dumps(compiled(path))
+                    entry = (head(), path, found.st_mtime, found.st_size, data)
+                    place = ahead(folder, path)
+                    with open(place + ".new", "wb") as file:
+                        file.write(marshal.dumps(entry))
+                    rename(place + ".new", place)
+                except Exception:  # not in this version
+                    pass
+
+    def _find_ahead(self, path):
+        if self.folder is None:
+            raise KeyError(path)
+        with open(ahead(self.folder, path), "rb") as file:
+            begin, source, mtime, size, data = marshal.loads(file.read())
+        found = stat(path)
+        if (begin, source, mtime, size) != (head(), path, found.st_mtime, found.st_size):
+            raise ValueError(path)
+        return mtime, size, data
+
     def script(self, path):
         """Return the code of a script of ours, which is nobody's module."""
         found = self.find(path)
         if found is None:
-            with open(path, "rb") as file:
-                found = compile(file.read(), path, "exec", 0, 1)
+            found = compiled(path)
             if self.kept is not None:
                 self._keep(path, marshal.dumps(found))
         return found
@@ -138,9 +180,7 @@ class Code(object):
             if not path.endswith(".py") or path == __file__:
                 continue
             try:
-                with open(path, "U" if IS_OLD else "rb") as file:
-                    source = file.read() + "\n" if IS_OLD else file.read()
-                self._keep(path, marshal.dumps(compile(source, path, "exec", 0, 1)))
+                self._keep(path, marshal.dumps(compiled(path)))
                 self.boot.append(path)
             except Exception:  # no source, or no longer
                 pass
@@ -176,7 +216,7 @@ class Code(object):
             code = self.find(self_.path) if type(self_) is loader else None
             return get_code(self_, fullname) if code is None else code
 
-        if self.index:
+        if self.index or self.folder:
             loader.get_code = get_known_code
             self.undo.append(lambda: delattr(loader, "get_code"))  # it was inherited
 
@@ -222,6 +262,7 @@ class Code(object):
             undo()
         self.undo = []
         kept, self.kept, self.index, self.data = self.kept, None, {}, b""
+        self.folder = None
         if kept is None or sum(len(entry[2]) for entry in kept.values()) > MOST:
             return None
         index, place = {"": [path for path in self.boot if path in kept]}, 0
@@ -292,8 +333,7 @@ class OldFinder(object):
         path, folder = self.found.pop(fullname)
         code = self.code.find(path)
         if code is None:
-            with open(path, "U") as file:
-                code = compile(file.read() + "\n", path, "exec", 0, 1)
+            code = compiled(path)
             if self.code.kept is not None:
                 self.code._keep(path, marshal.dumps(code))
         module = sys.modules.setdefault(fullname, imp.new_module(fullname))
@@ -331,6 +371,7 @@ def main():
         code.read("%s/%s" % (beside, BEGUN))
         code.record()
         code.keep_boot()
+        code.folder = beside
     elif is_empty and sys.argv[1] == "supervise":
         code.record()
     elif not is_kernel:

@@ -574,6 +574,46 @@ def test_where_nothing_can_be_written_it_starts_all_the_same(place: Place) -> No
     assert place.own_files == []
 
 
+def compile_ahead(place: Place, *modules: str) -> None:
+    """Compile modules as the supervisor has it done for a kernel that starts."""
+    code = "import sys; found = {'__name__': 'start'}; exec(open(sys.argv[1]).read(), found)"
+    words = [str(place.start_script), str(place.start_script.parent), str(place.image), *modules]
+    code += "; found['Code']().compile_ahead(sys.argv[2], sys.argv[3], sys.argv[4:])"
+    subprocess.run([place.python, "-c", code, *words], check=True)
+
+
+@on_each_python
+def test_what_is_compiled_ahead_of_a_kernel_is_used_and_kept(place: Place) -> None:
+    scripts = place.start_script.parent
+    compile_ahead(place, "plain", "package", "not/there", "package/part")
+    assert len(list(scripts.glob("ahead-*"))) == 3
+    assert place.own_files == []
+    place.write("B")
+    known = of_letter("A") | {"broken": "no B"}
+    assert place.values(kind="kernel") == of_letter("B")  # it is for a first start alone
+    for path in place.own_files:
+        path.unlink()
+    assert place.values("record") == known
+    for path in scripts.glob("ahead-*"):
+        path.unlink()
+    assert place.values() == known
+
+
+@on_extremes
+def test_what_was_compiled_ahead_and_fits_no_more_is_compiled(place: Place) -> None:
+    scripts = place.start_script.parent
+    compile_ahead(place, "plain")
+    (file,) = scripts.glob("ahead-*")
+    place.write("B", mtime=1_500_000_000)
+    assert place.values("record") == of_letter("B")
+    content = file.read_bytes()
+    place.write("C")
+    for damaged in (b"", content[: len(content) // 2], b"{0"):
+        file.write_bytes(damaged)
+        place.pack.unlink()
+        assert place.values("record") == of_letter("C")
+
+
 @on_each_python
 def test_a_standard_library_that_only_site_knows_is_found(place: Place, tmp_path: Path) -> None:
     # An old virtualenv has few of Python's own modules; its `site` adds the folder with the others.
