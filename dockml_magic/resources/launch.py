@@ -747,10 +747,17 @@ class Supervisor(object):
         """Have a process compile for the kernel, which imports meanwhile; if it has a processor of its own."""
         if os.sysconf("SC_NPROCESSORS_ONLN") < 2:
             return
-        self.ahead_pid = os.fork()
+        try:
+            self.ahead_pid = os.fork()
+        except OSError:  # a limit of processes
+            return
         if self.ahead_pid == 0:
             try:
                 os.setsid()
+                with open("/proc/self/oom_score_adj", "w") as file:
+                    file.write(
+                        "1000"
+                    )  # where memory is short, it is the one that can be done without
                 for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
                     signal.signal(signum, signal.SIG_DFL)
                 CODE.compile_ahead(beside("")[:-1], os.path.dirname(os.__file__), AHEAD)
