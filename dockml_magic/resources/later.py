@@ -220,7 +220,11 @@ def wait_with_debugpy(debugger):
 
     explorer.__init__, explorer.__getattr__ = lambda self: None, __getattr__
 
+    path = list(sys.path)  # without the workspace, as long as that is
+
     def have_debugpy(import_it):
+        for name in STANDARD:
+            import_from(path, name)
         users = [vars(owner).get(name) for owner, name, ours, before in put]
         # It would say into the cell's output that Python's own modules are frozen.
         silent = "PYDEVD_DISABLE_FILE_VALIDATION"
@@ -250,6 +254,17 @@ def wait_with_debugpy(debugger):
     FINDER.wait_for("debugpy.server", have_debugpy)
 
 
+def import_from(path, name):
+    """Import a module from where it would have been found at the start, and not a user's of the same name."""
+    from importlib.machinery import PathFinder
+    from importlib.util import module_from_spec
+
+    spec = None if name in sys.modules else PathFinder.find_spec(name, path)
+    if spec is not None:
+        sys.modules[name] = module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+
+
 def debugpys(owner, name):
     """Return what imports debugpy and calls its function, which is there then."""
 
@@ -262,6 +277,9 @@ def debugpys(owner, name):
     function.__name__ = function.__qualname__ = name
     return function
 
+
+STANDARD = ("codeop", "code", "gzip", "html", "http", "pydoc", "socketserver", "xmlrpc")
+"""What debugpy imports of Python's own, and refuses to do without."""
 
 TAKEN = (
     ("debugpy.server", "api"),

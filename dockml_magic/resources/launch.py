@@ -105,8 +105,35 @@ LATER_IMPORTS = (
 )
 """What ipykernel of one version or another imports while it starts, when its own modules are there."""
 
-DEBUGPY_IMPORTS = ("code", "gzip", "http.server", "pydoc", "xmlrpc.server")
-"""The same where it finds debugpy; that itself has things to say, for which it is too early."""
+AHEAD = """
+    contextlib platform importlib warnings typing threading _weakrefset weakref pickle
+    _compat_pickle random bisect importlib/_abc ast pathlib fnmatch urllib urllib/parse
+    ipaddress inspect dis opcode linecache tokenize token numbers copy logging traceback
+    textwrap pprint dataclasses logging/config logging/handlers queue heapq argparse gettext
+    getopt codeop datetime shlex glob subprocess locale asyncio asyncio/base_events concurrent
+    concurrent/futures concurrent/futures/_base ssl base64 asyncio/constants asyncio/coroutines
+    asyncio/events contextvars asyncio/format_helpers asyncio/base_futures asyncio/exceptions
+    asyncio/base_tasks asyncio/futures asyncio/protocols asyncio/sslproto asyncio/transports
+    asyncio/log asyncio/staggered asyncio/locks asyncio/mixins asyncio/tasks asyncio/trsock
+    asyncio/runners asyncio/queues asyncio/streams asyncio/subprocess asyncio/taskgroups
+    asyncio/timeouts asyncio/threads asyncio/unix_events asyncio/base_subprocess
+    asyncio/selector_events hashlib hmac html html/entities curses calendar decimal zoneinfo
+    zoneinfo/_tzpath sysconfig zoneinfo/_common importlib/resources importlib/resources/_common
+    tempfile shutil bz2 _compression lzma importlib/resources/abc importlib/resources/_adapters
+    importlib/resources/_legacy ctypes ctypes/_endian _strptime getpass uuid importlib/metadata
+    csv email zipfile importlib/metadata/_adapters email/message quopri email/utils
+    email/_parseaddr email/charset email/base64mime email/quoprimime email/errors email/encoders
+    email/_policybase email/header email/_encoded_words email/iterators importlib/metadata/_text
+    importlib/metadata/_functools importlib/metadata/_meta importlib/metadata/_collections
+    importlib/metadata/_itertools importlib/abc pdb cmd bdb code encodings/ascii encodings/idna
+    stringprep encodings/latin_1 sqlite3 sqlite3/dbapi2 email/parser email/feedparser pty tty
+    runpy ntpath concurrent/futures/process multiprocessing multiprocessing/context
+    multiprocessing/process multiprocessing/reduction multiprocessing/connection
+    multiprocessing/util concurrent/futures/thread asyncio/compat ctypes/util configparser imp
+    urllib/request uu urllib/error urllib/response timeit cProfile profile optparse pstats
+    distutils distutils/version
+""".split()
+"""What kernels import of Python's own after what we need, in about this order, in one version or another."""
 
 STALLED = 30.0
 """Seconds that the kernel of a kept environment waits for a notebook that does not read its output."""
@@ -488,6 +515,7 @@ class Supervisor(object):
         for fd in (self.wake_read, self.wake_write):
             self.set_fd(fd)
         self.stopping = False
+        self.ahead_pid = None  # 0 where it has ended by itself
         self.begun = None  # what was compiled for us in a first start, as the kernel's is left
         self.lacked_bundle = (
             False  # the first kernel did, so the second is the first that runs anything
@@ -701,16 +729,52 @@ class Supervisor(object):
             self.attempts += [(path, "bundle") for path in interpreters]
         self.first_report = None
         is_python = bool(self.attempts) and self.attempts[0][1] != "spec"
-        if self.begun and is_python and config.get("records"):
+        is_first = self.begun and is_python and config.get("records")
+        if is_first:
             write_beside("begun", self.begun)
         self.begun = None
         if self.attempts:
             self._attempt()
+            if is_first:
+                self._compile_ahead()
         elif interpreters:
             self._fail({"problem": "no kernelspec '%s' in the image" % wanted})
         else:  # ours is in a folder that only root may enter, such as /root/miniconda3
             problem = "user %d may run no Python here, not even %s" % (os.getuid(), first)
             self._fail({"problem": problem})
+
+    def _compile_ahead(self):
+        """Have a process compile for the kernel, which imports meanwhile; if it has a processor of its own."""
+        if os.sysconf("SC_NPROCESSORS_ONLN") < 2:
+            return
+        try:
+            self.ahead_pid = os.fork()
+        except OSError:  # a limit of processes
+            return
+        if self.ahead_pid == 0:
+            try:
+                os.setsid()
+                with open("/proc/self/oom_score_adj", "w") as file:
+                    file.write(
+                        "1000"
+                    )  # where memory is short, it is the one that can be done without
+                for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+                    signal.signal(signum, signal.SIG_DFL)
+                CODE.compile_ahead(beside("")[:-1], os.path.dirname(os.__file__), AHEAD)
+            finally:
+                os._exit(0)
+
+    def _end_ahead(self):
+        """End that, and remove what it has left: the kernel has imported all."""
+        if self.ahead_pid is None:
+            return
+        if self.ahead_pid:  # it has not ended
+            os.kill(self.ahead_pid, signal.SIGKILL)
+            os.waitpid(self.ahead_pid, 0)
+        self.ahead_pid = None
+        for name in os.listdir(beside("")):
+            if name.startswith("ahead-"):
+                remove_beside(name)
 
     def _fail(self, report):
         report = dict(report, kernelspecs=languages(self.specs))
@@ -832,6 +896,7 @@ class Supervisor(object):
             return
         os.close(self.report_fd)
         self.report_fd = None
+        self._end_ahead()
         if self.report_bytes:
             self.state["report"] = json.loads(self.report_bytes.decode("utf-8"))
         if self.state["report"].get("compiled"):
@@ -868,6 +933,8 @@ class Supervisor(object):
                 return
             if pid == self.kernel_pid:
                 self._kernel_ended(status)
+            elif pid == self.ahead_pid:
+                self.ahead_pid = 0
 
     def _kernel_ended(self, status):
         self.kernel_pid = None
@@ -1273,7 +1340,7 @@ def put_off_imports():
 
 def stop_using_code(config, report):
     """Import what will be imported while the compiled code is there; leave what was recorded, and report it."""
-    for name in LATER_IMPORTS + (DEBUGPY_IMPORTS if has_module("debugpy") else ()):
+    for name in LATER_IMPORTS:
         try:
             __import__(name)
         except Exception:  # not in this version, or not in this image

@@ -190,6 +190,17 @@ def test_a_front_end_that_asks_what_it_may_debug_has_nothing_imported(
     assert json.dumps(ask_debugger(kernel, "debugInfo")["body"]["isStarted"]) == "true"
 
 
+def test_a_module_of_the_users_own_does_not_get_into_the_debugger(
+    start: StartKernel, image: Image, workspace: Path
+) -> None:
+    for name in ("code", "gzip", "http", "xmlrpc"):
+        (workspace / f"{name}.py").write_text(f"mine = {name!r}")
+    kernel = start(image(IPYKERNEL7), "--network", "none")
+    kernel.ok("seen = 12345")
+    assert ask_debugger(kernel, "inspectVariables")["success"]
+    assert kernel.ok("import code; hasattr(code, 'InteractiveConsole')").result == "True"
+
+
 def test_variables_can_be_inspected_once_debugging_has_begun(
     start: StartKernel, image: Image
 ) -> None:

@@ -522,6 +522,98 @@ def test_what_lies_in_the_runtime_folder_is_not_used_later(place: Place) -> None
             path.unlink()
 
 
+def boots(place: Place, *words: str, **env: str) -> str:
+    """Start one whose `sitecustomize` imports a module of the image; return which one that was."""
+    (place.image / "sitecustomize.py").write_text("import plain")
+    os.utime(place.image / "sitecustomize.py", (1_600_000_000, 1_600_000_000))
+    return place.values(*words, PYTHONPATH=str(place.image), **env)["plain"]
+
+
+def supervise(place: Place, **env: str) -> None:
+    """Start a supervisor as a container does, without `site`."""
+    command = [place.python, "-S", str(place.start_script), "supervise", "config"]
+    env |= {"IMAGE": str(place.image), "LEFT": str(place.left), "PATH": os.defpath}
+    subprocess.run(command, env=env, capture_output=True, check=True)
+
+
+@on_each_python
+def test_what_python_imports_before_us_the_supervisor_writes_for_it(place: Place) -> None:
+    assert boots(place, "record", PYTHONDONTWRITEBYTECODE="1") == "A"
+    supervise(place, PYTHONDONTWRITEBYTECODE="1")
+    assert place.own_files == []
+    supervise(place)
+    names = {path.name.partition(".")[0] for path in place.own_files}
+    assert names == {"plain", "sitecustomize"}
+    place.write("B")
+    assert boots(place, PYTHONDONTWRITEBYTECODE="1") == "A"
+    assert list(place.image.rglob("*.dockml")) == []
+
+
+@on_each_python
+def test_it_writes_nothing_of_another_source_and_nothing_twice(place: Place) -> None:
+    boots(place, "record", PYTHONDONTWRITEBYTECODE="1")
+    place.write("B", mtime=1_500_000_000)
+    supervise(place)
+    assert {path.name.partition(".")[0] for path in place.own_files} == {"sitecustomize"}
+    assert boots(place, PYTHONDONTWRITEBYTECODE="1") == "B"
+    (file,) = place.own_files
+    file.write_bytes(b"somebody's")
+    supervise(place)
+    assert file.read_bytes() == b"somebody's"
+
+
+@on_extremes
+def test_where_nothing_can_be_written_it_starts_all_the_same(place: Place) -> None:
+    boots(place, "record", PYTHONDONTWRITEBYTECODE="1")
+    for folder in ("__pycache__", "plain.pyc.dockml", "sitecustomize.pyc.dockml"):
+        if folder == "__pycache__":
+            (place.image / folder).touch()
+        else:
+            (place.image / folder).mkdir()
+    supervise(place)
+    assert place.own_files == []
+
+
+def compile_ahead(place: Place, *modules: str) -> None:
+    """Compile modules as the supervisor has it done for a kernel that starts."""
+    code = "import sys; found = {'__name__': 'start'}; exec(open(sys.argv[1]).read(), found)"
+    words = [str(place.start_script), str(place.start_script.parent), str(place.image), *modules]
+    code += "; found['Code']().compile_ahead(sys.argv[2], sys.argv[3], sys.argv[4:])"
+    subprocess.run([place.python, "-c", code, *words], check=True)
+
+
+@on_each_python
+def test_what_is_compiled_ahead_of_a_kernel_is_used_and_kept(place: Place) -> None:
+    scripts = place.start_script.parent
+    compile_ahead(place, "plain", "package", "not/there", "package/part")
+    assert len(list(scripts.glob("ahead-*"))) == 3
+    assert place.own_files == []
+    place.write("B")
+    known = of_letter("A") | {"broken": "no B"}
+    assert place.values(kind="kernel") == of_letter("B")  # it is for a first start alone
+    for path in place.own_files:
+        path.unlink()
+    assert place.values("record") == known
+    for path in scripts.glob("ahead-*"):
+        path.unlink()
+    assert place.values() == known
+
+
+@on_extremes
+def test_what_was_compiled_ahead_and_fits_no_more_is_compiled(place: Place) -> None:
+    scripts = place.start_script.parent
+    compile_ahead(place, "plain")
+    (file,) = scripts.glob("ahead-*")
+    place.write("B", mtime=1_500_000_000)
+    assert place.values("record") == of_letter("B")
+    content = file.read_bytes()
+    place.write("C")
+    for damaged in (b"", content[: len(content) // 2], b"{0"):
+        file.write_bytes(damaged)
+        place.pack.unlink()
+        assert place.values("record") == of_letter("C")
+
+
 @on_each_python
 def test_a_standard_library_that_only_site_knows_is_found(place: Place, tmp_path: Path) -> None:
     # An old virtualenv has few of Python's own modules; its `site` adds the folder with the others.

@@ -14,7 +14,9 @@ RESOURCES = Path(dockml_magic.__file__).parent / "resources"
 GUARDED = {
     ("install.py", "'os.sync' member"),
     ("later.py", "'builtins' module"),
+    ("later.py", "'importlib.machinery.PathFinder.find_spec' member"),
     ("later.py", "'importlib.util.find_spec' member"),
+    ("later.py", "'importlib.util.module_from_spec' member"),
     ("launch.py", "'faulthandler' module"),
     ("launch.py", "'importlib.util.find_spec' member"),
     ("launch.py", "'os.set_inheritable' member"),

@@ -390,6 +390,8 @@ def test_the_first_kernel_leaves_compiled_code_and_says_which(machine: Machine) 
     assert str(machine.image / "ipykernel" / "kernelapp.py").encode() in code
     assert not (machine.runtime / "begun").exists()
     wait_for(channel, "bound")
+    # Nor is there anything of what was compiled ahead, and whoever did it.
+    assert [path.name for path in machine.runtime.iterdir() if path.name.startswith("ahead")] == []
     left.unlink()
     # By now the user's own code has run.
     channel.signal(signal.SIGKILL)
