@@ -754,10 +754,9 @@ class Supervisor(object):
         if self.ahead_pid == 0:
             try:
                 os.setsid()
+                # Where memory is short, it is the one that can be done without.
                 with open("/proc/self/oom_score_adj", "w") as file:
-                    file.write(
-                        "1000"
-                    )  # where memory is short, it is the one that can be done without
+                    file.write("1000")
                 for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
                     signal.signal(signum, signal.SIG_DFL)
                 CODE.compile_ahead(beside("")[:-1], os.path.dirname(os.__file__), AHEAD)
