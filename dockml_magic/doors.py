@@ -77,10 +77,11 @@ class _OneTicket:
         with self._lock:
             if said.get("short") is not True:
                 return self._on_line(said)
-            if self._state != "begun" or self._has_made_room:
-                raise ClosedError("it was stopped, or there is no more to let go")
-            self._has_made_room = True
-            self._make_room()
+            if self._state != "begun":
+                raise ClosedError("it was stopped, or is done")
+            if not self._has_made_room:
+                self._has_made_room = True
+                self._make_room()
             return {}, None
 
     def _on_line(self, said: Mapping[str, Any]) -> Told:

@@ -411,7 +411,7 @@ def check_room(size, door=None):
     free, limit = find_room()
     if free is not None and size > free:
         close_mappings()
-        if door is not None:
+        if door is not None and door.is_open:
             door.ask(short=True)
         free, limit = find_room()
     if free is not None and size > free:
