@@ -434,7 +434,9 @@ def test_a_text_that_is_too_much_for_the_container_is_refused_however_many_have_
         "agent.find_room = find_room"
     )
     if way:
-        kernel.run("asked.append(0)")  # else there is memory for the payload that is looked for first
+        kernel.run(
+            "asked.append(0)"
+        )  # else there is memory for the payload that is looked for first
     value = ["x" * (5 << 20), "y" * (5 << 20)]
     with pytest.raises(NoMemoryError, match=r"5 MiB more"):
         hand_over(OwnKernel({"x": value}), side, {"x": "x"})
