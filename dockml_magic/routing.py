@@ -53,7 +53,8 @@ from dockml_magic.relay import Relay, Sink
 
 log = logging.getLogger(__name__)
 
-_COMPLETE_TIMEOUT = 5.0
+_COMPLETE_TIMEOUT = 15.0
+"""Seconds; the first time jedi parses for five, and longer on a busy machine."""
 _DEBUG_TIMEOUT = 20.0
 
 _PYTHONS_MATCHERS = (

@@ -57,7 +57,7 @@ def test_processes_that_share_tests_begin_with_the_longest(tmp_path: Path) -> No
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-c", os.devnull, *words, "--run-docker"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(here)},
+        env={**os.environ, "PYTHONPATH": str(here), "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
         check=True,
