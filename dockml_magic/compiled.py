@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 NAME = "compiled"
 """Of the file in the runtime folder."""
 
+SCRIPTS = ("launch.py", "later.py")
+"""Ours, of which the code is kept, too."""
+
 MOST_BYTES = 80 * 1024 * 1024
 """Of one image; Python 3.11 and ipykernel 7 have five million."""
 
@@ -96,7 +99,7 @@ def forget(image_id: str) -> None:
 def _name() -> str:
     """Return what a file is called that this version of ours has left, as our own scripts are in it too."""
     resources = importlib.resources.files("dockml_magic") / "resources"
-    ours = b"".join((resources / name).read_bytes() for name in ("launch.py", "later.py"))
+    ours = b"".join((resources / name).read_bytes() for name in SCRIPTS)
     return f"{__version__}-{zlib.crc32(ours):08x}.code"
 
 

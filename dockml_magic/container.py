@@ -420,9 +420,7 @@ class KernelContainer:
         }
         resources = importlib.resources.files("dockml_magic") / "resources"
         self._files = {
-            "start.py": (resources / "start.py").read_bytes(),
-            "launch.py": (resources / "launch.py").read_bytes(),
-            "later.py": (resources / "later.py").read_bytes(),
+            **{name: (resources / name).read_bytes() for name in ("start.py", *compiled.SCRIPTS)},
             "config.json": json.dumps(config).encode(),
             "connection.json": json.dumps(inner).encode(),
         }
@@ -439,8 +437,7 @@ class KernelContainer:
             for name, content in files.items():
                 # The compiled code has these too, and tells by size and time whether they are the same.
                 # Which ones they are says a time in the past, as the newest file tells how old the folder is.
-                is_imported = name in ("launch.py", "later.py")
-                mtime = zlib.crc32(content) // 4 if is_imported else None
+                mtime = zlib.crc32(content) // 4 if name in compiled.SCRIPTS else None
                 self._runtime.write(name, content, mtime)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -368,14 +368,15 @@ def _carry(packed: Packed, parties: frozenset[str]) -> Taken:
     if packed.total <= INLINE:
         payload = packed.to_bytes()
     else:
-        free, limit = agent.find_room()
         payload = _lease(packed.total, parties)
-        if free is not None and packed.total - payload.segment.touched > free:
-            _drop_idle(OwnKernel.party)
-            free, limit = agent.find_room()
-        if free is not None and packed.total - payload.segment.touched > free:
+        try:
+            agent.check_room(
+                packed.total - payload.segment.touched, lambda: _drop_idle(OwnKernel.party)
+            )
+        except agent.NoRoom as error:
             payload.close()
-            raise _no_memory(OwnKernel.title, packed.total, free, limit, "")
+            free, limit = error.said["free"], error.said["limit"]
+            raise _no_memory(OwnKernel.title, packed.total, free, limit, "") from None
         try:
             descriptor = payload.segment.share(writable=True)
             try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import docker
@@ -16,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from IPython.core.interactiveshell import InteractiveShell
 
-from dockml_magic import planning
+from dockml_magic import kernel_bundle, planning
 from dockml_magic.options import RunOptions
 from tests.unit.fake_engine import FakeEngine
 
@@ -136,3 +138,17 @@ def ipython() -> Iterator[InteractiveShell]:
     atexit.unregister(shell.atexit_operations)
     shell.atexit_operations()
     InteractiveShell.clear_instance()
+
+
+LAUNCHER = Path(kernel_bundle.__file__).parent / "resources" / "launch.py"
+
+
+@pytest.fixture
+def launch() -> ModuleType:
+    """The launcher, imported as a module of this Python."""
+    spec = importlib.util.spec_from_file_location("launch_for_tests", LAUNCHER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

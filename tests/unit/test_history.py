@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import sqlite3
 import threading
 import time
@@ -17,22 +16,10 @@ from IPython.core.history import HistoryManager
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-LAUNCHER = Path(__file__).parents[2] / "dockml_magic" / "resources" / "launch.py"
 TIMEOUT = 20.0
 
 History = tuple[HistoryManager, Callable[[], list[str]]]
 """IPython's history, and how to see what its file has."""
-
-
-@pytest.fixture
-def launch() -> ModuleType:
-    """The launcher as a module."""
-    spec = importlib.util.spec_from_file_location("launch_for_tests", LAUNCHER)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ Each parser gets texts that are near to what it reads, and any others.
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 import re
@@ -315,18 +314,6 @@ def test_a_line_is_a_state_or_is_refused(line: bytes) -> None:
         return
     assert isinstance(state, KernelState)
     assert json.dumps(dict(state.report)).isprintable()
-
-
-@pytest.fixture(scope="module")
-def launch() -> ModuleType:
-    """The launcher, imported as a module of this Python."""
-    path = Path(pieces.__file__).with_name("resources") / "launch.py"
-    found = importlib.util.spec_from_file_location("launch", path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
 
 
 @given(lines=st.lists(PART | st.builds(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 import socket
@@ -20,7 +19,6 @@ from dockml_magic.control import ControlChannel, OutputState, OutputStream
 from dockml_magic.errors import KernelError
 from tests.unit.test_supervisor import (
     KEY,
-    LAUNCHER,
     TIMEOUT,
     Machine,
     extremes,
@@ -432,17 +430,6 @@ def test_what_is_no_output_is_an_error_and_not_more(said: bytes, short_folder: P
 
 
 # --- a kernel that notebooks share ----------------------------------------------------------------
-
-
-@pytest.fixture
-def launch() -> ModuleType:
-    """The launcher as a module."""
-    spec = importlib.util.spec_from_file_location("launch_for_tests", LAUNCHER)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class IOPub:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -25,9 +24,9 @@ import pytest
 from dockml_magic import kernel_bundle
 from dockml_magic.control import ControlChannel, KernelState
 from dockml_magic.errors import KernelError
+from tests.unit.conftest import LAUNCHER
 from tests.waiting import wait_until
 
-LAUNCHER = Path(kernel_bundle.__file__).parent / "resources" / "launch.py"
 STAND_IN = Path(__file__).with_name("stand_in_kernel.py")
 VERSIONS = ("2.7", "3.6", "3.9", "3.11", "3.13")
 EXTREMES = (VERSIONS[0], VERSIONS[-1])
@@ -964,19 +963,9 @@ def test_over_tcp_a_kernel_is_bound_when_its_five_ports_listen(
 # --- its pure parts, which the host's side must agree with ----------------------------------------
 
 
-@pytest.fixture(scope="module")
-def launcher() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("launch_script", LAUNCHER)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_both_sides_look_for_a_bundle_in_the_same_folder(launcher: ModuleType) -> None:
-    report = launcher.facts()
-    index = Path(launcher.bundle_index({"bundles": "/bundles"}, report))
+def test_both_sides_look_for_a_bundle_in_the_same_folder(launch: ModuleType) -> None:
+    report = launch.facts()
+    index = Path(launch.bundle_index({"bundles": "/bundles"}, report))
     assert index == Path("/bundles") / kernel_bundle.bundle_name(report) / "bundle.json"
 
 
@@ -984,20 +973,18 @@ def test_both_sides_look_for_a_bundle_in_the_same_folder(launcher: ModuleType) -
     ("older", "newer"),
     [("4.9", "4.10"), ("1", "1.1"), ("2.0rc1", "2.1"), ("", "0"), ("7.34.0", "8.0.0.dev0")],
 )
-def test_versions_are_compared_by_their_numbers(
-    launcher: ModuleType, older: str, newer: str
-) -> None:
-    assert launcher.version_tuple(older) < launcher.version_tuple(newer)
+def test_versions_are_compared_by_their_numbers(launch: ModuleType, older: str, newer: str) -> None:
+    assert launch.version_tuple(older) < launch.version_tuple(newer)
 
 
 def test_distributions_are_found_by_the_names_of_their_metadata(
-    launcher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ("prompt_toolkit-3.0.1.dist-info", "Jupyter.Core-4.6.egg-info", "six-1.16-py2.7.egg")
     for name in (*names, "readme.txt", "bare.dist-info"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr("sys.path", [str(tmp_path), str(tmp_path / "missing")])
-    assert launcher.installed_distributions() == {
+    assert launch.installed_distributions() == {
         "prompt_toolkit": "3.0.1",
         "jupyter_core": "4.6",
         "six": "1.16",

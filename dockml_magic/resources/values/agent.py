@@ -60,8 +60,8 @@ class _Failed(Exception):
         self.said = said
 
 
-class _NoRoom(_Failed, MemoryError):
-    """Ends it for want of memory."""
+class NoRoom(_Failed, MemoryError):
+    """Ends it for want of memory: `said` has how much is `free`, and the `limit`."""
 
 
 class Closed(Exception):
@@ -118,9 +118,7 @@ def answer(request, buffers=()):
         said = {"error": "interrupted"}
     except MemoryError:
         said = {"error": "memory"}
-    except (
-        BaseException
-    ) as error:  # SystemExit too: a value's own code may raise it, and the kernel goes on
+    except BaseException as error:  # noqa: BLE001  (SystemExit of a value's own code, too: the kernel goes on)
         said = {"error": "failed", "message": describe(error)}
     return said, []
 
@@ -183,7 +181,7 @@ def _send(packed, door, request):
             raise _Failed(**told)
         try:
             if told.get("fresh"):
-                check_room(packed.total, door)
+                check_room(packed.total, door.make_room)
             write(packed, descriptor, told.get("fresh"))
         finally:
             os.close(descriptor)
@@ -230,7 +228,7 @@ def _put(request):
             payload = request["buffers"][0]
         elif descriptor is not None:
             if request["copy"]:
-                check_room(told["size"], door)
+                check_room(told["size"], door.make_room)
             payload = read(descriptor, told["size"])
         else:
             payload = _held.pop(request["token"])
@@ -238,7 +236,7 @@ def _put(request):
         unpacked = unpack(
             payload,
             copy=request["copy"] or is_small,
-            check_room=lambda size: check_room(size, door),
+            check_room=lambda size: check_room(size, door.make_room),
         )
         del payload
         values = {}
@@ -402,20 +400,19 @@ def read(descriptor, size):
         os.close(descriptor)
 
 
-def check_room(size, door=None):
-    """Raise where so many bytes more would be too many for this container.
+def check_room(size, make_room=lambda: None):
+    """Raise `NoRoom` where so many bytes more would be too many for this container.
 
-    What is kept for speed only goes first: mappings here and, by the door, memory that nobody uses any more, which
+    What is kept for speed only goes first: mappings here and, by `make_room`, memory that nobody uses any more, which
     counts for the container that wrote to it.
     """
     free, limit = find_room()
     if free is not None and size > free:
         close_mappings()
-        if door is not None and door.is_open:
-            door.ask(short=True)
+        make_room()
         free, limit = find_room()
     if free is not None and size > free:
-        raise _NoRoom(error="memory", needed=size, free=max(0, free), limit=limit)
+        raise NoRoom(error="memory", needed=size, free=max(0, free), limit=limit)
 
 
 def find_room():
@@ -496,6 +493,11 @@ class _Door(object):
     def begin(self):
         """Say that the work begins; it does not where the notebook's side has given it up."""
         return self.ask(token=self._token) if self.is_open else ({}, None)
+
+    def make_room(self):
+        """Have the notebook's side let go of memory that counts for this container, and that nobody uses."""
+        if self.is_open:
+            self.ask(short=True)
 
     def ask(self, **said):
         """Say something; return what is said to that, and the descriptor that comes with it or None."""

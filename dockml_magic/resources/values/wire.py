@@ -32,9 +32,7 @@ MAGIC = b"DockmlV\x01"
 HEADER = struct.Struct(str("<8sQQII"))  # magic, length of document, total, CRC-32 of document, 0
 ALIGNED = 64
 FILE_PIECE = 1 << 22  # bytes written at a time, between two looks for an interrupt
-LARGE_COPY = (
-    1 << 22
-)  # bytes from which on a copy is announced to who knows whether there is room for it
+LARGE_COPY = 1 << 22  # bytes from which on a copy is announced before it is made
 PIECE = 1 << 24  # bytes copied at a time where a copy holds the interpreter's lock
 
 MOST_NOTES = 100
