@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,7 +71,8 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        wait_until(lambda: _ADDRESS.search(self._log.read_text()), what="the server to listen")
+        wait_until(lambda: _ADDRESS.search(self._log.read_text()), what="the server to start")
+        wait_until(self._listens, what="the server to listen")
         return self
 
     def __exit__(
@@ -118,6 +120,14 @@ class Server:
         return Path(
             self._variables["JUPYTER_RUNTIME_DIR"], f"kernel-{session['kernel']['id']}.json"
         )
+
+    def _listens(self) -> bool:
+        """Say whether it can be asked: it says where it listens before it does."""
+        try:
+            self._ask("GET", "api/status")
+        except urllib.error.URLError:
+            return False
+        return True
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()

@@ -58,7 +58,8 @@ class Fault:
     after : int
         Bytes of the body after which `then` happens.
     then : str
-        "cut" ends the connection, "stall" sends no more until `go_on` is set.
+        "cut" ends the connection, "stall" sends no more until `go_on` is set. A HEAD, which has no body, stalls
+        before it is answered.
     pause : float
         Seconds before each 16 KiB of the body.
     times : int
@@ -170,6 +171,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.wfile.write(fault.body)
             fault.happened.set()
             return
+        if fault is not None and fault.then == "stall" and self.command == "HEAD":
+            fault.happened.set()
+            fault.go_on.wait()
         with contextlib.closing(proxy.connect()) as connection:
             wanted = {"Accept": ", ".join(self.headers.get_all("Accept") or ["*/*"])}
             if "Range" in self.headers:
