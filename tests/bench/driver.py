@@ -114,10 +114,10 @@ class Driver:
 
     def interrupt(self, limit: float) -> dict[str, Any]:
         """Interrupt a cell that sleeps; `seconds` is None where it slept on."""
-        self.run("kept = 42")
+        self.run("kept = 42", limit)
         code = "import time; print('asleep'); time.sleep(600)"
         msg_id = self._client.execute(self._prefix + code, allow_stdin=False)
-        self._wait_for_word("asleep", 5.0)
+        self._wait_for_word("asleep", 2.0)
         time.sleep(0.2)
         began = time.perf_counter()
         self._manager.interrupt_kernel()

@@ -266,10 +266,10 @@ class Peer:
                 return python
             print(f"Installing {self.title} into {folder}", file=sys.stderr, flush=True)
             shutil.rmtree(folder, ignore_errors=True)
-            pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            pip = [sys.executable, "-m", "pip", "--python", str(python), "--quiet"]
             for command in (
-                [sys.executable, "-m", "venv", str(folder)],
-                [*pip, *self.requirements],
+                [sys.executable, "-m", "venv", "--without-pip", str(folder)],
+                [*pip, "--disable-pip-version-check", "install", *self.requirements],
             ):
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:

@@ -31,6 +31,8 @@ _INFO = (
     "print(json.dumps(info | {'key': info['key'].decode()}))"
 )
 _BLOCK = 10
+_OUTPUTS = {"lines": 9, "bytes": 5, "images": 5}
+"""How often each kind of output is measured: what takes seconds less often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ def pass_cell(bench: Bench) -> Iterator[Figure]:
                 with turns.excusing(who):
                     passes[who] = _connected(session, stack)
             names = list(passes)
-            for block in range(2 if bench.quick else 30):
+            for block in range(2 if bench.quick else 30 if with_peers else 20):
                 start = block % len(names)
                 for who in names[start:] + names[:start]:
                     if who not in turns.notes:
@@ -185,7 +187,7 @@ def output(bench: Bench) -> Iterator[Figure]:
                 with turns.excusing(who):
                     session.output(kind, n, prepare=True)
             takers = {who: partial(s.output, kind, n) for who, s in sessions.items()}
-            turns.take(takers, bench.repetitions(7))
+            turns.take(takers, bench.repetitions(_OUTPUTS[kind]))
         yield Figure(
             row="output",
             title=title,

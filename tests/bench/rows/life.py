@@ -25,7 +25,7 @@ from tests.bench.bench import (
 from tests.bench.sessions import Contestant, Session, opened, running
 from tests.bench.table import US, Absent, Figure, Goal, Turns
 
-LIMIT = 8.0
+LIMIT = 4.0
 """Seconds in which a cell that is interrupted should have ended."""
 
 GRACE = 10.0
