@@ -427,6 +427,19 @@ def test_an_image_that_is_not_understood_is_named(
     assert caught.value.key.startswith(key)
 
 
+@pytest.mark.parametrize("word", project._IMAGE_READERS)
+def test_an_image_entry_is_told_with_an_example_that_is_understood(
+    tmp_path: Path, word: str
+) -> None:
+    example = f"{word} = {project._IMAGE_EXAMPLES[word]}"
+    write(tmp_path, f'[images."tf1.4"]\n{word} = 3.5')
+    with pytest.raises(ProjectFileError) as caught:
+        find_project(tmp_path)
+    assert caught.value.hint.endswith(f"Example: {example}")
+    write(tmp_path, f'[images."tf1.4"]\n{example}')
+    assert find_project(tmp_path).images["tf1.4"]
+
+
 def user_file(text: str) -> Path:
     path = user_images_file()
     path.parent.mkdir(parents=True)
