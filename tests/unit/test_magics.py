@@ -13,6 +13,7 @@ from dockml_magic import planning
 from dockml_magic.errors import (
     ConfigError,
     LineStopped,
+    NoSuchEnvironmentError,
     UnknownEnvironmentError,
     UnknownNameError,
 )
