@@ -483,7 +483,13 @@ def add_save_arguments(parser: argparse.ArgumentParser) -> None:
 def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what loading a backup takes: `input` and `engine`."""
     add = parser.add_argument
-    add("-i", "--input", required=True, metavar="FILE", help="what docker_save, or `dockml save`, wrote")
+    add(
+        "-i",
+        "--input",
+        required=True,
+        metavar="FILE",
+        help="what docker_save, or `dockml save`, wrote",
+    )
     add_engine(add)
 
 
