@@ -15,7 +15,7 @@ help:  ## List the targets
 demo: $(VENV)/.ready  ## From nothing to executed notebooks on real containers
 	$(BIN)/python -m notebooks.demo
 
-check: $(VENV)/.ready  ## Lint, types, floors and unit tests: seconds, no Docker
+check: $(VENV)/.ready  ## Lint, types, floors and unit tests: minutes, no Docker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -40,7 +40,13 @@ def __getattr__(name: str) -> Any:
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
-    """Register the magics and make this notebook ready to route cells. Called by %load_ext."""
+    """Register the magics and make this notebook ready to route cells. Called by %load_ext.
+
+    Parameters
+    ----------
+    shell : InteractiveShell
+        The notebook's.
+    """
     from dockml_magic.magics import load
 
     load(shell)

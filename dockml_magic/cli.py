@@ -428,7 +428,10 @@ class Commit(_Command):
 
         asked = self.parsed
         if len(asked.names) != 2:
-            raise ConfigError("dockml commit needs an ENV and an IMAGE.")
+            raise ConfigError(
+                "dockml commit needs an ENV and an IMAGE.",
+                hint="See the environments with: dockml ps. Example: dockml commit ner mine:1",
+            )
         asked.name, reference = asked.names
         engine, container = _find_container(asked)
         commit_container(
@@ -518,9 +521,11 @@ class Prune(_Command):
     prog = "dockml prune"
     description = """List what we created and nobody uses, and remove it with --force.
 
-Containers that never started, images of Dockerfiles that have changed, layers of stopped pulls, kernel bundles
-that no start has used for 30 days or that were not built to the end, folders of containers that are gone. Nothing
-that is not ours, is in use, belongs to another user, or is younger than 10 minutes; no volume and no network."""
+Containers that never started, or have ended and are not kept; images of Dockerfiles that have changed; layers of
+stopped pulls and commits; what was made for images that are gone: their extra packages, compiled code, and what is
+known of them; kernel bundles that no start has used for 30 days or that were not built to the end; folders and notes
+of containers that are gone. Nothing that is not ours, is in use, belongs to another user, or is younger than 10
+minutes; no volume and no network."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command's arguments."""

@@ -758,7 +758,13 @@ class Environment:
             self._relay.forward(message)
 
     def interrupt(self) -> None:
-        """Stop the running cell, as the stop button does; from another thread than the one in `run`."""
+        """Stop the running cell, as the stop button does; from another thread than the one in `run`.
+
+        Raises
+        ------
+        KernelError
+            If its container is gone.
+        """
         if self._relay is not None:
             self._relay.is_interrupted = True
         self._container.signal(signal.SIGINT)
@@ -800,12 +806,17 @@ class Environment:
         ------
         KernelError
             If its container is gone, or nobody else could reach it.
+        HostFileError
+            If that cannot be noted on this machine.
         """
         self._container.raise_if_wiped(
             self.name,
             f"No other notebook can reach it. A new one can be kept: %docker_env {self.name} --fresh",
         )
-        kept.write(self.name, self.describe(), self.engine)
+        try:
+            kept.write(self.name, self.describe(), self.engine)
+        except OSError as error:
+            raise HostFileError(f"'{self.name}' cannot be kept", error) from error
         self._container.keep(keep=True)
 
     def unkeep(self) -> None:

@@ -44,6 +44,7 @@ __all__ = [
     "MountError",
     "NameMissingError",
     "NoMemoryError",
+    "NoSuchEnvironmentError",
     "PortTakenError",
     "ProjectFileError",
     "PullStopped",
@@ -160,6 +161,18 @@ class UnknownEnvironmentError(ConfigError):
         self.name = name
 
 
+class NoSuchEnvironmentError(ConfigError):
+    """Nothing that a notebook can stop or remove has this name: it may be running, waiting warm, or kept."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        names = ", ".join(f"'{n}'" for n in dict.fromkeys(known)) or "none"
+        super().__init__(
+            f"No environment of this notebook, and none kept in its folder, is called '{name}' (there are: {names}).",
+            hint="See them with: %docker_ps",
+        )
+        self.name = name
+
+
 class UnknownContainerError(ConfigError):
     """None of this user's containers, of any notebook, is called so."""
 
@@ -167,7 +180,7 @@ class UnknownContainerError(ConfigError):
         names = ", ".join(f"'{n}'" for n in dict.fromkeys(known)) or "none"
         super().__init__(
             f"None of your environments is called '{name}' (there are: {names}).",
-            hint="See them, with their ids, with: %docker_ps -a",
+            hint="See them, with their ids, with: %docker_ps -a, or in a terminal: dockml ps",
         )
         self.name = name
 
@@ -415,8 +428,8 @@ class HostFileError(DockmlError):
         where = f": {error.filename}" if error.filename else ""
         super().__init__(
             f"{what}: {error.strerror or error}{where}.",
-            hint="Make room there, or set XDG_RUNTIME_DIR (what runs) or XDG_CACHE_HOME (what is kept) to "
-            "folders that have some. See: df -h"
+            hint="Make room there, or set XDG_RUNTIME_DIR (what runs), XDG_STATE_HOME (what is kept) or "
+            "XDG_CACHE_HOME (what is made once) to folders that have some. See: df -h"
             if error.errno in (errno.ENOSPC, errno.EDQUOT)
             else "Look after that path, then try again.",
         )

@@ -1,4 +1,4 @@
-"""The host's settings that follow the user into containers: proxies, CA bundle, pip, locale.
+"""The host's settings that follow the user into containers: proxies, CA bundle, pip, locale, the terminal's kind.
 
 Never the whole environment: a short list of names. What points to a file or folder of the host
 (other than the CA bundle, which is carried as a file) stays out, as it would not be there.

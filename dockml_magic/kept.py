@@ -126,9 +126,12 @@ def write(name: str, info: Mapping[str, Any], engine: Engine, *, starting: bool 
     partial = path.with_suffix(f".{os.getpid()}.new")
     with contextlib.suppress(FileNotFoundError):
         partial.unlink()
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(data, file)
-    partial.replace(path)
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(data, file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)  # on a disk that is full
 
 
 def forget(session: str) -> None:

@@ -149,7 +149,10 @@ class LifeMagics(MagicLines):
             return
         *names, reference = parsed.names
         if len(names) > 1:
-            raise ConfigError("%docker_commit takes an ENV and an IMAGE, and no more names.")
+            raise ConfigError(
+                "%docker_commit takes an ENV and an IMAGE, and no more names.",
+                hint="Example: %docker_commit ner mine:1 -m 'with spaCy'",
+            )
         name = names[0] if names else None
         engine, container = self._find("docker_commit", name, parsed.engine)
         commit_container(

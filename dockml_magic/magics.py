@@ -27,9 +27,9 @@ from dockml_magic.errors import (
     ConfigError,
     GpuUnavailableError,
     MountError,
+    NoSuchEnvironmentError,
     StartStopped,
     Stopped,
-    UnknownEnvironmentError,
     UntrustedProjectError,
 )
 from dockml_magic.folders import current_folder
@@ -648,7 +648,7 @@ class DockerMagics(MagicLines):
                 found.append((name, other))
             else:
                 known = [*self.environments.names(), *warm, *kept.names(current_folder())]
-                raise UnknownEnvironmentError(name, dict.fromkeys(known))
+                raise NoSuchEnvironmentError(name, known)
         return found
 
     @line_magic

@@ -370,7 +370,10 @@ def choose(
         If it is the name of the notebook's own kernel.
     """
     if name == LOCAL:
-        raise ConfigError("'local' is the notebook's own kernel: no container runs it.")
+        raise ConfigError(
+            "'local' is the notebook's own kernel: no container runs it.",
+            hint="Cells run in it again with: %docker_env local. Choose another name for an environment.",
+        )
     entry = project.environments.get(name)
     if entry is not None:
         options = options.over(entry)

@@ -364,7 +364,10 @@ def parse_ulimit(text: str) -> Ulimit:
         )
     limit = Ulimit(name=match[1], soft=int(match[2]), hard=int(match[3] or match[2]))
     if limit.hard != -1 and (limit.soft > limit.hard or limit.soft == -1):
-        raise ConfigError(f"--ulimit {text}: the soft limit is above the hard one.")
+        raise ConfigError(
+            f"--ulimit {text}: the soft limit is above the hard one.",
+            hint="Write the lower one first, as in --ulimit nofile=1024:4096",
+        )
     return limit
 
 
@@ -434,8 +437,9 @@ def parse_tail(text: str) -> int | None:
 def add_exec_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what running a command takes before its words: `name` and `docker exec`'s options.
 
-    Its own words are for `split_command` to take away, and `command` is for the help only.
+    Its own words, which the usage alone shows, are for `split_command` to take away.
     """
+    parser.usage = "%(prog)s [options] ENV COMMAND [ARGUMENT ...]"
     add = parser.add_argument
     add("-e", "--env", action="append", metavar="KEY[=VALUE]", help="set an environment variable")
     add("-w", "--workdir", metavar="FOLDER", help="working directory (the kernel's)")
@@ -479,7 +483,13 @@ def add_save_arguments(parser: argparse.ArgumentParser) -> None:
 def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what loading a backup takes: `input` and `engine`."""
     add = parser.add_argument
-    add("-i", "--input", required=True, metavar="FILE", help="what %%docker_save wrote")
+    add(
+        "-i",
+        "--input",
+        required=True,
+        metavar="FILE",
+        help="what docker_save, or `dockml save`, wrote",
+    )
     add_engine(add)
 
 

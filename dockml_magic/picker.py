@@ -161,6 +161,11 @@ class ImagePicker:
     notebook : Notebook, optional
         Whose environments; by default this notebook's. The extension is loaded for that.
 
+    Raises
+    ------
+    ConfigError
+        Outside of IPython.
+
     Examples
     --------
     >>> ImagePicker("tf1.10-gpu")  # doctest: +SKIP

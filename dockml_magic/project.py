@@ -197,7 +197,9 @@ def _read(path: Path) -> tuple[_Place, dict[str, Any]] | None:
             column=column,
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ProjectFileError(str(path), "", f"cannot be read: {error}.") from error
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        hint = "Look after that file, or move it away, then try again."
+        raise ProjectFileError(str(path), "", f"cannot be read: {why}.", hint=hint) from error
     if is_ours:
         return _Place(path, text), data
     tool = data.get("tool")
@@ -268,7 +270,8 @@ def _image(at: _Place, name: str, entry: Any) -> Image:
         try:
             values[word] = _IMAGE_READERS[word](value, at.path.parent)
         except ConfigError as error:
-            raise (at / word).error(error.message, error.hint) from error
+            example = f"Example: {word} = {_IMAGE_EXAMPLES[word]}"
+            raise (at / word).error(error.message, f"{error.hint} {example}".strip()) from error
     if ours is None and "reference" not in values:
         hint = 'Say what the engine pulls: reference = "registry.example.com/mine:1"'
         raise at.error("it has no reference.", hint)
@@ -518,4 +521,21 @@ _IMAGE_READERS: dict[str, Callable[[Any, Path], Any]] = {
     "digest": _text,
     "notes": _text,
     "cpu_twin": _text,
+}
+
+_IMAGE_EXAMPLES = {
+    "reference": '"registry.example.com/mine:1"',
+    "title": '"Our TensorFlow 1.10"',
+    "framework": '"tensorflow"',
+    "version": '"1.10.0"',
+    "gpu": "true",
+    "python": '"3.6"',
+    "python_exe": '"/usr/bin/python3"',
+    "cuda": '"9.0"',
+    "cudnn": '"7"',
+    "has_ipykernel": "true",
+    "base_os": '"ubuntu16.04"',
+    "digest": '"sha256:..."',
+    "notes": '"with our tokenizer"',
+    "cpu_twin": '"tf1.10"',
 }

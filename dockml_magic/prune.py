@@ -673,8 +673,8 @@ def add_prune_arguments(parser: argparse.ArgumentParser) -> None:
         "-a",
         "--all",
         action="store_true",
-        help="also what is only unused now: kept environments that do not run, images built from Dockerfiles, "
-        "kernel bundles",
+        help="also what is only unused now: kept environments that do not run, images built from Dockerfiles or "
+        "with extra packages, kernel bundles",
     )
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--engine", metavar="CONTEXT|URL", help="Docker context or endpoint to use")

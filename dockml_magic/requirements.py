@@ -234,20 +234,6 @@ def from_folder(packages: Iterable[str], folder: Path) -> tuple[str, ...]:
     )
 
 
-def names_of(lines: Iterable[str]) -> set[str]:
-    """Return the names of the distributions that requirements ask for, as indexes write them."""
-    from packaging.requirements import InvalidRequirement, Requirement
-    from packaging.utils import canonicalize_name
-
-    names: set[str] = set()
-    for line in lines:
-        try:
-            names.add(canonicalize_name(Requirement(re.sub(r"\s--\S.*$", "", line)).name))
-        except InvalidRequirement:
-            continue
-    return names
-
-
 # --- what pip says --------------------------------------------------------------------------------
 
 

@@ -96,6 +96,21 @@ def test_no_room_for_what_is_remembered_of_an_image(
 
 
 @needs_root
+def test_no_room_to_note_that_one_is_kept(
+    image: Image, workspace: Path, small_disk: SmallDisk
+) -> None:
+    (folders.state_root() / "kept").mkdir(exist_ok=True)
+    disk = small_disk(folders.state_root() / "kept", "64k")
+    filler = fill(disk)
+    with start_environment(image(BARE)) as environment:
+        with pytest.raises(HostFileError, match=r"No space left.*\n.*XDG_STATE_HOME") as caught:
+            environment.keep()
+        assert len(str(caught.value).splitlines()) == 2
+        assert list(disk.iterdir()) == [filler]
+        assert environment.run("6 * 7").text == "42"
+
+
+@needs_root
 def test_a_full_disk_in_the_container_is_the_cells_own_error(
     image: Image, workspace: Path, small_disk: SmallDisk
 ) -> None:

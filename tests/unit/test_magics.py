@@ -13,6 +13,7 @@ from dockml_magic import planning
 from dockml_magic.errors import (
     ConfigError,
     LineStopped,
+    NoSuchEnvironmentError,
     UnknownEnvironmentError,
     UnknownNameError,
 )
@@ -104,12 +105,18 @@ def test_a_mistake_is_told(magic: Magic, line: str, message: str) -> None:
         magic(line)
 
 
-@pytest.mark.parametrize("name", ["docker_stop", "docker_restart"])
-def test_what_does_not_run_cannot_be_stopped(magic: Magic, name: str) -> None:
+def test_what_does_not_run_cannot_be_restarted(magic: Magic) -> None:
     with pytest.raises(
         UnknownEnvironmentError, match=r"'x' runs in this notebook \(running: none\)"
     ):
+        magic("docker_restart x")
+
+
+@pytest.mark.parametrize("name", ["docker_stop", "docker_rm"])
+def test_what_is_not_there_cannot_be_stopped_or_removed(magic: Magic, name: str) -> None:
+    with pytest.raises(NoSuchEnvironmentError, match=r"called 'x' \(there are: none\)") as caught:
         magic(f"{name} x")
+    assert "%docker_ps" in caught.value.hint
 
 
 def test_a_cell_needs_an_environment(shell: InteractiveShell) -> None:

@@ -8,7 +8,13 @@ from dockml_magic import toml
 from dockml_magic.catalogue import Image
 from dockml_magic.errors import ProjectFileError
 from dockml_magic.options import RunOptions
-from dockml_magic.project import Project, find_project, user_images_file
+from dockml_magic.project import (
+    _IMAGE_EXAMPLES,
+    _IMAGE_READERS,
+    Project,
+    find_project,
+    user_images_file,
+)
 
 EVERY_ENTRY = """
 [environments.summariser]
@@ -425,6 +431,19 @@ def test_an_image_that_is_not_understood_is_named(
         find_project(tmp_path)
     assert caught.value.path == str(path)
     assert caught.value.key.startswith(key)
+
+
+@pytest.mark.parametrize("word", _IMAGE_READERS)
+def test_an_image_entry_is_told_with_an_example_that_is_understood(
+    tmp_path: Path, word: str
+) -> None:
+    example = f"{word} = {_IMAGE_EXAMPLES[word]}"
+    write(tmp_path, f'[images."tf1.4"]\n{word} = 3.5')
+    with pytest.raises(ProjectFileError) as caught:
+        find_project(tmp_path)
+    assert caught.value.hint.endswith(f"Example: {example}")
+    write(tmp_path, f'[images."tf1.4"]\n{example}')
+    assert find_project(tmp_path).images["tf1.4"]
 
 
 def user_file(text: str) -> Path:

@@ -14,7 +14,6 @@ from . import plain
 from .wire import INTS, PY2, TEXT, Builder, Damaged, Refused, Simpler, _must
 
 DEEPEST_DTYPE = 16
-MOST_EMPTY = 10000  # lists made for an array without elements, where there is no NumPy
 
 _SIMPLE = re.compile(
     r"([<>|])([biufcSUVmM])([0-9]{1,18})(?:\[([0-9]{0,9})(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?$"

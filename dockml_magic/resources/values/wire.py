@@ -69,10 +69,6 @@ class Damaged(ValueError):
     """A payload that is not one of ours, or not as it was sent."""
 
 
-class Missing(Exception):
-    """A library that what arrives needs is not here; its reader says what there is instead."""
-
-
 # ---------------------------------------------------------------------------------------------
 # Writing
 
