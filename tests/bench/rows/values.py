@@ -174,7 +174,7 @@ def _frame(bench: Bench, session: Session) -> Iterator[Figure]:
             who: partial(_moved, session, way, source, target)
             for who, way in ((ARROW, "arrow"), (FIRST, "first"), (PICKLE, "pickle"))
         }
-        turns = Turns().take(takers, bench.repetitions(2))
+        turns = Turns().take(takers, bench.repetitions(3))
         yield Figure(
             row="values",
             title=f"DataFrame of {rows:,} rows and 10 mixed columns, {words}",
