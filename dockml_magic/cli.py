@@ -421,6 +421,7 @@ class Commit(_Command):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command's arguments."""
         add_commit_arguments(parser)
+        parser.usage = "%(prog)s [options] ENV IMAGE"  # none is active here
 
     def start(self) -> None:
         """Run the command; called by traitlets."""

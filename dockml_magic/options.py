@@ -464,6 +464,7 @@ def split_command(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def add_commit_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what a commit takes: `names`, `message`, `author` and `engine`."""
+    parser.usage = "%(prog)s [options] [ENV] IMAGE"
     add = parser.add_argument
     add("names", nargs="+", metavar="[ENV] IMAGE", help="what to make an image of, and its name")
     add("-m", "--message", default="", metavar="TEXT", help="why; `docker inspect` shows it")
@@ -488,7 +489,7 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
         "--input",
         required=True,
         metavar="FILE",
-        help="what docker_save, or `dockml save`, wrote",
+        help="what %%docker_save or `dockml save` wrote",
     )
     add_engine(add)
 
