@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 
 from dockml_magic import folders, labels
 from dockml_magic._version import __version__
+from dockml_magic.control import NonsenseError
 from dockml_magic.engine import Engine, ImageState, NotStartableError, make_archive
 from dockml_magic.errors import ConfigError, ImageBuildError, KernelMissingError, harmless
 from dockml_magic.host_settings import CA_FILE, read_host_settings
@@ -124,9 +125,7 @@ def ensure_layer(
             script.close()
     log.info("built %s on top of %s", reference, name)
     # What we know of its Python; but a new ipykernel may be among the packages.
-    memory = replace(
-        script.memory, entry=script.entry, interpreter=done.executable, kernel=""
-    )
+    memory = replace(script.memory, entry=script.entry, interpreter=done.executable, kernel="")
     memory.write(image.id)
     return image
 
@@ -181,25 +180,25 @@ def parse_status(said: bytes) -> Status:
 
     Raises
     ------
-    ValueError
+    NonsenseError
         If our script does not say that; in words.
     """
     try:
         message = json.loads(said)
         phase = message["phase"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ValueError("not a status") from error
+        raise NonsenseError("not a status") from error
     if phase not in ("need_pip", "done"):
-        raise ValueError("not a phase")
+        raise NonsenseError("not a phase")
     code = message.get("code") if phase == "done" else 0
     if not isinstance(code, int) or isinstance(code, bool) or abs(code) >= 1 << 31:
-        raise ValueError("not an exit code")
+        raise NonsenseError("not an exit code")
     python = message.get("python", "")
     if not isinstance(python, str) or not (python == "" or _PYTHON.fullmatch(python)):
-        raise ValueError("not the version of a Python")
+        raise NonsenseError("not the version of a Python")
     packages = message.get("packages", {})
     if not isinstance(packages, dict):
-        raise ValueError("not a list of packages")
+        raise NonsenseError("not a list of packages")
     return Status(
         phase=phase,
         code=code,
@@ -212,7 +211,7 @@ def parse_status(said: bytes) -> Status:
 def _text_of(value: Any) -> str:
     """Return a text as it can be shown and written; of one line."""
     if not isinstance(value, str) or len(value) > _LONGEST_TEXT or len(value.splitlines()) > 1:
-        raise ValueError("not a text")
+        raise NonsenseError("not a text")
     return harmless(value)
 
 
@@ -301,7 +300,7 @@ class _Script:
     def _status(self, said: bytes) -> Status:
         try:
             return parse_status(said)
-        except ValueError as error:
+        except NonsenseError as error:
             raise ImageBuildError(
                 f"The container that {self._what} says what no script of ours says: {error}.",
                 hint=f"The Python of '{self._name}' runs that script, and has changed what it says. Use an image "

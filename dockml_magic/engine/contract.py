@@ -12,7 +12,6 @@ from dockml_magic.errors import EngineError
 from dockml_magic.pull import PullProgress, format_size
 from dockml_magic.spec import ContainerSpec
 
-
 LARGEST_FILE = 8 * 1024 * 1024
 """Bytes of a file that `Engine.read_file` takes unless it is told otherwise."""
 

@@ -252,7 +252,11 @@ def test_without_a_network_it_says_so(
 
 
 def test_an_image_that_makes_up_its_python_is_given_nothing_of_this_machine(
-    engine: DockerEngine, image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: Layers
+    engine: DockerEngine,
+    image: Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    layers: Layers,
 ) -> None:
     """It needs a pip, and names the folder to look for one: there may be links under such a name."""
     (tmp_path / "secret").write_text("of the host")
