@@ -129,10 +129,28 @@ def test_a_file_is_read_as_pip_reads_it() -> None:
     )
     assert found.constraints == ("six==1.0", "numpy<1.17")
     assert names_of(found.lines) == {"first", "pandas", "numpy", "scipy", "tqdm", "mine"}
-    assert found.files == tuple(
-        ("-r requirements.txt", FOLDER / name)
-        for name in ("requirements.txt", "more/two.txt", "more/three.txt", "held.txt")
-    )
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        ({}, "'/project/requirements.txt' cannot be read: No such file"),
+        ({"requirements.txt": "-r gone.txt"}, "'/project/gone.txt' cannot be read"),
+        ({"requirements.txt": "a\n\n-e ."}, r"/project/requirements\.txt:3: '-e \.' is of this machine"),
+        ({"requirements.txt": "a \\\n--hash=x\n./b.whl"}, r"txt:3: '\./b\.whl' is of this machine"),
+        ({"requirements.txt": "-f wheels"}, "txt:1: '-f wheels' is of this machine"),
+        ({"requirements.txt": "-r requirements.txt"}, "names itself"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_used_is_told(files: dict[str, str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        extras(files)
+
+
+def test_a_package_in_the_place_of_a_file_is_told_where_it_belongs() -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read") as told:
+        extras({}, "-r tabulate==0.9.0")
+    assert 'with = ["tabulate==0.9.0"]' in told.value.hint
 
 
 def test_where_files_lie_is_said_with_links_followed(tmp_path: Path) -> None:
@@ -160,28 +178,6 @@ def test_where_files_lie_is_said_with_links_followed(tmp_path: Path) -> None:
     (folder / "more" / "self.txt").write_text("-r ../more/self.txt")
     with pytest.raises(ConfigError, match="names itself"):
         read_extras(["-r more/self.txt"], folder, Path.read_text)
-
-
-@pytest.mark.parametrize(
-    ("files", "problem"),
-    [
-        ({}, "'/project/requirements.txt' cannot be read: No such file"),
-        ({"requirements.txt": "-r gone.txt"}, "'/project/gone.txt' cannot be read"),
-        ({"requirements.txt": "a\n\n-e ."}, r"/project/requirements\.txt:3: '-e \.' is of this machine"),
-        ({"requirements.txt": "a \\\n--hash=x\n./b.whl"}, r"txt:3: '\./b\.whl' is of this machine"),
-        ({"requirements.txt": "-f wheels"}, "txt:1: '-f wheels' is of this machine"),
-        ({"requirements.txt": "-r requirements.txt"}, "names itself"),
-    ],
-)  # fmt: skip
-def test_a_file_that_cannot_be_used_is_told(files: dict[str, str], problem: str) -> None:
-    with pytest.raises(ConfigError, match=problem):
-        extras(files)
-
-
-def test_a_package_in_the_place_of_a_file_is_told_where_it_belongs() -> None:
-    with pytest.raises(ConfigError, match=r"cannot be read") as told:
-        extras({}, "-r tabulate==0.9.0")
-    assert 'with = ["tabulate==0.9.0"]' in told.value.hint
 
 
 def test_a_page_of_links_may_be_named() -> None:
