@@ -553,7 +553,8 @@ dockml lock                all environments
 dockml lock ner            this one; what the lock says of the others stays
 dockml lock --check        say what has moved since; exit code 1 if anything has
 
-Images are pulled and packages installed where they are missing. %docker_env NAME starts what the lock says."""
+Images are pulled and packages installed where they are missing. %docker_env NAME starts what the lock says.
+What an environment asks for beyond the folder of its file has to be allowed before: dockml trust NAME."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command's arguments."""

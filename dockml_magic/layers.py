@@ -13,13 +13,14 @@ import importlib.resources
 import json
 import logging
 import os
+import re
 import secrets
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
@@ -27,8 +28,9 @@ from urllib.parse import urlsplit
 
 from dockml_magic import folders, labels
 from dockml_magic._version import __version__
+from dockml_magic.control import NonsenseError
 from dockml_magic.engine import Engine, ImageState, NotStartableError, make_archive
-from dockml_magic.errors import ConfigError, ImageBuildError, KernelMissingError
+from dockml_magic.errors import ConfigError, ImageBuildError, KernelMissingError, harmless
 from dockml_magic.host_settings import CA_FILE, read_host_settings
 from dockml_magic.image_memory import ImageMemory
 from dockml_magic.requirements import Extras, hide_private, why_pip_failed
@@ -48,6 +50,12 @@ TAIL = 15
 _NOISE = ("DEPRECATION: Python ", "WARNING: Running pip as ")
 _LONGEST_BEGIN, _LONGEST_END = 200, 60
 """Characters of a line's two ends that are shown: it may list 200 versions."""
+
+_PYTHON = re.compile(r"(\d{1,3}\.\d{1,5})(\.\w{1,20}){0,3}\+?", re.ASCII)
+"""A Python's version: "3.6.15", "3.14.0rc1", and "2.7.15+" as Debian's says. The first group chooses a pip."""
+
+_LONGEST_TEXT = 4096
+"""Characters of a text that a container says: as long as a path can be."""
 
 _SETTINGS = {
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
@@ -117,9 +125,7 @@ def ensure_layer(
             script.close()
     log.info("built %s on top of %s", reference, name)
     # What we know of its Python; but a new ipykernel may be among the packages.
-    memory = replace(
-        script.memory, entry=script.entry, interpreter=str(done["executable"]), kernel=""
-    )
+    memory = replace(script.memory, entry=script.entry, interpreter=done.executable, kernel="")
     memory.write(image.id)
     return image
 
@@ -144,6 +150,71 @@ def _check_variables(extras: Extras, given: Mapping[str, str]) -> None:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What our script has said in a container.
+
+    Attributes
+    ----------
+    phase : str
+        "need_pip" or "done"; "" before it has said anything.
+    code : int
+        How it ended, 0 where all went well.
+    python, executable : str
+        The version and the program of the Python; "" where it does not say.
+    packages : mapping of str to str
+        What is installed: versions by names.
+    """
+
+    phase: str = ""
+    code: int = 0
+    python: str = ""
+    executable: str = ""
+    packages: Mapping[str, str] = field(default_factory=dict)
+
+
+def parse_status(said: bytes) -> Status:
+    """Return what our script says with its status.json; pure.
+
+    The image's own Python runs it, so it may be anything; and the version names a folder here.
+
+    Raises
+    ------
+    NonsenseError
+        If our script does not say that; in words.
+    """
+    try:
+        message = json.loads(said)
+        phase = message["phase"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise NonsenseError("not a status") from error
+    if phase not in ("need_pip", "done"):
+        raise NonsenseError("not a phase")
+    code = message.get("code") if phase == "done" else 0
+    if not isinstance(code, int) or isinstance(code, bool) or abs(code) >= 1 << 31:
+        raise NonsenseError("not an exit code")
+    python = message.get("python", "")
+    if not isinstance(python, str) or not (python == "" or _PYTHON.fullmatch(python)):
+        raise NonsenseError("not the version of a Python")
+    packages = message.get("packages", {})
+    if not isinstance(packages, dict):
+        raise NonsenseError("not a list of packages")
+    return Status(
+        phase=phase,
+        code=code,
+        python=python,
+        executable=_text_of(message.get("executable", "")),
+        packages={_text_of(name): _text_of(version) for name, version in packages.items()},
+    )
+
+
+def _text_of(value: Any) -> str:
+    """Return a text as it can be shown and written; of one line."""
+    if not isinstance(value, str) or len(value) > _LONGEST_TEXT or len(value.splitlines()) > 1:
+        raise NonsenseError("not a text")
+    return harmless(value)
+
+
 class _Script:
     """One container in which our script runs, `resources/install.py`."""
 
@@ -158,7 +229,7 @@ class _Script:
         self._name = name
         self._what = what
         self._engine = engine
-        self._tell = tell
+        self.tell = tell
         self._beats = 0
         self._next_beat = 0.0
 
@@ -206,13 +277,13 @@ class _Script:
         archive = make_archive({RUNTIME / name: content for name, content in files.items()})
         self._engine.copy_in(self.container, archive)
 
-    def wait(self, *phases: str) -> dict[str, Any]:
+    def wait(self, *phases: str) -> Status:
         """Wait until it says one of these, and meanwhile show what is said in it."""
         while True:
             said = self._engine.read_file(self.container, RUNTIME / "status.json")
-            status: dict[str, Any] = json.loads(said) if said else {}
+            status = self._status(said) if said else Status()
             self.show()
-            if status.get("phase") in phases:
+            if status.phase in phases:
                 return status
             if not said and self._engine.inspect(self.container) is None:
                 raise ImageBuildError(
@@ -226,12 +297,22 @@ class _Script:
                 self.give({"alive": str(self._beats).encode()})
             time.sleep(_PAUSE)
 
+    def _status(self, said: bytes) -> Status:
+        try:
+            return parse_status(said)
+        except NonsenseError as error:
+            raise ImageBuildError(
+                f"The container that {self._what} says what no script of ours says: {error}.",
+                hint=f"The Python of '{self._name}' runs that script, and has changed what it says. Use an image "
+                "that you trust.",
+            ) from error
+
     def show(self) -> None:
         """Tell what was said since the last time."""
         text = hide_private(self._engine.logs(self.container, _ALL_LINES))
         lines = [line for line in text.splitlines() if line.strip()]
         for line in readable(lines[len(self.lines) :]):
-            self._tell(line)
+            self.tell(line)
         if lines:  # there are none of a container that went away
             self.lines = lines
 
@@ -242,9 +323,7 @@ class _Script:
             self.container = ""
 
 
-def _install(
-    script: _Script, name: str, extras: Extras, given: Mapping[str, str]
-) -> dict[str, Any]:
+def _install(script: _Script, name: str, extras: Extras, given: Mapping[str, str]) -> Status:
     """Run pip to its end; return what the script says of its Python."""
     settings = read_host_settings()
     named = {variable: given[variable] for variable in extras.variables}
@@ -253,19 +332,20 @@ def _install(
         files["constraints.txt"] = _text(extras.constraints)
     if settings.ca_bundle:
         files[CA_FILE] = settings.ca_bundle.read_bytes()
-    script.start(
-        {"env": {**settings.env, **named, **_SETTINGS}},
-        files,
-        "host" if _needs_this_machine(settings.env) else None,
-    )
+    network = "host" if needs_this_machine(settings.env) else None
+    if network:
+        script.tell(
+            "pip runs in the network of this machine, with all its services: your proxy or package index is on it"
+        )
+    script.start({"env": {**settings.env, **named, **_SETTINGS}}, files, network)
     status = script.wait("need_pip", "done")
-    if status["phase"] == "need_pip":
-        wheel = pip_wheel(str(status["python"]), folders.cache_root() / "pips", name)
+    if status.phase == "need_pip":
+        wheel = pip_wheel(status.python, folders.cache_root() / "pips", name)
         script.give({"pip.whl": wheel.read_bytes(), "pip.ready": b""})
         status = script.wait("done")
-    if status["code"]:
+    if status.code:
         script.show()
-        why, hint = why_pip_failed("\n".join(script.lines), str(status["python"]))
+        why, hint = why_pip_failed("\n".join(script.lines), status.python)
         raise ImageBuildError(
             f"{extras} could not be installed on top of '{name}': {why}.",
             hint=hint,
@@ -306,14 +386,14 @@ def list_packages(image: ImageState, name: str, engine: Engine) -> Inventory:
         status = script.wait("done")
     finally:
         script.close()
-    if status["code"]:
+    if status.code or not status.python:
         raise ImageBuildError(
             f"The packages in '{name}' could not be listed.",
             hint="Does its Python start?",
             log_tail="\n".join(readable(script.lines)[-TAIL:]),
         )
-    found = sorted(f"{package}=={version}" for package, version in status["packages"].items())
-    return Inventory(python=str(status["python"]), packages=tuple(found))
+    found = sorted(f"{package}=={version}" for package, version in status.packages.items())
+    return Inventory(python=status.python, packages=tuple(found))
 
 
 def readable(lines: Sequence[str]) -> list[str]:
@@ -331,8 +411,11 @@ def _text(lines: tuple[str, ...]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _needs_this_machine(env: Mapping[str, str]) -> bool:
-    """Tell whether a proxy or an index is at an address that only this machine itself reaches."""
+def needs_this_machine(env: Mapping[str, str]) -> bool:
+    """Tell whether a proxy or an index is at an address that only this machine itself reaches.
+
+    pip runs in the host's network then.
+    """
     urls = [
         word
         for name, value in env.items()
@@ -353,7 +436,12 @@ def pip_wheel(python: str, folder: Path, image: str) -> Path:
     ImageBuildError
         If it cannot be had.
     """
-    minor = ".".join(python.split(".")[:2])
+    if not (match := _PYTHON.fullmatch(python)):
+        raise ImageBuildError(
+            f"'{image}' has no pip, and does not say which Python it has.",
+            hint="Does its Python start?",
+        )
+    minor = match[1]
     target = folder / minor
     if found := sorted(target.glob("pip-*.whl")):
         return found[-1]

@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +145,12 @@ class KernelPlan:
                 "title": choice.title,
                 "options": choice.options.to_json(),
                 "base": choice.base,
-                "extras": asdict(choice.extras) if choice.extras else None,
+                "extras": {
+                    "lines": choice.extras.lines,
+                    "constraints": choice.extras.constraints,
+                }
+                if choice.extras
+                else None,
             },
             "image": {"id": self.image.id, "architecture": self.image.architecture},
             "workspace": str(self.workspace),
@@ -270,14 +275,19 @@ def decide_here(
     )
     if choice.dockerfile:
         choice = replace(choice, reference=build_reference(_find_dockerfile(choice, folder)))
-    if packages := choice.options.packages:
-        choice = replace(choice, extras=read_extras(packages, folder, _read_text))
+    choice = _with_packages(choice, folder)
     if use_lock and (lock := read_lock(project)) and name in lock.environments:
         choice = _hold(choice, name, options, project, lock.environments[name], engine)
     image = engine.find_image(choice.reference)
     if image is None and not choice.is_known and ":" not in choice.reference:
         raise UnknownNameError(name, suggest(name, project, engine.local_references()))
     return choice, image
+
+
+def _with_packages(choice: Choice, folder: Path) -> Choice:
+    """Return a choice with what is to be installed on top, its files read."""
+    packages = choice.options.packages
+    return replace(choice, extras=read_extras(packages, folder, _read_text)) if packages else choice
 
 
 def _hold(
@@ -461,6 +471,7 @@ def _locked(
 ) -> LockedEnvironment:
     """Return what an environment comes to now."""
     choice, image = decide_here(name, RunOptions(), folder, engine, use_lock=False)
+    check_trust(name, choice, folder)
     image = _fetch(choice, image, folder, engine, tell)
     from dockml_magic.layers import ensure_layer, list_packages
     from dockml_magic.lock import LockedEnvironment
@@ -749,7 +760,17 @@ def _plan(
 def check_trust(name: str, choice: Choice, folder: Path) -> None:
     """Raise `UntrustedProjectError` where the project file asks for what the user has not allowed."""
     project = find_project(folder)
-    trust.check(project, name, trust.widening(project, name, choice, folder))
+    trust.check(project, name, _asked_beyond(project, name, choice, folder))
+
+
+def _asked_beyond(project: Project, name: str, choice: Choice, folder: Path) -> tuple[str, ...]:
+    """Return what the project file asks for beyond its own folder, with this machine's proxies and index."""
+    on_host = False
+    if choice.extras is not None:
+        from dockml_magic.layers import needs_this_machine
+
+        on_host = needs_this_machine(read_host_settings().env)
+    return trust.widening(project, name, choice, folder, installs_on_host=on_host)
 
 
 def allow_project(name: str, options: RunOptions, folder: Path) -> tuple[str, ...]:
@@ -758,10 +779,11 @@ def allow_project(name: str, options: RunOptions, folder: Path) -> tuple[str, ..
     Raises
     ------
     ConfigError, UnknownNameError
-        If there is no such environment.
+        If there is no such environment, or a file with its packages cannot be read.
     """
     project = find_project(folder)
-    asked = trust.widening(project, name, choose(name, options, project), folder)
+    choice = _with_packages(choose(name, options, project), folder)
+    asked = _asked_beyond(project, name, choice, folder)
     if asked:
         trust.allow(project, name, asked)
     return asked

@@ -1,16 +1,17 @@
 """Extra packages, as pip's requirements: what `--with` and a requirements file say, and the layer that has them.
 
 A layer is an image on top of another one, called "dockml/with:…" after all that decides what is in it.
-Pure: files are read by who calls, and pip runs in `layers.py`.
+Files are read by who calls, and pip runs in `layers.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dockml_magic.errors import ConfigError
@@ -50,10 +51,14 @@ class Extras:
         Requirements, as a requirements file has them; options of pip's come first.
     constraints : tuple of str
         Versions that a lock holds, "numpy==1.16.4"; of what is not asked for nothing is installed.
+    files : tuple of (str, Path)
+        The files that this is from, links followed, those that a file names too; each with the entry of
+        `RunOptions.packages` that led there. No part of what is installed.
     """
 
     lines: tuple[str, ...]
     constraints: tuple[str, ...] = ()
+    files: tuple[tuple[str, Path], ...] = field(default=(), compare=False)
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -154,16 +159,18 @@ def read_extras(packages: Iterable[str], folder: Path, read: Callable[[Path], st
     """
     lines: list[str] = []
     constraints: list[str] = []
+    files: list[tuple[str, Path]] = []
     for entry in packages:
         if entry.startswith(FILE):
             path = folder / Path(entry.removeprefix(FILE)).expanduser()
-            _read_file(path, read, lines, constraints, ())
+            files += [(entry, file) for file in _read_file(path, read, lines, constraints, ())]
         else:
             lines.append(entry)
     unique = list(dict.fromkeys(lines))
     return Extras(
         lines=tuple(sorted(unique, key=lambda line: not line.startswith("-"))),
         constraints=tuple(dict.fromkeys(constraints)),
+        files=tuple(dict.fromkeys(files)),
     )
 
 
@@ -180,12 +187,17 @@ def _read_file(
     lines: list[str],
     constraints: list[str],
     above: tuple[Path, ...],
-) -> None:
-    """Take in a requirements file and those that it names; `above` are the files that led here."""
-    if path in above:
+) -> Iterator[Path]:
+    """Take in a requirements file and those that it names, and give them; `above` are the files that led here.
+
+    A file is read by the path that is given, all links followed, so that it is the one of which that is said.
+    """
+    file = Path(os.path.realpath(path))
+    if file in above:
         raise ConfigError(f"'{path}' names itself.", hint="Take out the line with -r.")
+    yield file
     try:
-        text = read(path)
+        text = read(file)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise ConfigError(
@@ -195,7 +207,7 @@ def _read_file(
     for number, line in _logical_lines(text):
         if match := re.fullmatch(r"(-r|--requirement|-c|--constraint)[\s=]*(\S+)", line):
             into = lines if match[1].startswith(("-r", "--r")) else constraints
-            _read_file(path.parent / match[2], read, into, constraints, (*above, path))
+            yield from _read_file(path.parent / match[2], read, into, constraints, (*above, file))
         elif line.startswith(("-e", "--editable", "-f", "--find-links")) or _is_path(line):
             if "://" in line and not line.startswith(("-e", "--editable")):
                 lines.append(line)

@@ -29,9 +29,14 @@ from dockml_magic.options import (
     parse_volume,
 )
 from dockml_magic.project import Project, is_dockerfile, user_images_file
-from dockml_magic.requirements import FILE
 
 _OWN_NETWORKS = ("none", "bridge", "default")
+
+INSTALL_NETWORK = (
+    "the network 'host' while packages are installed, as your proxy or package index is on this machine: every "
+    "service of this machine"
+)
+"""What is asked for where `layers.needs_this_machine`. It changes with the user's settings, not with the file."""
 
 _ENGINE_SOCKETS = (
     "/var/run/docker.sock",
@@ -42,7 +47,9 @@ _ENGINE_SOCKETS = (
 )
 
 
-def widening(project: Project, name: str, choice: Choice, folder: Path) -> tuple[str, ...]:
+def widening(
+    project: Project, name: str, choice: Choice, folder: Path, *, installs_on_host: bool = False
+) -> tuple[str, ...]:
     """Return what a project file asks for, for an environment, beyond its own folder; a phrase each.
 
     Parameters
@@ -52,20 +59,34 @@ def widening(project: Project, name: str, choice: Choice, folder: Path) -> tuple
     name : str
         As the user typed it.
     choice : Choice
-        What it came to.
+        What it came to, with what is to be installed.
     folder : Path
         The notebook's.
+    installs_on_host : bool
+        Packages would be installed in the host's network.
     """
     options = project.environments.get(name)
-    is_from_file = options is not None or (
-        choice.image is not None and choice.image.source == str(project.path)
-    )
-    if project.path is None or not is_from_file:
+    is_its_image = choice.image is not None and choice.image.source == str(project.path)
+    if project.path is None or (options is None and not is_its_image):
         return ()
     asked = list(_foreign(project.path, folder))
     if options is not None:
-        asked += _asked_by(options, project.path.resolve().parent)
+        own = project.path.resolve().parent
+        asked += _asked_by(options, own)
+        asked += _read_by(options, choice, own)
+        # Also where it names none: what its name means then, and what a lock beside it says.
+        is_its_image |= choice.options.image == options.image
+    if installs_on_host and choice.extras and (is_its_image or (options and options.packages)):
+        asked.append(INSTALL_NETWORK)
     return tuple(asked)
+
+
+def _read_by(options: RunOptions, choice: Choice, own: Path) -> Iterator[str]:
+    """Yield the requirements files elsewhere that a project file names, or that one of its files names."""
+    files = choice.extras.files if choice.extras else ()
+    for path in dict.fromkeys(file for entry, file in files if entry in options.packages):
+        if not path.is_relative_to(own):
+            yield f"{path}, to read as a list of packages"
 
 
 def _foreign(path: Path, folder: Path) -> Iterator[str]:
@@ -89,10 +110,6 @@ def _asked_by(options: RunOptions, own: Path) -> Iterator[str]:
             yield f"the volume '{volume.source}', {how}: what other containers have put there"
         elif not (path := volume.host_path(own)).is_relative_to(own):
             yield f"{path}, {how}{_has_engine_socket(path)}"
-    for entry in options.packages:
-        path = own / entry.removeprefix(FILE)
-        if entry.startswith(FILE) and not path.resolve().is_relative_to(own):
-            yield f"{path}, to read as a list of packages"
     for text in options.env:
         if "=" not in text:
             yield f"the value of your variable {text}"
@@ -143,8 +160,14 @@ def _has_engine_socket(path: Path) -> str:
 
 
 def check(project: Project, name: str, asked: Sequence[str]) -> None:
-    """Raise `UntrustedProjectError` where a project file asks for what was not allowed."""
-    if asked and _read(_file()).get(str(project.path), {}).get(name) != _digest(asked):
+    """Raise `UntrustedProjectError` where a project file asks for what was not allowed.
+
+    Who has allowed the host's network for packages, too, has allowed the same without it.
+    """
+    if not asked:
+        return
+    allowed = _read(_file()).get(str(project.path), {}).get(name)
+    if allowed not in (_digest(asked), _digest([*asked, INSTALL_NETWORK])):
         raise UntrustedProjectError(str(project.path), name, asked)
 
 

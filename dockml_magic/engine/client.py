@@ -20,12 +20,14 @@ from dockml_magic.engine.answers import label_filter, mounts_in, references_of
 from dockml_magic.engine.archives import PIECE
 from dockml_magic.engine.complaints import error_of, raise_refusal, sentence, unreachable
 from dockml_magic.engine.contract import (
+    LARGEST_FILE,
     ContainerState,
     ContainerStats,
     DiskUsage,
     EngineFacts,
     Exec,
     ImageState,
+    too_large,
 )
 from dockml_magic.engine.endpoints import does_share_files, find_endpoint, tls_settings
 from dockml_magic.engine.gpus import ask_for_gpus, find_cdi_gpus, gpu_route, has_gpu_hook
@@ -72,6 +74,9 @@ _BUILD_NOISE = (
 
 BUILD_LINES = 20
 """Lines of a failed build that are shown."""
+
+_AROUND_A_FILE = 256 * 1024
+"""Bytes of an archive of one file that are not the file: headers with its attributes, and padding."""
 
 STOP_TIMEOUT = 3
 """Seconds that a program has to end when it is told to."""
@@ -465,19 +470,37 @@ class DockerEngine:
         with self._translated():
             self._client.api.put_archive(container_id, "/", archive)
 
-    def read_file(self, container_id: str, path: PurePosixPath) -> bytes | None:
+    def read_file(
+        self, container_id: str, path: PurePosixPath, *, limit: int = LARGEST_FILE
+    ) -> bytes | None:
         """Return a file of the container, None where there is none."""
         import tarfile  # here, as above
 
+        api = self._client.api
+        said = bytearray()
         with self._translated():
-            try:
-                chunks, _ = self._client.api.get_archive(container_id, str(path))
-            except self._errors.NotFound:
+            response = api.get(  # not api.get_archive: its answer cannot be closed
+                f"{api.base_url}/v{api.api_version}/containers/{container_id}/archive",
+                params={"path": str(path)},
+                stream=True,
+                timeout=api.timeout,
+            )
+            with response:
+                if response.status_code == 404:
+                    return None
+                raise_refusal(response)
+                for piece in response.iter_content(PIECE):
+                    said += piece
+                    if len(said) > limit + _AROUND_A_FILE:
+                        raise too_large(path, limit)
+        with tarfile.open(fileobj=io.BytesIO(said)) as archive:
+            member = archive.next()
+            if member is None or not member.isfile():
                 return None
-            with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
-                member = archive.next()
-                reader = archive.extractfile(member) if member and member.isfile() else None
-                return reader.read() if reader else None
+            if member.size > limit:
+                raise too_large(path, limit)
+            reader = archive.extractfile(member)
+            return reader.read() if reader else None
 
     def inspect(self, container_id: str) -> ContainerState | None:
         """Return its state, None when it is gone."""

@@ -9,8 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol
 
 from dockml_magic.errors import EngineError
-from dockml_magic.pull import PullProgress
+from dockml_magic.pull import PullProgress, format_size
 from dockml_magic.spec import ContainerSpec
+
+LARGEST_FILE = 8 * 1024 * 1024
+"""Bytes of a file that `Engine.read_file` takes unless it is told otherwise."""
 
 
 class NotStartableError(EngineError):
@@ -279,8 +282,14 @@ class Engine(Protocol):
     def copy_in(self, container_id: str, archive: bytes) -> None:
         """Unpack a tar archive at the container's root; it may be running or not."""
 
-    def read_file(self, container_id: str, path: PurePosixPath) -> bytes | None:
-        """Return a file of the container, None where there is none."""
+    def read_file(
+        self, container_id: str, path: PurePosixPath, *, limit: int = LARGEST_FILE
+    ) -> bytes | None:
+        """Return a file of the container, None where there is none.
+
+        Raises `EngineError` where it has more than `limit` bytes, which would fill our memory: whoever runs
+        there decides how many.
+        """
 
     def inspect(self, container_id: str) -> ContainerState | None:
         """Return its state, None when it is gone. Its name, or how its id begins, will do too."""
@@ -364,3 +373,11 @@ def wait_removed(engine: Engine, container_id: str, timeout: float) -> bool:
             return False
         time.sleep(_LOOK_INTERVAL)
     return True
+
+
+def too_large(path: PurePosixPath, limit: int) -> EngineError:
+    """Return the error for a file that `Engine.read_file` does not read."""
+    return EngineError(
+        f"'{path}' in the container has more than {format_size(limit)}, and is not read.",
+        hint="Whatever runs there has written it. Is the image one to trust?",
+    )

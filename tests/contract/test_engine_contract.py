@@ -662,6 +662,19 @@ def test_a_file_that_is_copied_in_can_be_read(bench: Bench, *, is_running: bool)
     assert bench.engine.read_file(container, path) == content
 
 
+def test_a_file_is_read_up_to_a_limit(bench: Bench) -> None:
+    container = bench.create()
+    path = PurePosixPath("/run/dockml/some/file")
+    bench.engine.copy_in(container, make_archive({path: bytes(1000)}))
+    assert bench.engine.read_file(container, path, limit=1000) == bytes(1000)
+    with pytest.raises(EngineError, match=r"'/run/dockml/some/file' .* has more than 999 B"):
+        bench.engine.read_file(container, path, limit=999)
+    # And one that is more than what an archive has around a file, of which not all is taken.
+    bench.engine.copy_in(container, make_archive({path: bytes(9 * 1024 * 1024)}))
+    with pytest.raises(EngineError, match=r"has more than 8\.4 MB, and is not read"):
+        bench.engine.read_file(container, path)
+
+
 def test_a_file_that_is_not_there_is_none(bench: Bench) -> None:
     assert bench.engine.read_file(bench.create(), PurePosixPath("/no/such/file")) is None
 

@@ -19,7 +19,7 @@ from dockml_magic.errors import ImageUnavailableError
 from dockml_magic.layers import list_packages
 from dockml_magic.lock import parse_lock
 from dockml_magic.options import RunOptions
-from dockml_magic.planning import check_lock, lock_environments, make_plan
+from dockml_magic.planning import allow_project, check_lock, lock_environments, make_plan
 from tests.integration.conftest import Image, Layers
 from tests.integration.index import Index, serving, write_package
 from tests.integration.registry import can_run_a_second_engine, push, running_registry
@@ -88,6 +88,7 @@ def test_an_image_is_held_by_its_digest_and_packages_by_their_versions(
     client.api.tag(image(PIP), f"{registry}/team/ner", "1")
     push(client, tag)
     (workspace / "dockml.toml").write_text(f'[environments.ner]\nimage = "{tag}"\nwith = ["big"]\n')
+    allow_project("ner", RunOptions(), workspace)  # the index is on this machine
     try:
         locked = lock_environments([], workspace, engine, print).environments["ner"]
         assert locked.digest.startswith(f"{registry}/team/ner@sha256:")

@@ -20,7 +20,7 @@ import pytest
 import dockml_magic
 from dockml_magic import labels, planning
 from dockml_magic.engine import DockerEngine, ImageState
-from dockml_magic.errors import ImageBuildError
+from dockml_magic.errors import ImageBuildError, UntrustedProjectError
 from dockml_magic.layers import ensure_layer
 from dockml_magic.options import RunOptions
 from dockml_magic.requirements import Extras
@@ -251,6 +251,37 @@ def test_without_a_network_it_says_so(
     assert "layers that were built before" in caught.value.hint
 
 
+def test_an_image_that_makes_up_its_python_is_given_nothing_of_this_machine(
+    engine: DockerEngine,
+    image: Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    layers: Layers,
+) -> None:
+    """It needs a pip, and names the folder to look for one: there may be links under such a name."""
+    (tmp_path / "secret").write_text("of the host")
+    (tmp_path / "pip-1-py3-none-any.whl").symlink_to("secret")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "image"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import platform\nplatform.python_version = lambda: '/proc/self/cwd'\n"
+    )
+    (folder / "Dockerfile").write_text(
+        f"FROM {image('dockml/bare:3.11')}\nENV PYTHONPATH=/more\nCOPY sitecustomize.py /more/\n"
+    )
+    name = "dockml/with-test:hostile"
+    engine.build(folder / "Dockerfile", name, {}, lambda line: None)
+    try:
+        base = engine.find_image(name)
+        assert base is not None
+        with pytest.raises(ImageBuildError, match="says what no script of ours says: not the ver"):
+            ensure_layer(base, name, Extras(lines=("tiny",)), engine, print)
+        assert containers(engine) == layers() == []
+    finally:
+        engine._client.api.remove_image(name, force=True)
+
+
 def test_an_interrupt_ends_the_build(
     index: Index, engine: DockerEngine, build: Build, layers: Layers
 ) -> None:
@@ -334,6 +365,11 @@ def test_requirements_of_the_project_file(
     (workspace / "dockml.toml").write_text(
         f'[environments.ner]\nimage = "{image(PIP)}"\nrequirements = "requirements.txt"\n'
     )
+    # The index is on this machine, so pip runs in its network, which a file gets for no image unasked.
+    with pytest.raises(UntrustedProjectError, match="the network 'host' while packages are inst"):
+        dockml_magic.start("ner")
+    assert layers() == index.asked == []
+    planning.allow_project("ner", RunOptions(), workspace)
     with dockml_magic.start("ner") as environment:
         assert environment.run("import big, tiny; tiny.answer").text == "'1.0'"
     (workspace / "versions.txt").write_text("tiny==2.0\n")

@@ -30,6 +30,7 @@ from dockml_magic.engine import (
     Stream,
     make_archive,
 )
+from dockml_magic.engine.contract import LARGEST_FILE, too_large
 from dockml_magic.errors import (
     ContainerNameTakenError,
     EngineError,
@@ -374,9 +375,14 @@ class FakeEngine:
                 if (content := files.extractfile(member)) is not None:
                     container.files[PurePosixPath("/", member.name)] = content.read()
 
-    def read_file(self, container_id: str, path: PurePosixPath) -> bytes | None:
+    def read_file(
+        self, container_id: str, path: PurePosixPath, *, limit: int = LARGEST_FILE
+    ) -> bytes | None:
         container = self._containers.get(container_id)
-        return container.files.get(path) if container else None
+        content = container.files.get(path) if container else None
+        if content is not None and len(content) > limit:
+            raise too_large(path, limit)
+        return content
 
     def inspect(self, container_id: str) -> ContainerState | None:
         matches = [

@@ -10,31 +10,38 @@ import pytest
 
 from dockml_magic import labels, layers
 from dockml_magic.engine import ImageState
+from dockml_magic.engine.contract import LARGEST_FILE
 from dockml_magic.errors import ConfigError, ImageBuildError, KernelMissingError
 from dockml_magic.image_memory import ImageMemory
-from dockml_magic.layers import ensure_layer, pip_wheel
+from dockml_magic.layers import Inventory, ensure_layer, list_packages, pip_wheel
 from dockml_magic.requirements import Extras
 from dockml_magic.spec import RUNTIME, ContainerSpec
 from tests.unit.fake_engine import FakeEngine, Run
 
 TINY = Extras(lines=("tiny==1.0",))
+HOSTILE = ("/proc/self/cwd", "../..", "3.6/..", "3.6.15\n", "٣.٦", "3", "3." + "6" * 50)
+"""What is no version of a Python; the first is a folder of this machine's, where it becomes part of a path."""
 DONE = {"phase": "done", "code": 0, "python": "3.6.15", "executable": "/usr/bin/python3"}
 
 
 class Installs(FakeEngine):
     """An engine in whose containers our script says, one after the other, what it is told to."""
 
-    def __init__(self, *statuses: dict[str, Any], output: str = "") -> None:
+    def __init__(self, *statuses: dict[str, Any] | bytes, output: str = "") -> None:
         super().__init__(behave=lambda spec: Run(output=output))
         self.statuses = list(statuses)
         self.given: dict[PurePosixPath, bytes] = {}
 
-    def read_file(self, container_id: str, path: PurePosixPath) -> bytes | None:
+    def read_file(
+        self, container_id: str, path: PurePosixPath, *, limit: int = LARGEST_FILE
+    ) -> bytes | None:
         assert path == RUNTIME / "status.json"
         status = self.statuses[0]
+        if isinstance(status, bytes):
+            return status
         if status.get("phase") == "need_pip" and RUNTIME / "pip.ready" in self.given:
             self.statuses.pop(0)
-            status = self.statuses[0]
+            return json.dumps(self.statuses[0]).encode()
         return json.dumps(status).encode() if status else None
 
     def copy_in(self, container_id: str, archive: bytes) -> None:
@@ -137,12 +144,18 @@ def test_what_pip_says_is_readable(told: list[str]) -> None:
     ],
 )
 def test_a_proxy_or_index_of_this_machine_is_reached(
-    variable: str, value: str, network: str | None, monkeypatch: pytest.MonkeyPatch
+    variable: str,
+    value: str,
+    network: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    told: list[str],
 ) -> None:
     monkeypatch.setenv(variable, value)
     engine = Installs(DONE)
-    ensure_layer(base_of(engine), "me/mine:1", TINY, engine, print)
+    ensure_layer(base_of(engine), "me/mine:1", TINY, engine, told.append)
     assert engine.specs[0].network == network
+    said = [line for line in told if line.startswith("pip runs in the network of this machine")]
+    assert len(said) == (network == "host")
 
 
 def test_root_installs_and_an_image_without_user_keeps_none() -> None:
@@ -215,6 +228,71 @@ def test_a_container_that_goes_away_is_told() -> None:
         ensure_layer(base_of(engine), "me/mine:1", TINY, engine, print)
 
 
+@pytest.mark.parametrize(
+    "status",
+    [
+        b"{",
+        b"\xff",
+        pytest.param(b"[" * 100_000, id="deep"),
+        [],
+        "done",
+        {},
+        {**DONE, "phase": "else"},
+        {**DONE, "phase": ["done"]},
+        {"phase": "done", "python": "3.6.15"},
+        {**DONE, "code": "0"},
+        {**DONE, "code": False},
+        {**DONE, "code": 1 << 40},
+        {**DONE, "python": 3.6},
+        {**DONE, "python": None},
+        *({**DONE, "python": python} for python in HOSTILE),
+        *({"phase": "need_pip", "python": python} for python in HOSTILE),
+        {**DONE, "executable": ["python"]},
+        {**DONE, "executable": "python\n3"},
+        {**DONE, "executable": "p" * 5000},
+        {**DONE, "packages": ["numpy==1.0"]},
+        {**DONE, "packages": {"numpy": 1}},
+        {**DONE, "packages": {"numpy": "1.0\n--index-url http://x/"}},
+    ],
+)
+def test_what_our_script_does_not_say_is_refused(
+    status: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image's own Python runs it."""
+
+    def no_wheel(*words: object) -> None:
+        pytest.fail("a pip was looked for")
+
+    monkeypatch.setattr(layers, "pip_wheel", no_wheel)
+    said = status if isinstance(status, bytes) else json.dumps(status).encode()
+    engine = Installs(said)
+    with pytest.raises(
+        ImageBuildError, match=r"that installed tiny==1\.0 says what no script of ours says"
+    ) as caught:
+        ensure_layer(base_of(engine), "me/mine:1", TINY, engine, print)
+    assert "The Python of 'me/mine:1' runs that script" in caught.value.hint
+    assert engine.containers == engine.layers == []
+
+
+@pytest.mark.parametrize("python", ["2.7.15+", "3.14.0rc1", "3.6", "3.13.0a1.dev2", ""])
+def test_what_pythons_call_themselves_is_taken(python: str) -> None:
+    engine = Installs({**DONE, "python": python})
+    ensure_layer(base_of(engine), "me/mine:1", TINY, engine, print)
+    assert len(engine.layers) == 1
+
+
+def test_what_is_installed_is_listed() -> None:
+    listed = {"phase": "done", "code": 0, "python": "3.6.15", "packages": {"b": "2", "a": "1"}}
+    engine = Installs(listed)
+    found = list_packages(base_of(engine), "me/mine:1", engine)
+    assert found == Inventory(python="3.6.15", packages=("a==1", "b==2"))
+    for failed in ({"phase": "done", "code": 1}, {**listed, "python": ""}):
+        engine = Installs(failed)
+        with pytest.raises(ImageBuildError, match="could not be listed"):
+            list_packages(base_of(engine), "me/mine:1", engine)
+        assert engine.containers == []
+
+
 def test_an_interrupt_leaves_nothing() -> None:
     engine = Installs({})
 
@@ -256,3 +334,15 @@ def test_a_pip_that_cannot_be_had_is_told(monkeypatch: pytest.MonkeyPatch, tmp_p
     ) as caught:
         pip_wheel("3.6.15", tmp_path / "pips", "me/mine:1")
     assert caught.value.log_tail.endswith("ERROR: no network")
+
+
+@pytest.mark.parametrize("python", ["", *HOSTILE])
+def test_a_pip_is_for_a_version_and_no_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, python: str
+) -> None:
+    """A folder that an image names may have links to files of this machine under the name of a pip."""
+    (tmp_path / "pip-1-py3-none-any.whl").write_text("of the host")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", lambda *words, **keywords: pytest.fail("downloaded"))
+    with pytest.raises(ImageBuildError, match="has no pip, and does not say which Python it has"):
+        pip_wheel(python, tmp_path / "pips", "me/mine:1")

@@ -12,7 +12,12 @@ import pytest
 
 from dockml_magic import layers, planning, toml
 from dockml_magic.engine import ImageState
-from dockml_magic.errors import ConfigError, ImageUnavailableError, ProjectFileError
+from dockml_magic.errors import (
+    ConfigError,
+    ImageUnavailableError,
+    ProjectFileError,
+    UntrustedProjectError,
+)
 from dockml_magic.layers import Inventory
 from dockml_magic.lock import (
     Lock,
@@ -315,6 +320,29 @@ def test_what_cannot_be_locked_is_told(
         with pytest.raises(ConfigError, match="'gone' is not an environment of") as caught:
             lock(engine, workspace, *names)
         assert caught.value.hint == "Known: ner."
+
+
+def test_what_the_user_has_not_allowed_is_not_locked(
+    engine: FakeEngine, project: Path, installed: Install
+) -> None:
+    """A lock pulls, builds and installs as a start does."""
+    engine.registry[IMAGE] = ["python"]
+    (project.parent.parent / "keys").write_text("of-the-host")
+    (project.parent / "r.txt").write_text("-r ../keys")
+    project.write_text(
+        f"[environments.ner]\nimage = '{IMAGE}'\nenv = ['SECRET']\nrequirements = 'r.txt'\n"
+    )
+    with pytest.raises(UntrustedProjectError) as caught:
+        lock(engine, project.parent)
+    keys = project.parent.parent.resolve() / "keys"
+    assert caught.value.asked == (
+        "the value of your variable SECRET",
+        f"{keys}, to read as a list of packages",
+    )
+    assert engine.pulled == installed == []
+    assert not (project.parent / "dockml.lock").exists()
+    planning.allow_project("ner", RunOptions(), project.parent)
+    assert lock(engine, project.parent).environments["ner"].requirements == ("of-the-host",)
 
 
 def test_a_start_from_a_lock_that_holds_says_nothing(

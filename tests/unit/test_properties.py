@@ -30,6 +30,7 @@ from dockml_magic.display import Table
 from dockml_magic.errors import ConfigError, DockmlError, harmless
 from dockml_magic.fit import parse_nvidia_smi
 from dockml_magic.image_memory import ImageMemory
+from dockml_magic.layers import parse_status
 from dockml_magic.messages import MalformedMessageError, Message
 from dockml_magic.names import choose, kernel_name, parse_query
 from dockml_magic.options import RunOptions
@@ -299,6 +300,29 @@ def test_a_reply_asks_for_nothing_but_what_it_may(content: dict[str, Any], code:
         return
     allowed = {"page", "set_next_input", *(["ask_exit"] if "exit" in code else [])}
     assert all(item["source"] in allowed for item in reply.get("payload") or [])
+
+
+# --- what an image's Python says of an installation ---------------------------------------------------
+
+
+@given(said=PART | st.fixed_dictionaries(
+    {
+        "phase": st.sampled_from(["done", "need_pip"]) | JSON,
+        "code": st.integers() | JSON,
+        "python": st.sampled_from(["3.6.15", "2.7.15+"]) | JSON | NEAR,
+    },
+    optional={"executable": JSON | TEXT, "packages": st.dictionaries(TEXT, TEXT) | JSON},
+).map(lambda said: json.dumps(said).encode()))  # fmt: skip
+def test_a_status_is_one_or_is_refused(said: bytes) -> None:
+    try:
+        status = parse_status(said)
+    except NonsenseError:
+        return
+    assert status.phase in ("done", "need_pip")
+    assert re.fullmatch(r"([0-9]+\.[0-9]+[.0-9a-zA-Z_]*[+]?)?", status.python)
+    for text in (status.executable, *status.packages, *status.packages.values()):
+        assert len(text.encode().splitlines()) <= 1
+        assert harmless(text) == text
 
 
 # --- the control channel, at both ends ------------------------------------------------------------

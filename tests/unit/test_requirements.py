@@ -151,6 +151,33 @@ def test_a_package_in_the_place_of_a_file_is_told_where_it_belongs() -> None:
     assert 'with = ["tabulate==0.9.0"]' in told.value.hint
 
 
+def test_where_files_lie_is_said_with_links_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in ("up.txt", "absolute.txt", "linked.txt"):
+        (tmp_path / name).write_text(name.removesuffix(".txt"))
+    (folder / "link.txt").symlink_to("../linked.txt")
+    (folder / "all.txt").write_text(f"-r ../up.txt\n-c {tmp_path}/absolute.txt\n-r ./link.txt\n")
+    (folder / "loop.txt").symlink_to("loop.txt")
+    found = read_extras(["-r all.txt", "-r ../up.txt", "six"], folder, Path.read_text)
+    assert found.lines == ("up", "linked", "six")
+    root = tmp_path.resolve()
+    assert found.files == (
+        ("-r all.txt", root / "project" / "all.txt"),
+        ("-r all.txt", root / "up.txt"),
+        ("-r all.txt", root / "absolute.txt"),
+        ("-r all.txt", root / "linked.txt"),
+        ("-r ../up.txt", root / "up.txt"),
+    )
+    assert found == Extras(lines=found.lines, constraints=found.constraints)
+    with pytest.raises(ConfigError, match=r"loop\.txt' cannot be read"):
+        read_extras(["-r loop.txt"], folder, Path.read_text)
+    (folder / "more").mkdir()
+    (folder / "more" / "self.txt").write_text("-r ../more/self.txt")
+    with pytest.raises(ConfigError, match="names itself"):
+        read_extras(["-r more/self.txt"], folder, Path.read_text)
+
+
 def test_a_page_of_links_may_be_named() -> None:
     line = "--find-links https://download.pytorch.org/whl/torch_stable.html"
     assert extras({"requirements.txt": line}).lines == (line,)

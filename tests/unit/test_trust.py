@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dockml_magic import planning, trust
 from dockml_magic.errors import UntrustedProjectError
-from dockml_magic.names import choose
 from dockml_magic.options import RunOptions
-from dockml_magic.project import find_project, user_images_file
+from dockml_magic.project import user_images_file
 from tests.unit.fake_engine import FakeEngine
 
 IMAGE = "me/mine:1"
@@ -24,9 +24,9 @@ def write(folder: Path, *lines: str, name: str = "x") -> None:
     (folder / "dockml.toml").write_text(text)
 
 
-def asked(folder: Path, name: str = "x") -> tuple[str, ...]:
-    project = find_project(folder)
-    return trust.widening(project, name, choose(name, RunOptions(), project), folder)
+def asked(folder: Path, name: str = "x", **options: Any) -> tuple[str, ...]:
+    """Return what is asked for; it is allowed then."""
+    return planning.allow_project(name, RunOptions(**options), folder)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,10 @@ def asked(folder: Path, name: str = "x") -> tuple[str, ...]:
     ],
 )
 def test_an_ordinary_project_asks_for_nothing(workspace: Path, line: str) -> None:
+    (workspace / "more.txt").write_text("-r ./inner/two.txt\n-c held.txt\npandas")
+    (workspace / "held.txt").touch()
+    (workspace / "inner").mkdir()
+    (workspace / "inner" / "two.txt").write_text("-r ../held.txt")
     write(workspace, line)
     assert asked(workspace) == ()
 
@@ -97,6 +101,111 @@ def test_what_goes_beyond_the_folder_is_named(workspace: Path, line: str, phrase
     (found,) = asked(workspace)
     home = Path.home().resolve()
     assert phrase.format(parent=workspace.parent.resolve(), home=home) in found
+
+
+@pytest.mark.parametrize(
+    "line", ["-r {0}/keys", "-c ../keys", "--constraint=./link", "-r more/nested.txt"]
+)
+def test_a_file_elsewhere_that_a_requirements_file_names_is_named(
+    workspace: Path, engine: FakeEngine, plan: Plan, line: str
+) -> None:
+    """Its lines would be given to the image's own Python."""
+    outside = workspace.parent.resolve()
+    (outside / "keys").write_text("of-the-host")
+    (workspace / "link").symlink_to("../keys")
+    (workspace / "more").mkdir()
+    (workspace / "more" / "nested.txt").write_text("-r ../link")
+    (workspace / "all.txt").write_text(line.format(outside))
+    write(workspace, 'requirements = "all.txt"')
+    engine.add_image(IMAGE)
+    error = refuse(plan)
+    assert error.asked == (f"{outside}/keys, to read as a list of packages",)
+    with pytest.raises(UntrustedProjectError):
+        planning.plan_here("x", RunOptions(), workspace, engine)
+    assert engine.specs == []
+    assert asked(workspace) == error.asked
+    assert planning.plan_here("x", RunOptions(), workspace, engine) is None  # it would be built
+    # Another file is another question.
+    (outside / "other").touch()
+    (workspace / "all.txt").write_text("-r ../other")
+    assert refuse(plan).asked == (f"{outside}/other, to read as a list of packages",)
+
+
+def test_a_file_elsewhere_that_the_user_types_needs_no_trust(
+    workspace: Path, engine: FakeEngine
+) -> None:
+    (workspace.parent / "mine.txt").touch()
+    (workspace / "all.txt").write_text("pandas")
+    write(workspace, 'requirements = "all.txt"')
+    engine.add_image(IMAGE)
+    options = RunOptions(packages=("-r ../mine.txt",))
+    assert planning.plan_here("x", options, workspace, engine) is None
+    assert asked(workspace, packages=options.packages) == ()
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:3128", "http://proxy.example.com:3128", ""])
+@pytest.mark.parametrize(
+    ("lines", "options", "asks"),
+    [
+        (['with = ["pandas"]'], {}, True),
+        ([], {"packages": ("pandas",)}, True),
+        (['with = ["pandas"]'], {"image": "me/typed:1"}, True),
+        ([], {}, False),
+        ([], {"packages": ("pandas",), "image": "me/typed:1"}, False),
+    ],
+)
+def test_the_hosts_network_for_packages_is_named(
+    workspace: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch,
+    proxy: str, lines: list[str], options: dict[str, Any], *, asks: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("https_proxy", proxy)
+    write(workspace, *lines)
+    for reference in (IMAGE, "me/typed:1"):
+        engine.add_image(reference)
+    typed = RunOptions(**options)
+    if asks and "127.0.0.1" in proxy:
+        with pytest.raises(
+            UntrustedProjectError, match="the network 'host' while packages are installed, as your"
+        ):
+            planning.plan_here("x", typed, workspace, engine)
+        assert asked(workspace, **options) == (trust.INSTALL_NETWORK,)
+    else:
+        assert asked(workspace, **options) == ()
+    planning.plan_here("x", typed, workspace, engine)
+
+
+def test_an_image_that_a_project_file_names_is_not_run_in_the_hosts_network_unasked(
+    workspace: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://localhost:3141/simple")
+    (workspace / "dockml.toml").write_text('[images."tf1.10"]\nreference = "evil/image:1"\n')
+    assert asked(workspace, "tf1.10", packages=("pandas",)) == (trust.INSTALL_NETWORK,)
+    assert asked(workspace, "torch1.13", packages=("pandas",)) == ()
+    assert asked(workspace, "tf1.10") == ()
+
+
+def test_the_hosts_network_for_packages_is_asked_for_once_wherever_the_proxy_is(
+    engine: FakeEngine, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked for beside it stays the same when one comes home from a company with a proxy."""
+    engine.add_image(IMAGE)
+    write(workspace, 'with = ["pandas"]', 'network = "host"')
+
+    def start() -> None:
+        planning.plan_here("x", RunOptions(), workspace, engine)
+
+    planning.allow_project("x", RunOptions(), workspace)
+    start()
+    monkeypatch.setenv("https_proxy", "http://localhost:3128")
+    with pytest.raises(UntrustedProjectError):
+        start()
+    planning.allow_project("x", RunOptions(), workspace)
+    start()
+    monkeypatch.delenv("https_proxy")
+    start()
+    write(workspace, 'with = ["pandas"]', 'network = "host"', "privileged = true")
+    with pytest.raises(UntrustedProjectError):
+        start()
 
 
 def test_a_dockerfile_outside_of_the_project_is_named(workspace: Path) -> None:
