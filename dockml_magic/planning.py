@@ -6,6 +6,7 @@ Decides and fetches; what is decided is a `KernelPlan`, which `container.py` run
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -78,6 +79,9 @@ _MOST_GPUS = 20
 
 _NVIDIA_SMI_TIMEOUT = 30.0
 """Seconds that an engine on another machine may take to say which GPUs it has."""
+
+_LONGEST_FILE = 4 << 20
+"""Bytes of a requirements file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -521,7 +525,15 @@ def _given(options: RunOptions) -> dict[str, str]:
 
 
 def _read_text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+    """Return a requirements file's text; a device or a pipe, which may never end, is none."""
+    if not path.is_file():
+        path.stat()  # says what is wrong where there is nothing
+        raise OSError(errno.EINVAL, "it is not a file")
+    with path.open("rb") as file:
+        text = file.read(_LONGEST_FILE + 1)
+    if len(text) > _LONGEST_FILE:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return text.decode("utf-8")
 
 
 def with_extras(

@@ -711,3 +711,22 @@ def test_what_runs_is_never_removed_as_never_started(engine: FakeEngine) -> None
     planning._remove_never_started(engine)
     assert [c.id for c in engine.containers] == [container]
     assert runtime.exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda path: os.mkfifo(path), "it is not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "it is not a file"),
+        (lambda path: path.mkdir(), "it is not a file"),
+        (lambda path: (path.touch(), os.truncate(path, 1 << 40)), "too large"),
+        (lambda path: path.write_bytes(b"\xff"), "it is not text in UTF-8"),
+        (lambda path: None, "No such file"),
+    ],
+)
+def test_a_requirements_file_that_never_ends_is_told(
+    workspace: Path, make: Callable[[Path], object], why: str
+) -> None:
+    make(workspace / "odd.txt")
+    with pytest.raises(ConfigError, match=rf"odd\.txt' cannot be read: .*{why}"):
+        read_extras(["-r odd.txt"], workspace, planning._read_text)
