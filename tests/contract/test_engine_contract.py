@@ -180,12 +180,6 @@ def test_an_image_that_is_here_is_found(bench: Bench) -> None:
     assert image.architecture
 
 
-def test_an_image_is_found_by_its_id(bench: Bench) -> None:
-    image = bench.engine.find_image(IMAGE)
-    assert image is not None
-    assert bench.engine.find_image(image.id) == image
-
-
 def test_an_image_that_is_not_here_is_none(bench: Bench) -> None:
     assert bench.engine.find_image("dockml/no-such-image:1") is None
 
@@ -245,6 +239,13 @@ def tag(bench: Bench, reference: str, other: str) -> None:
         assert isinstance(bench.engine, DockerEngine)
         repository, _, of = other.partition(":")
         bench.engine._client.api.tag(reference, repository, of)
+
+
+# What has all names of an image compared has an image of its own: other tests give IMAGE more names, meanwhile.
+def test_an_image_is_found_by_its_id(bench: Bench, built: str) -> None:
+    image = bench.engine.find_image(built)
+    assert image is not None
+    assert bench.engine.find_image(image.id) == image
 
 
 def test_images_are_listed_by_label(bench: Bench, built: str) -> None:
@@ -959,13 +960,13 @@ def test_a_layer_of_what_is_gone_is_refused(bench: Bench) -> None:
     assert bench.engine.find_image("dockml/contract-test:none") is None
 
 
-def test_an_image_may_have_more_names(bench: Bench, layer: str) -> None:
-    found = bench.engine.find_image(IMAGE)
+def test_an_image_may_have_more_names(bench: Bench, built: str, layer: str) -> None:
+    found = bench.engine.find_image(built)
     assert found is not None
     assert found.digests == ()  # it was built here
     bench.engine.tag(found.id, layer)
     again = bench.engine.find_image(layer)
-    assert again == bench.engine.find_image(IMAGE)
+    assert again == bench.engine.find_image(built)
     assert again is not None
     assert again.id == found.id
     assert set(again.references) == {*found.references, layer}
