@@ -44,6 +44,7 @@ from dockml_magic.errors import (
 from dockml_magic.options import PublishedPort
 from dockml_magic.pull import PullProgress
 from dockml_magic.spec import ContainerSpec, Mount
+from tests.ports import free_ports
 from tests.unit.fake_engine import FakeEngine, Ran, Run
 from tests.waiting import wait_until
 
@@ -165,8 +166,7 @@ def busy_port(bench: Bench) -> Iterator[int]:
 @pytest.fixture
 def free_port() -> int:
     """Give a port of 127.0.0.1 that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    return free_ports(1)[0]
 
 
 # --- images ---------------------------------------------------------------------------------------
