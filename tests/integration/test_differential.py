@@ -31,7 +31,7 @@ from tests.integration.kernels import Kernel
 from tests.integration.notebook import Notebook, containers_of, python_with
 from tests.waiting import wait_until
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which a message that does not come is a failure."""
 
 
