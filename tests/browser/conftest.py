@@ -83,7 +83,7 @@ def server(
     with variables_of_its_own(own / "own", engine, lasting_cache) as variables:
         with Server(request.module.PROGRAM, folder, own, variables) as server:
             yield server
-        wait_until(lambda: not containers_of(folder), timeout=5.0, what="no container to be left")
+        wait_until(lambda: not containers_of(folder), what="no container to be left")
 
 
 @pytest.fixture

@@ -44,6 +44,7 @@ from dockml_magic.errors import (
 from dockml_magic.options import PublishedPort
 from dockml_magic.pull import PullProgress
 from dockml_magic.spec import ContainerSpec, Mount
+from tests.ports import free_ports
 from tests.unit.fake_engine import FakeEngine, Ran, Run
 from tests.waiting import wait_until
 
@@ -165,8 +166,7 @@ def busy_port(bench: Bench) -> Iterator[int]:
 @pytest.fixture
 def free_port() -> int:
     """Give a port of 127.0.0.1 that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    return free_ports(1)[0]
 
 
 # --- images ---------------------------------------------------------------------------------------
@@ -178,12 +178,6 @@ def test_an_image_that_is_here_is_found(bench: Bench) -> None:
     assert image.id.startswith("sha256:")
     assert image.size > 1_000_000
     assert image.architecture
-
-
-def test_an_image_is_found_by_its_id(bench: Bench) -> None:
-    image = bench.engine.find_image(IMAGE)
-    assert image is not None
-    assert bench.engine.find_image(image.id) == image
 
 
 def test_an_image_that_is_not_here_is_none(bench: Bench) -> None:
@@ -245,6 +239,13 @@ def tag(bench: Bench, reference: str, other: str) -> None:
         assert isinstance(bench.engine, DockerEngine)
         repository, _, of = other.partition(":")
         bench.engine._client.api.tag(reference, repository, of)
+
+
+# What has all names of an image compared has an image of its own: other tests give IMAGE more names, meanwhile.
+def test_an_image_is_found_by_its_id(bench: Bench, built: str) -> None:
+    image = bench.engine.find_image(built)
+    assert image is not None
+    assert bench.engine.find_image(image.id) == image
 
 
 def test_images_are_listed_by_label(bench: Bench, built: str) -> None:
@@ -972,13 +973,13 @@ def test_a_layer_of_what_is_gone_is_refused(bench: Bench) -> None:
     assert bench.engine.find_image("dockml/contract-test:none") is None
 
 
-def test_an_image_may_have_more_names(bench: Bench, layer: str) -> None:
-    found = bench.engine.find_image(IMAGE)
+def test_an_image_may_have_more_names(bench: Bench, built: str, layer: str) -> None:
+    found = bench.engine.find_image(built)
     assert found is not None
     assert found.digests == ()  # it was built here
     bench.engine.tag(found.id, layer)
     again = bench.engine.find_image(layer)
-    assert again == bench.engine.find_image(IMAGE)
+    assert again == bench.engine.find_image(built)
     assert again is not None
     assert again.id == found.id
     assert set(again.references) == {*found.references, layer}

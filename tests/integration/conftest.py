@@ -229,7 +229,7 @@ def nothing_is_left(
     """Fail a test that leaves a container behind, and show the log of what it left."""
     yield
     try:
-        wait_until(lambda: not ours(), timeout=15.0, what="all containers of this test to be gone")
+        wait_until(lambda: not ours(), what="all containers of this test to be gone")
     finally:
         for left in ours():
             print(f"--- {left.name} ({left.image}, {left.status})\n{engine.logs(left.id, 50)}")

@@ -804,10 +804,11 @@ _OUTPUT = [
     ),
     cell(
         "a thread that goes on under other cells",
+        "go_on = threading.Event()\n"
         "def later():\n"
-        "    time.sleep(0.4); sys.stdout.write('from the first\\n')\n"
+        "    go_on.wait(60); sys.stdout.write('from the first\\n')\n"
         "t = threading.Thread(target=later); t.start()",
-        "time.sleep(0.8); print('from the second')",
+        "go_on.set(); t.join(); time.sleep(0.4); print('from the second')",
         "t.join()",
     ),
     cell(

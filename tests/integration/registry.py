@@ -30,6 +30,7 @@ from typing import Any
 
 import docker
 
+from tests.ports import free_ports
 from tests.waiting import wait_for_engine, wait_until
 
 CLONE_NEWNET = 0x40000000
@@ -235,8 +236,7 @@ def in_network_of(pid: int, make: Callable[[], socket.socket]) -> socket.socket:
 @contextlib.contextmanager
 def running_registry(folder: Path) -> Iterator[int]:
     """Run Debian's registry; give its port on the loopback."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
+    (port,) = free_ports(1)
     settings = folder / "registry.yml"
     settings.write_text(
         json.dumps(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
@@ -22,6 +20,7 @@ from dockml_magic.kernelspecs import build_kernel_json
 from dockml_magic.options import RunOptions
 from tests.integration.conftest import Image
 from tests.integration.notebook import PATIENCE, containers_of
+from tests.ports import free_ports
 from tests.waiting import wait_until
 
 PARENT = """
@@ -60,15 +59,6 @@ class Launched:
 Launch = Callable[..., Launched]
 
 
-def free_ports() -> list[int]:
-    """Return five ports that nothing listens on."""
-    with ExitStack() as open_:
-        sockets = [open_.enter_context(socket.socket()) for _ in PORT_NAMES]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 def answers(client: BlockingKernelClient) -> bool:
     """Tell whether a kernel serves the ports by now; a client takes one that does not yet for dead."""
     client.kernel_info()
@@ -95,7 +85,7 @@ def launch(workspace: Path, bare: str) -> Iterator[Launch]:
     """Give a function that starts a launcher, on the same ports each time, as a front end does."""
     file = workspace / "connection.json"
     connection = {"ip": "127.0.0.1", "transport": "tcp", "signature_scheme": "hmac-sha256"}
-    ports = dict(zip(PORT_NAMES, free_ports(), strict=True))
+    ports = dict(zip(PORT_NAMES, free_ports(5), strict=True))
     running: list[Launched] = []
 
     def start(*before: str) -> Launched:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import requests
 
 from tests.catalogue.refresh import NotTold, ask, digest_of
+from tests.ports import free_ports
 from tests.waiting import wait_until
 
 SETTINGS = """
@@ -29,8 +29,7 @@ def registry(tmp_path: Path) -> Iterator[str]:
     """The address of a registry of this test's own."""
     program = shutil.which("docker-registry")
     assert program, "needs Debian's package: apt-get install docker-registry"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     settings = tmp_path / "registry.yml"
     settings.write_text(SETTINGS.format(folder=tmp_path / "images", port=port))
     with (tmp_path / "log").open("wb") as log:

@@ -110,7 +110,7 @@ class _Conforms(jupyter_kernel_test.KernelTests):
             cls.started() as (cls.km, cls.kc),
         ):
             yield
-        wait_until(lambda: not containers_of(cls.folder), 5.0, "no container to be left")
+        wait_until(lambda: not containers_of(cls.folder), what="no container to be left")
 
     def execute_helper(self, *arguments: Any, **keywords: Any) -> Any:
         """Run a cell as the suite does, with patience for every one of its messages."""

@@ -31,7 +31,7 @@ from tests.integration.kernels import Kernel
 from tests.integration.notebook import Notebook, containers_of, python_with
 from tests.waiting import wait_until
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which a message that does not come is a failure."""
 
 
@@ -72,9 +72,9 @@ DEATH_PLACES = [
     if (place.image, place.ipykernel) in ((BARE[0], "ipykernel7"), (PY36[0], "ipykernel6"))
 ]
 DEATHS = {
-    "os._exit": "print('before'); time.sleep(0.5); os._exit(3)",
-    "kill -9": "print('before'); time.sleep(0.5); os.kill(os.getpid(), 9)",
-    "a crash": "print('before'); time.sleep(0.5); import ctypes; ctypes.string_at(0)",
+    "os._exit": "print('before', flush=True); time.sleep(0.5); os._exit(3)",
+    "kill -9": "print('before', flush=True); time.sleep(0.5); os.kill(os.getpid(), 9)",
+    "a crash": "print('before', flush=True); time.sleep(0.5); import ctypes; ctypes.string_at(0)",
 }
 
 

@@ -125,13 +125,19 @@ def is_told_of_the_pause(cell: Cell) -> bool:
 
 
 def test_a_cell_in_a_paused_container_says_so_and_goes_on_after_it(hit: Hit) -> None:
-    cell = hit.notebook.send("import time\nprint('asleep', flush=True)\ntime.sleep(0.5); 6 * 7")
+    go_on = hit.notebook.folder / "go-on"
+    go_on.unlink(missing_ok=True)
+    cell = hit.notebook.send(
+        "import os, time\nprint('asleep', flush=True)\n"
+        "while not os.path.exists('go-on'): time.sleep(0.05)\n6 * 7"
+    )
     hit.notebook.wait_printed(cell, "asleep")
     since = time.monotonic()
     docker("pause", hit.container)
     told = timed("paused", hit.notebook.wait(cell, is_told_of_the_pause), since)
     assert f"docker unpause {hit.container}" in told.printed("stderr")
     docker("unpause", hit.container)
+    go_on.touch()
     done = hit.notebook.finish(cell)
     assert done.result == "42"
     assert done.printed("stderr").count("is paused") == 1

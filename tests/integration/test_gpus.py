@@ -195,7 +195,8 @@ def test_a_container_without_gpus_does_not_go_through_the_nvidia_runtime(
 ) -> None:
     calls.unlink(missing_ok=True)
     start(GPU_IMAGE, "--engine", runtime_engine, "--network", "none").ok("1")
-    assert not calls.exists()
+    # That of the test before this one may still be cleared away, which is "delete".
+    assert not calls.exists() or "create" not in calls.read_text().split()
 
 
 @pytest.mark.parametrize(

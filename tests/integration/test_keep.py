@@ -65,9 +65,11 @@ def docker(*words: str) -> str:
 
 
 PRINTS = """
-import time
+import os, time
 for n in range(30):
     print('line', n, flush=True)
+    while n == 20 and not os.path.exists('go-on'):
+        time.sleep(0.05)
     time.sleep(0.2)
 print('done')
 7 * 6
@@ -86,7 +88,11 @@ def test_after_kill_9_another_notebook_gets_the_variables_and_all_output(
     seen = first._cells[cell].printed()
     time.sleep(2)
     second = open_notebook()
-    attached = second.use("kept1")
+    attaching = second.send("%docker_env kept1")
+    second.wait_printed(attaching, "still busy")
+    (second.folder / "go-on").touch()
+    attached = second.finish(attaching)
+    assert attached.reply["status"] == "ok", attached.traceback
     print(attached.printed())
     text = attached.printed()
     assert "While nobody was attached: 1 output" in text

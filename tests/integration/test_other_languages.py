@@ -33,7 +33,8 @@ from tests.integration.notebook import (
     containers_of,
 )
 from tests.integration.test_any_image import memory_of
-from tests.integration.test_argv_launcher import answers, argv_for, free_ports
+from tests.integration.test_argv_launcher import answers, argv_for
+from tests.ports import free_ports
 from tests.waiting import wait_until
 
 R = "dockml/r:4"
@@ -376,7 +377,7 @@ def test_a_front_end_that_runs_the_argv_gets_r_on_the_ports_it_chose(
 ) -> None:
     """The first start of the image: what it is for is not known yet, and the ports are taken twice."""
     file = workspace / "connection.json"
-    ports = dict(zip(PORT_NAMES, free_ports(), strict=True))
+    ports = dict(zip(PORT_NAMES, free_ports(5), strict=True))
     connection = {"ip": "127.0.0.1", "transport": "tcp", "signature_scheme": "hmac-sha256"}
     file.write_text(json.dumps({**connection, **ports, "key": "a key"}))
     client = BlockingKernelClient(connection_file=str(file))

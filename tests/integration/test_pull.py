@@ -166,12 +166,20 @@ def test_a_second_pull_downloads_nothing(pull: Pull, proxy: Proxy) -> None:
     assert not [path for _, path, _ in proxy.asked if "blobs" in path]
 
 
-def test_what_is_downloaded_is_known_before_the_layers_say_so(pull: Pull, proxy: Proxy) -> None:
-    proxy.faults.append(Fault("blobs", pause=0.02))
-    reports = pull(NAME)
-    first = next(p for p in reports if p.layers)
-    wait = [p for p in reports if p.total is not None and p.done == 0]
-    assert first.total is not None or wait
+def test_what_is_downloaded_is_known_before_the_layers_say_so(
+    mirrored: DockerEngine, proxy: Proxy, layers: list[str]
+) -> None:
+    stall = Fault("|".join(layers), after=0, then="stall")
+    proxy.faults.append(stall)
+    reports: list[PullProgress] = []
+
+    def report(progress: PullProgress) -> None:
+        reports.append(progress)
+        if progress.total is not None or len(reports) > 300:  # after a minute
+            stall.go_on.set()
+
+    mirrored.pull(NAME, report)
+    assert next(p for p in reports if p.total is not None).done == 0
     assert {p.total for p in reports if p.is_settled} == {reports[-1].total}
 
 

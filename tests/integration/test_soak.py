@@ -284,10 +284,10 @@ class World:
             assert is_alive == (known.phase == "alive"), name
         every = [*self.known.values(), *self.away.values()]
         there = {known.container for known in every if known.phase != "gone" or known.is_left}
-        wait_until(lambda: set(self.containers()) == there, 10.0, "the containers we believe in")
+        wait_until(lambda: set(self.containers()) == there, what="the containers we believe in")
         live = {known.session for known in every if known.phase not in ("gone", "stopped")}
         may_be = {known.session for known in every}
-        wait_until(lambda: live <= set(self.folders()) <= may_be, 10.0, f"no folder but {may_be}")
+        wait_until(lambda: live <= set(self.folders()) <= may_be, what=f"no folder but {may_be}")
 
     def containers(self) -> list[str]:
         label = f"label=io.github.dockml-magic.workspace={self.folder}"

@@ -213,10 +213,12 @@ def test_a_kernel_that_dies_meanwhile_is_told_of(environments: dict[str, Environ
     with pytest.raises(RuntimeError, match=r"died \(exit code 3\)"):
         next(own["g"])
     environment.restart()
-    environment.run("import os, threading; x = 1; threading.Timer(1, os._exit, [4]).start()")
+    environment.run("import os, time; x = 1")
+    folder = Path(environment.run("os.getcwd()").text.strip("'"))
     busy = threading.Thread(target=_run_to_its_death, args=[environment])
     busy.start()
-    time.sleep(0.3)
+    wait_until((folder / "dying").exists, what="the cell to run")
+    threading.Timer(1, (folder / "die").touch).start()
     with pytest.raises(KernelDiedError, match="exit code 4"):
         environment.get("x")
     busy.join()
@@ -225,7 +227,10 @@ def test_a_kernel_that_dies_meanwhile_is_told_of(environments: dict[str, Environ
 
 def _run_to_its_death(environment: Environment) -> None:
     with contextlib.suppress(KernelDiedError):
-        environment.run("import time; time.sleep(60)")
+        environment.run(
+            "open('dying', 'w').close()\n"
+            "while not os.path.exists('die'): time.sleep(0.05)\nos._exit(4)"
+        )
 
 
 # --- limits and other ways --------------------------------------------------------------------
@@ -350,11 +355,14 @@ def test_many_in_a_row_do_not_fill_the_kernels_queue_and_no_output_is_lost(
 
 
 def test_what_waits_for_a_busy_kernel_gets_its_turn(bare: Environment) -> None:
-    busy = threading.Thread(target=bare.run, args=["import time; time.sleep(1); late = 5"])
+    mark = Path(bare.run("import os; os.getcwd()").text.strip("'"), "busy")
+    code = f"import time; open({str(mark)!r}, 'w').close(); time.sleep(1); late = 5"
+    busy = threading.Thread(target=bare.run, args=[code])
     busy.start()
-    time.sleep(0.3)
+    wait_until(mark.exists, what="the cell to run")
     assert bare.get("late") == 5
     busy.join()
+    mark.unlink()
 
 
 # --- in notebooks -----------------------------------------------------------------------------

@@ -29,10 +29,15 @@ class Kernel:
         self._at = at
         self._session = Session(key=KEY, signature_scheme="hmac-sha256")
         self._context = zmq.Context()
-        self._shell, self._iopub = self._context.socket(zmq.ROUTER), self._context.socket(zmq.PUB)
+        self._shell, self._iopub = self._context.socket(zmq.ROUTER), self._context.socket(zmq.XPUB)
         self._shell.bind(f"ipc://{path}-{PORTS['shell']}")
         self._iopub.bind(f"ipc://{path}-{PORTS['iopub']}")
         self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def serve_when_heard(self) -> None:
+        """Begin once somebody has subscribed to what is published."""
+        assert self._iopub.poll(10_000)
+        self._iopub.recv()
         self._thread.start()
 
     def _serve(self) -> None:
@@ -59,10 +64,13 @@ class Kernel:
 
 
 class Shown:
-    """Takes what is published."""
+    """Takes what is published, and says that it has."""
+
+    def __init__(self) -> None:
+        self.has_some = threading.Event()
 
     def publish(self, message: Message) -> None:
-        pass
+        self.has_some.set()
 
     def ask(self, prompt: str, *, password: bool) -> str:
         raise AssertionError(prompt)
@@ -90,10 +98,17 @@ def relay(short_folder: Path, passed_on: list[int]) -> Iterator[Relay]:
 def test_an_interrupt_that_meets_no_cell_over_there_is_known_to_be_missed(
     relay: Relay, short_folder: Path, passed_on: list[int], when: str, *, is_missed: bool
 ) -> None:
-    kernel = Kernel(short_folder / "kernel", {when: lambda: os.kill(os.getpid(), signal.SIGINT)})
+    shown = Shown()
+
+    def interrupt() -> None:
+        if when == "during":
+            assert shown.has_some.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    kernel = Kernel(short_folder / "kernel", {when: interrupt})
     header = Session().msg_header("execute_request")
-    time.sleep(0.3)  # for the subscription to be there
-    assert relay.execute(header, CONTENT, Shown())["status"] == "ok"
+    kernel.serve_when_heard()
+    assert relay.execute(header, CONTENT, shown)["status"] == "ok"
     assert relay.missed_interrupt == is_missed
     assert len(passed_on) == (when != "never")
     kernel.close()

@@ -24,6 +24,7 @@ import pytest
 from dockml_magic import kernel_bundle
 from dockml_magic.control import ControlChannel, KernelState
 from dockml_magic.errors import KernelError
+from tests.ports import free_ports
 from tests.unit.conftest import LAUNCHER
 from tests.waiting import wait_until
 
@@ -931,20 +932,11 @@ def test_of_several_other_languages_none_is_chosen(machine: Machine) -> None:
 # --- TCP ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def free_ports() -> list[int]:
-    with contextlib.ExitStack() as stack:
-        servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(6)]
-        for server in servers:
-            stack.enter_context(server)
-        return [server.getsockname()[1] for server in servers]
-
-
 @extremes
 def test_over_tcp_a_kernel_is_bound_when_its_five_ports_listen(
-    machine: Machine, free_ports: list[int]
+    machine: Machine,
 ) -> None:
-    control, *ports = free_ports
+    control, *ports = free_ports(6)
     connection = dict(zip((f"{name}_port" for name in _SOCKETS), ports, strict=True))
     machine.give_image_a_kernel()
     machine.start(

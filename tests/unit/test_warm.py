@@ -185,7 +185,12 @@ def test_a_line_waits_for_one_that_starts(
     assert [one.status for one in shelf] == ["warming"]
     begun: list[Environment] = []
     monkeypatch.setattr(warm, "_SHORT", 0.02)
-    threading.Timer(0.2, StandIn.may_start.set).start()
+
+    def tell(one: StandIn, line: str) -> None:
+        one.told.append(line)
+        StandIn.may_start.set()
+
+    monkeypatch.setattr(StandIn, "tell", tell)
     asked = planned("one", workspace)
     taken = shelf.take(asked, begun.append)
     assert [taken] == begun == StandIn.made_ones[:1]
@@ -476,8 +481,9 @@ def test_one_that_ends_for_memory_while_it_is_asked_for_is_started_anew(
 
 
 def test_a_selection_is_warmed_when_it_stays_and_lets_the_one_before_go(
-    shelf: WarmEnvironments, workspace: Path, engine: FakeEngine
+    shelf: WarmEnvironments, workspace: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(warm, "DEBOUNCE", 0.5)  # which no busy machine needs for four selections
     ImageMemory("python").write(engine.add_image("me/other:1").id)
     write(workspace, "one")
     begin(shelf, workspace, "one")
