@@ -319,6 +319,33 @@ def test_a_container_gets_no_rights_beyond_dockers_own_and_its_user_has_none(
     assert kernel.ok(RIGHTS).result == "('1', 0, 1234)"
 
 
+BOUND = """
+def bound(process):
+    (line,) = [line for line in open("/proc/%s/status" % process) if line.startswith("CapBnd:")]
+    return [bit for bit in range(64) if int(line.split()[1], 16) >> bit & 1]
+bound(1), bound("self")
+"""
+
+
+def test_nothing_in_the_container_of_an_ordinary_user_has_more_than_the_launcher_needs(
+    start: StartKernel, any_image: str
+) -> None:
+    chown, dac_override, fowner, kill, setgid, setuid = needed = [0, 1, 3, 5, 6, 7]  # capability.h
+    kernel = start(any_image, "--user", "1234:1234")
+    assert kernel.ok(BOUND).result == f"({needed}, {needed})"
+    kernel = start(any_image, "--user", "1234:1234", "--cap-add", "MKNOD", "--cap-drop", "KILL")
+    others = [chown, dac_override, fowner, setgid, setuid, 27]
+    assert kernel.ok(BOUND).result == f"({others}, {others})"
+
+
+def test_root_that_is_asked_for_has_dockers_own_capabilities(
+    start: StartKernel, any_image: str
+) -> None:
+    kernel = start(any_image, "--user", "0")
+    dockers = [0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31]
+    assert kernel.ok(BOUND).result == f"({dockers}, {dockers})"
+
+
 def test_rights_and_limits_that_are_asked_for_reach_the_engine(
     start: StartKernel, any_image: str, inspect: Inspect, tmp_path: Path
 ) -> None:
