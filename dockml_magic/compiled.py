@@ -4,9 +4,9 @@ Images as they come have no byte code of Python's own library, and who runs in t
 it at every start, which takes as long as all the rest. `resources/start.py` has the format, and what uses it.
 
 What a container leaves is nothing but bytes here: its size and its digest are checked, and it is never looked into. It
-goes into containers of the same image only. It is taken from a start that was given nothing by which other code than that
-image's own could run before it was left: no option that is not known to be harmless (`HARMLESS`), so no variable, folder or
-mount of the user's or of a project file's. The workspace is there, which is no place where Python looks; an image whose
+goes into containers of the same image only. It is taken from a start that was given nothing by which other code than
+that image's own could run before it was left: no option that is not known to be harmless (`HARMLESS`), so no variable,
+folder or mount of the user's or of a project file's. The workspace is there, where Python does not look; an image whose
 own variables have it look in the current folder (`PYTHONPATH=.`, an empty part in `LD_LIBRARY_PATH`) is the exception.
 """
 

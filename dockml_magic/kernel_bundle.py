@@ -320,7 +320,9 @@ def _keep_unchanged(built: Path, before: Mapping[Path, str]) -> None:
         folder.chmod(0o755)  # one that nobody may read would hide what is in it
         for path in folder.iterdir():
             mode = path.lstat().st_mode
-            is_code = path.suffix in (".pyc", ".pyo") and stat.S_ISREG(mode) and _source(path) in before
+            is_code = (
+                path.suffix in (".pyc", ".pyo") and stat.S_ISREG(mode) and _source(path) in before
+            )
             if stat.S_ISDIR(mode) and (path in known or (path.name == _CODE and folder in known)):
                 folders.append(path)
             elif stat.S_ISDIR(mode):

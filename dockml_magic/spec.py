@@ -57,17 +57,13 @@ NO_NEW_PRIVILEGES = "no-new-privileges=true"
 """No setuid program in the container gives more rights than its caller has. Unless asked otherwise."""
 
 
-UNNEEDED_CAPABILITIES = (
-    "AUDIT_WRITE",
-    "FSETID",
-    "MKNOD",
-    "NET_BIND_SERVICE",
-    "NET_RAW",
-    "SETFCAP",
-    "SETPCAP",
-    "SYS_CHROOT",
-)
-"""Those of the engine's defaults that our launcher does without, while it is root before it becomes the user."""
+UNNEEDED_CAPABILITIES = ("AUDIT_WRITE", "FSETID", "MKNOD", "SETFCAP", "SETPCAP", "SYS_CHROOT")
+"""Those of the engine's defaults that our launcher does without, while it is root before it becomes the user.
+
+NET_RAW and NET_BIND_SERVICE are not among them, though it does: many images' `ping`, and some servers, are files that
+ask for these. An ordinary user does not get them there either (`NO_NEW_PRIVILEGES`), but where they could not be had at
+all, Linux would not run such a file: "Operation not permitted".
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,8 +260,8 @@ def container_spec(
 def _cap_drop(choice: Choice, host: HostFacts) -> tuple[str, ...]:
     """Return the capabilities that are taken away: those asked for, and what nobody needs where no kernel is root.
 
-    The image's own program is root for a moment then, and need not be so kind as to call `become`. Where the user asks for
-    root, or that programs may get rights (sudo), all is as Docker has it. What is asked for with `cap_add` stays.
+    The image's own program is root for a moment then, and need not be so kind as to call `become`. Where the user
+    asks for root, or that programs may get rights (sudo), all is as Docker has it. What `cap_add` asks for stays.
     """
     options = choice.options
     asked = tuple(map(parse_capability, options.cap_drop))

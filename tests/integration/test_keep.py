@@ -431,9 +431,20 @@ def test_a_link_in_the_place_of_a_folder_that_it_mounts_is_not_followed_when_it_
     (above / "data").mkdir(parents=True)
     secret.mkdir()
     (secret / "key").write_text("of another project")
-    words = (BARE, "--keep", "--name", "kept1", "-v", f"{above}:/above", "-v", f"{above}/data:/data")
+    words = (
+        BARE,
+        "--keep",
+        "--name",
+        "kept1",
+        "-v",
+        f"{above}:/above",
+        "-v",
+        f"{above}/data:/data",
+    )
     with start(*words) as env:
-        env.run(f"import os; os.rename('/above/data', '/above/was'); os.symlink({str(secret)!r}, '/above/data')")
+        env.run(
+            f"import os; os.rename('/above/data', '/above/was'); os.symlink({str(secret)!r}, '/above/data')"
+        )
     (container,) = containers_of(workspace)
     with pytest.raises(MountError, match=re.escape(f"leads to '{secret}' by now")):
         start(*words)

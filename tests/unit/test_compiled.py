@@ -199,7 +199,11 @@ def test_only_so_many_images_have_some_and_those_started_last(
         (RunOptions(), (), True),
         (RunOptions(), ("JPY_SESSION_NAME",), True),
         (RunOptions(gpus="all", memory=2**30, user="1000:100", packages=("attrs",)), (), True),
-        (RunOptions(cap_add=("SYS_PTRACE",), network="none", keep=True, kernel="python3"), (), True),
+        (
+            RunOptions(cap_add=("SYS_PTRACE",), network="none", keep=True, kernel="python3"),
+            (),
+            True,
+        ),
         (RunOptions(volumes=("./lib:/usr/lib/python3/dist-packages",)), (), False),
         (RunOptions(env=("LD_PRELOAD=/proc/self/cwd/x.so",)), (), False),
         (RunOptions(env=("PATH=/proc/self/cwd:/usr/bin",)), (), False),

@@ -154,7 +154,9 @@ def test_an_interpreter_that_may_be_a_projects_own_is_not_remembered_for_another
     assert (found.entry, found.interpreter, found.kernel) == ("python3", *expected)
 
 
-def test_a_start_is_told_of_no_interpreter_of_a_projects_own(engine: FakeEngine, plan: Plan) -> None:
+def test_a_start_is_told_of_no_interpreter_of_a_projects_own(
+    engine: FakeEngine, plan: Plan
+) -> None:
     image = engine.add_image(IMAGE)
     ImageMemory("python", "/proc/self/cwd/python", "image").write(image.id)
     configs = []
