@@ -4,7 +4,10 @@ Images as they come have no byte code of Python's own library, and who runs in t
 it at every start, which takes as long as all the rest. `resources/start.py` has the format, and what uses it.
 
 What a container leaves is nothing but bytes here: its size and its digest are checked, and it is never looked into. It
-goes into containers of the same image only, and was left before anything else than that image's own code ran.
+goes into containers of the same image only. It is taken from a start that was given nothing by which other code than
+that image's own could run before it was left: no option that is not known to be harmless (`HARMLESS`), so no variable,
+folder or mount of the user's or of a project file's. The workspace is there, where Python does not look; an image whose
+own variables have it look in the current folder (`PYTHONPATH=.`, an empty part in `LD_LIBRARY_PATH`) is the exception.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import os
 import secrets
 import zlib
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from dockml_magic import folders
@@ -32,6 +36,18 @@ NAME = "compiled"
 
 SCRIPTS = ("launch.py", "later.py")
 """Ours, of which the code is kept, too."""
+
+HARMLESS = frozenset(
+    (
+        *("gpus", "memory", "cpus", "shm_size", "ulimit", "ipc", "network", "publish", "add_host"),
+        *("privileged", "cap_add", "cap_drop", "security_opt", "device"),
+        *("image", "packages", "kernel", "pull", "transport", "engine", "name", "keep"),
+    )
+)
+"""Options of a start that bring no code into it: what it has, what it may, and what is the image's own."""
+
+HARMLESS_VARIABLES = frozenset(["JPY_SESSION_NAME"])
+"""What a Jupyter server tells each of its kernels."""
 
 MOST_BYTES = 80 * 1024 * 1024
 """Of one image; Python 3.11 and ipykernel 7 have five million."""
@@ -58,14 +74,30 @@ def ensure_folder(image_id: str) -> Path | None:
     return folder
 
 
-def is_wanted(folder: Path, options: RunOptions, given: Collection[str]) -> bool:
+def is_wanted(folder: Path, options: RunOptions, variables: Collection[str]) -> bool:
     """Tell whether a start that has this folder is to leave compiled code.
 
-    Not where something of the user's may run or be imported before the kernel is ready: what comes from there
-    would get into other containers of the image.
+    Not where something of the user's, or of a project file's, may run or be imported before the kernel is ready: what
+    comes from there would get into other containers of the image.
+
+    Parameters
+    ----------
+    folder : Path
+        The image's.
+    options : RunOptions
+        Those of the start.
+    variables : collection of str
+        Names of those that it was given besides: not those that we carry into every container ourselves.
     """
-    is_the_images = not options.volumes and not any(name.startswith("PYTHON") for name in given)
-    return is_the_images and not (folder / _name()).exists()
+    has_only_the_images = _is_harmless(options) and HARMLESS_VARIABLES.issuperset(variables)
+    return has_only_the_images and not (folder / _name()).exists()
+
+
+def _is_harmless(options: RunOptions) -> bool:
+    user = options.user or "0"  # a name is what the image says; a number brings nothing along
+    return all(part.isdecimal() for part in user.split(":")) and RunOptions() == replace(
+        options, user=None, **{name: getattr(RunOptions(), name) for name in HARMLESS}
+    )
 
 
 def keep(folder: Path, runtime: RuntimeFolder, digest: str) -> None:

@@ -48,15 +48,17 @@ from dockml_magic.errors import (
     KernelMissingError,
     KernelPausedError,
     KernelStartTimeoutError,
+    MountError,
 )
 from dockml_magic.folders import RuntimeFolder
 from dockml_magic.host_settings import CA_FILE, HostSettings, read_host_settings
 from dockml_magic.image_memory import ImageMemory
 from dockml_magic.kernel_bundle import ensure_bundle, mark_used
-from dockml_magic.options import PublishedPort
+from dockml_magic.options import PublishedPort, parse_volume
 from dockml_magic.planning import PYTHON_KERNELS, KernelPlan, choose_transport
 from dockml_magic.spec import (
     BUNDLES,
+    COMPILED,
     CONTROL_PORT,
     HOME,
     KERNEL_PORTS,
@@ -107,6 +109,9 @@ _CRASH = "Fatal Python error: "
 _INTERRUPT_TIMEOUT = 5.0
 """Seconds to wait for the reply to an interrupt that is a message."""
 
+MOST_BUNDLES = 2
+"""Kernel bundles in one start: one where the image has no ipykernel, one where its own does not come up."""
+
 
 class KernelContainer:
     """One container and the kernels that run in it, one after the other.
@@ -141,6 +146,8 @@ class KernelContainer:
         self._claim: int | None = None
         self._compiled: Path | None = None
         self._records = False
+        self._sources: Mapping[str, str] = {}
+        self._bundles_given = 0
         self._is_paused = False
         self._asks_engine: threading.Thread | None = None
 
@@ -211,7 +218,7 @@ class KernelContainer:
                 return
 
     def _start_planned(self) -> None:
-        memory = ImageMemory.read(self.plan.image.id)
+        memory = self._memory()
         if self.shares_files:
             self._settings = read_host_settings()
         else:
@@ -222,6 +229,7 @@ class KernelContainer:
         entries = (memory.entry,) if memory.entry else PYTHONS
         for entry in entries:
             self._made_of = self._spec(entry)
+            self._sources = _resolved_sources(self._made_of)
             self.container_id = self.engine.create(self._made_of)
             self.created(self)
             try:
@@ -256,21 +264,47 @@ class KernelContainer:
         ------
         EngineError, KernelError
             The container is left as it was, stopped.
+        MountError
+            The same, where one of its folders leads elsewhere by now.
         """
         self.session = described["session"]
         self.container_id = described["container_id"]
+        self._sources = described.get("sources", {})
         with self._undone_by(self.stop):
             if self.shares_files:
+                self._raise_if_moved()
                 self._settings = read_host_settings()
             runtime = _runtime_of(described)
             runtime.remove()
             self._make_runtime(runtime)
             if self.shares_files:
                 compiled.ensure_folder(self.plan.image.id)  # it has that mounted
-            self._write_files(ImageMemory.read(self.plan.image.id))
+            self._write_files(self._memory())
             self.engine.start(self.container_id)
             self._connect("")
             self._wait_bound(generation=1)
+
+    def _raise_if_moved(self) -> None:
+        """Raise where a folder of ours that is mounted leads elsewhere than when its container was created.
+
+        The engine follows links anew at each start, and with the rights of root. Who has put one there may have been
+        a container that has the folder above.
+        """
+        for source, before in self._sources.items():
+            if (now := os.path.realpath(source)) != before:
+                name = self.plan.choice.name
+                raise MountError(
+                    f"'{source}', which '{name}' mounts, leads to '{now}' by now, and led to '{before}' when its "
+                    "container was created. That container is given no other folder than it had.",
+                    hint="Did you put a link there? Else a container did that may write to the folder above. Put "
+                    f"back what was there, or make a new container: %docker_env {name} --fresh",
+                )
+
+    def _memory(self) -> ImageMemory:
+        """Return what is known of the image, as far as it is the image's in this container too."""
+        volumes = (parse_volume(text).target for text in self.plan.choice.options.volumes)
+        memory = ImageMemory.read(self.plan.image.id)
+        return memory.of_image_alone((str(self.plan.workspace), *volumes))
 
     def _make_runtime(self, runtime: RuntimeFolder) -> None:
         runtime.make()
@@ -282,10 +316,8 @@ class KernelContainer:
         """Find the image's compiled code, or have this start leave it."""
         self._compiled, self._records = None, False
         if self.shares_files and (folder := compiled.ensure_folder(self.plan.image.id)):
-            env = [text.partition("=")[0] for text in self.plan.choice.options.env]
-            given = {*self._settings.env, *self.plan.env, *env}
             self._compiled = folder
-            self._records = compiled.is_wanted(folder, self.plan.choice.options, given)
+            self._records = compiled.is_wanted(folder, self.plan.choice.options, self.plan.env)
 
     def _remember(self, entry: str) -> None:
         report = self.state.report
@@ -609,6 +641,13 @@ class KernelContainer:
             ) from error
 
     def _give_bundle(self, state: KernelState) -> None:
+        if self._bundles_given == MOST_BUNDLES:
+            raise KernelBundleError(
+                f"'{self.plan.choice.reference}' asks for one kernel bundle after the other, which no image with "
+                "a Python does.",
+                hint="Do not use this image, or find out what its Python is.",
+            )
+        self._bundles_given += 1
         try:
             folder = ensure_bundle(
                 state.report,
@@ -790,6 +829,7 @@ class KernelContainer:
         if control is None or control.state.phase == "gone":
             raise KernelError("The container is gone.", hint="Start the environment again.")
         generation = control.state.generation + 1
+        self._bundles_given = 0
         control.start(env, None if self.plan.choice.options.workdir else cwd)
         self._wait_bound(generation)
 
@@ -988,6 +1028,7 @@ class KernelContainer:
             "exclusive": self.plan.exclusive,
             "transport": self.plan.transport,
             "host_ports": list(self._host_ports),
+            "sources": dict(self._sources),
             "control": address_to_json(self._control.address) if self._control else "",
         }
 
@@ -1004,6 +1045,7 @@ class KernelContainer:
         found_plan = {name: described[name] for name in ("key", "exclusive", "transport")}
         self.plan = replace(self.plan, **found_plan)
         self._host_ports = tuple(described["host_ports"])
+        self._sources = described.get("sources", {})
         self._runtime = _runtime_of(described)
         try:
             self._control = ControlChannel(address_from(described["control"]), self.plan.key)
@@ -1012,6 +1054,13 @@ class KernelContainer:
         state = self._control.wait(lambda s: s.generation > 0, timeout=5.0)
         if state is not None and state.phase == "bound":
             self._reach_kernel()
+
+
+def _resolved_sources(spec: ContainerSpec) -> dict[str, str]:
+    """Return where the user's folders lead to that a container mounts."""
+    ours = (RUNTIME, BUNDLES, COMPILED)
+    found = (mount.host_path for mount in spec.mounts if mount.target not in ours)
+    return {str(path): os.path.realpath(path) for path in found if path is not None}
 
 
 def _runtime_of(described: Mapping[str, Any]) -> RuntimeFolder:

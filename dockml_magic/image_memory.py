@@ -7,12 +7,17 @@ import json
 import logging
 import os
 import threading
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 from dockml_magic import folders
+from dockml_magic.spec import RUNTIME
 
 log = logging.getLogger(__name__)
+
+_NOT_THE_IMAGES = ("/proc", "/dev", "/sys", str(RUNTIME))
+"""Folders that are not the image's in any container."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,23 @@ class ImageMemory:
         except (OSError, ValueError, TypeError, RecursionError):
             return cls()
         return found if all(isinstance(value, str) for value in vars(found).values()) else cls()
+
+    def of_image_alone(self, mounted: Iterable[str]) -> ImageMemory:
+        """Return this without an interpreter that is not the image's own in a container.
+
+        It was told by a container, in which a project's own code may have run: at `/proc/self/cwd/python` the
+        next one would run what lies in its workspace.
+
+        Parameters
+        ----------
+        mounted : iterable of str
+            Where folders of the user's are in that container.
+        """
+        path = PurePosixPath(self.interpreter)
+        is_elsewhere = any(map(path.is_relative_to, (*_NOT_THE_IMAGES, *mounted)))
+        if self.interpreter and (is_elsewhere or not path.is_absolute() or ".." in path.parts):
+            return replace(self, interpreter="", kernel="")
+        return self
 
     @classmethod
     def forget(cls, image_id: str) -> None:

@@ -39,6 +39,9 @@ _GLIBC_TAGS = {(2, 5): "manylinux1", (2, 12): "manylinux2010", (2, 17): "manylin
 
 _COMPILE_TIMEOUT = 300.0
 
+_CODE = "__pycache__"
+"""The folder in which Python 3 keeps byte code, beside its sources."""
+
 
 def bundle_name(report: Mapping[str, Any]) -> str:
     """Return the folder's name for an interpreter, as `resources/launch.py` looks for it."""
@@ -134,6 +137,7 @@ def _build(
                 before = _contents(built)
                 _compile(engine, image, str(report["executable"]), built)
                 _keep_unchanged(built, before)
+                _open_for_reading(built)
             shutil.rmtree(target, ignore_errors=True)
             built.rename(target)
 
@@ -300,7 +304,7 @@ def _contents(folder: Path) -> dict[Path, str]:
 
 
 def _keep_unchanged(built: Path, before: Mapping[Path, str]) -> None:
-    """See to it that an image that compiled a bundle has added byte code to it, and done nothing else.
+    """See to it that an image that compiled a bundle has added byte code of its sources, and done nothing else.
 
     Other images get the bundle too.
 
@@ -309,19 +313,43 @@ def _keep_unchanged(built: Path, before: Mapping[Path, str]) -> None:
     KernelBundleError
         If a file is another one than it was.
     """
-    for folder, _, names in os.walk(built):  # follows no link
-        for path in (Path(folder, name) for name in names):
-            is_code = path.suffix in (".pyc", ".pyo") and stat.S_ISREG(path.lstat().st_mode)
-            if path not in before and not is_code:
+    known = {folder for path in before for folder in path.parents}
+    folders = [built]
+    while folders:
+        folder = folders.pop()
+        folder.chmod(0o755)  # one that nobody may read would hide what is in it
+        for path in folder.iterdir():
+            mode = path.lstat().st_mode
+            is_code = (
+                path.suffix in (".pyc", ".pyo") and stat.S_ISREG(mode) and _source(path) in before
+            )
+            if stat.S_ISDIR(mode) and (path in known or (path.name == _CODE and folder in known)):
+                folders.append(path)
+            elif stat.S_ISDIR(mode):
+                _remove_folder(path)
+            elif stat.S_ISLNK(mode) or (path not in before and not is_code):
                 path.unlink()
-    for path in list(built.rglob("*")):
-        if path.is_symlink():
-            path.unlink()
     if {path: digest for path, digest in _contents(built).items() if path in before} != before:
         raise KernelBundleError(
             "The image changed the packages of the kernel bundle while it compiled them, which no Python does.",
             hint="Do not use this image, or find out what its Python is.",
         )
+
+
+def _source(code: Path) -> Path:
+    """Return the source that a file of byte code is of: Python would import one without a source, too."""
+    folder = code.parent.parent if code.parent.name == _CODE else code.parent
+    return folder / f"{code.name.partition('.')[0]}.py"
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a folder that an image has made, whoever may read it and what is in it."""
+    folder.chmod(0o700)
+    for place, names, _ in os.walk(folder):  # looks into those when it has been told of them
+        for path in (Path(place, name) for name in names):
+            if not path.is_symlink():
+                path.chmod(0o700)
+    shutil.rmtree(folder)
 
 
 def _compile(engine: Engine, image: str, executable: str, built: Path) -> None:

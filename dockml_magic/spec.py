@@ -57,6 +57,15 @@ NO_NEW_PRIVILEGES = "no-new-privileges=true"
 """No setuid program in the container gives more rights than its caller has. Unless asked otherwise."""
 
 
+UNNEEDED_CAPABILITIES = ("AUDIT_WRITE", "FSETID", "MKNOD", "SETFCAP", "SETPCAP", "SYS_CHROOT")
+"""Those of the engine's defaults that our launcher does without, while it is root before it becomes the user.
+
+NET_RAW and NET_BIND_SERVICE are not among them, though it does: many images' `ping`, and some servers, are files that
+ask for these. An ordinary user does not get them there either (`NO_NEW_PRIVILEGES`), but where they could not be had at
+all, Linux would not run such a file: "Operation not permitted".
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mount:
     """A host folder (or a named volume, where `volume` is set) and where it goes."""
@@ -239,13 +248,28 @@ def container_spec(
         network=options.network,
         privileged=options.privileged,
         cap_add=tuple(map(parse_capability, options.cap_add)),
-        cap_drop=tuple(map(parse_capability, options.cap_drop)),
+        cap_drop=_cap_drop(choice, host),
         security_opt=_security_opt(options),
         devices=tuple(map(parse_device, options.device)),
         ulimits=tuple(map(parse_ulimit, options.ulimit)),
         extra_hosts=tuple(map(parse_add_host, options.add_host)),
         ipc=parse_ipc(options.ipc) if options.ipc else None,
     )
+
+
+def _cap_drop(choice: Choice, host: HostFacts) -> tuple[str, ...]:
+    """Return the capabilities that are taken away: those asked for, and what nobody needs where no kernel is root.
+
+    The image's own program is root for a moment then, and need not be so kind as to call `become`. Where the user
+    asks for root, or that programs may get rights (sudo), all is as Docker has it. What `cap_add` asks for stays.
+    """
+    options = choice.options
+    asked = tuple(map(parse_capability, options.cap_drop))
+    added = tuple(map(parse_capability, options.cap_add))
+    may_be_root = options.privileged or allows_new_privileges(options.security_opt)
+    if may_be_root or inner_user(choice, host) is None or "ALL" in (*asked, *added):
+        return asked
+    return asked + tuple(name for name in UNNEEDED_CAPABILITIES if name not in (*asked, *added))
 
 
 def _security_opt(options: RunOptions) -> tuple[str, ...]:

@@ -122,12 +122,15 @@ def test_a_start_that_has_to_make_the_bundle_leaves_it_too(
     assert file_of(engine, "dockml/bare:3.11") is not None
 
 
-def test_a_start_with_something_of_the_users_in_pythons_path_leaves_none(
+def test_a_start_in_which_something_of_the_users_may_run_leaves_none(
     start: StartKernel, image: Image, engine: DockerEngine, workspace: Path
 ) -> None:
     (workspace / "sitecustomize.py").write_text("")
     path = ("-e", f"PYTHONPATH={workspace}", "--network", "none")
     answers(start(image("dockml/bare:3.11"), *path))
+    assert file_of(engine, "dockml/bare:3.11") is None
+    preload = ("-e", "LD_PRELOAD=/proc/self/cwd/mine.so", "--network", "none")
+    answers(start(image("dockml/bare:3.11"), *preload))
     assert file_of(engine, "dockml/bare:3.11") is None
     volume = ("-v", f"{workspace}:/usr/local/lib/python3.11/site-packages", "--network", "none")
     answers(start(image("dockml/bare:3.11"), *volume))

@@ -15,7 +15,7 @@ import pytest
 from dockml_magic import compiled, kept
 from dockml_magic.engine import ContainerState
 from dockml_magic.environment import start
-from dockml_magic.errors import KernelError
+from dockml_magic.errors import KernelError, MountError
 from dockml_magic.relay import Relay
 from tests.integration.conftest import Image
 from tests.integration.notebook import IPYKERNELS, Notebook, containers_of, python_with
@@ -427,6 +427,40 @@ def test_a_script_leaves_one_and_another_finds_it(
     assert env.run("'variable' in globals()").text == "False"
     env.remove()
     wait_until(lambda: not containers_of(workspace), what="no container to be left")
+
+
+def test_a_link_in_the_place_of_a_folder_that_it_mounts_is_not_followed_when_it_is_started_again(
+    workspace: Path, image: Image, own_folders: Path, tmp_path: Path
+) -> None:
+    image(BARE)
+    above, secret = tmp_path / "above", tmp_path / "secret"
+    (above / "data").mkdir(parents=True)
+    secret.mkdir()
+    (secret / "key").write_text("of another project")
+    words = (
+        BARE,
+        "--keep",
+        "--name",
+        "kept1",
+        "-v",
+        f"{above}:/above",
+        "-v",
+        f"{above}/data:/data",
+    )
+    with start(*words) as env:
+        env.run(
+            f"import os; os.rename('/above/data', '/above/was'); os.symlink({str(secret)!r}, '/above/data')"
+        )
+    (container,) = containers_of(workspace)
+    refused = pytest.raises(MountError, match=re.escape(f"leads to '{secret}' by now"))
+    with refused, start(*words):
+        pass
+    assert docker("inspect", "-f", "{{.State.Status}}", container) == "exited\n"
+    (above / "data").unlink()
+    (above / "was").rename(above / "data")
+    with start(*words) as env:
+        assert env.run("__import__('os').listdir('/data')").text == "[]"
+    assert containers_of(workspace) == [container]
 
 
 def test_python_2_records_and_is_attached_to(open_notebook: OpenNotebook, image: Image) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import socket
+import subprocess
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -317,6 +318,54 @@ def test_a_container_gets_no_rights_beyond_dockers_own_and_its_user_has_none(
     assert told["NetworkMode"] == "default"
     assert (told["PidMode"], told["IpcMode"]) == ("", "private")
     assert kernel.ok(RIGHTS).result == "('1', 0, 1234)"
+
+
+BOUND = """
+def bound(process):
+    (line,) = [line for line in open("/proc/%s/status" % process) if line.startswith("CapBnd:")]
+    return [bit for bit in range(64) if int(line.split()[1], 16) >> bit & 1]
+print(bound(1), bound("self"))
+"""
+
+
+def test_nothing_in_the_container_of_an_ordinary_user_has_more_than_the_launcher_needs(
+    start: StartKernel, any_image: str
+) -> None:
+    # CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID; NET_BIND_SERVICE, NET_RAW: as linux/capability.h has them.
+    needed = [0, 1, 3, 5, 6, 7, 10, 13]
+    kernel = start(any_image, "--user", "1234:1234")
+    assert kernel.ok(BOUND).stdout == f"{needed} {needed}\n"
+    kernel = start(any_image, "--user", "1234:1234", "--cap-add", "MKNOD", "--cap-drop", "KILL")
+    others = [0, 1, 3, 6, 7, 10, 13, 27]
+    assert kernel.ok(BOUND).stdout == f"{others} {others}\n"
+
+
+def test_root_that_is_asked_for_has_dockers_own_capabilities(
+    start: StartKernel, any_image: str
+) -> None:
+    kernel = start(any_image, "--user", "0")
+    dockers = [0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31]
+    assert kernel.ok(BOUND).stdout == f"{dockers} {dockers}\n"
+
+
+LIKE_PING = """
+import os, shutil, struct
+for name, bit in (("like-ping", 13), ("like-a-server", 10)):
+    path = "/usr/local/bin/" + name
+    shutil.copy("/bin/true", path)
+    os.setxattr(path, "security.capability", struct.pack("<5I", 0x02000001, 1 << bit, 0, 0, 0))
+"""
+"""Programs that ask for NET_RAW and NET_BIND_SERVICE, as `setcap cap_net_raw+ep` has them do it."""
+
+
+def test_programs_that_ask_for_capabilities_run_as_they_do_in_docker(
+    start: StartKernel, any_image: str
+) -> None:
+    kernel = start(any_image, "--user", "1234:1234", "--cap-add", "SETFCAP")
+    as_root = ["docker", "exec", "-u", "0", kernel.container_id, "python3", "-c", LIKE_PING]
+    subprocess.run(as_root, check=True, capture_output=True)
+    for program in ("like-ping", "like-a-server"):
+        assert kernel.ok(f"import subprocess; subprocess.call('{program}')").result == "0"
 
 
 def test_rights_and_limits_that_are_asked_for_reach_the_engine(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from dockml_magic import compiled, folders, planning
 from dockml_magic.container import KernelContainer
 from dockml_magic.control import KernelState, NonsenseError, parse_state
 from dockml_magic.folders import RuntimeFolder
+from dockml_magic.host_settings import read_host_settings
 from dockml_magic.image_memory import ImageMemory
 from dockml_magic.options import RunOptions
 from dockml_magic.spec import COMPILED
@@ -191,17 +194,37 @@ def test_only_so_many_images_have_some_and_those_started_last(
 
 
 @pytest.mark.parametrize(
-    ("options", "given", "is_wanted"),
+    ("options", "variables", "is_wanted"),
     [
-        (RunOptions(), ("LANG", "PIP_INDEX_URL"), True),
+        (RunOptions(), (), True),
+        (RunOptions(), ("JPY_SESSION_NAME",), True),
+        (RunOptions(gpus="all", memory=2**30, user="1000:100", packages=("attrs",)), (), True),
+        (
+            RunOptions(cap_add=("SYS_PTRACE",), network="none", keep=True, kernel="python3"),
+            (),
+            True,
+        ),
         (RunOptions(volumes=("./lib:/usr/lib/python3/dist-packages",)), (), False),
+        (RunOptions(env=("LD_PRELOAD=/proc/self/cwd/x.so",)), (), False),
+        (RunOptions(env=("PATH=/proc/self/cwd:/usr/bin",)), (), False),
+        (RunOptions(env=("PYTHONPATH",)), (), False),
+        (RunOptions(env=("ANYTHING=1",)), (), False),
+        (RunOptions(workdir="/home/ada/project"), (), False),
+        (RunOptions(user="jovyan"), (), False),
         (RunOptions(), ("PYTHONPATH",), False),
+        (RunOptions(), ("JPY_SESSION_NAME", "LD_LIBRARY_PATH"), False),
     ],
 )
-def test_a_start_in_which_something_of_the_users_may_be_imported_leaves_none(
-    options: RunOptions, given: tuple[str, ...], is_wanted: bool, folder: Path
+def test_a_start_in_which_something_of_the_users_may_run_leaves_none(
+    options: RunOptions, variables: tuple[str, ...], is_wanted: bool, folder: Path
 ) -> None:
-    assert compiled.is_wanted(folder, options, given) is is_wanted
+    assert compiled.is_wanted(folder, options, variables) is is_wanted
+
+
+def test_an_option_is_harmless_only_where_we_say_so() -> None:
+    known = {field.name for field in dataclasses.fields(RunOptions)}
+    assert known - compiled.HARMLESS == {"env", "volumes", "workdir", "user"}
+    assert known >= compiled.HARMLESS
 
 
 def begun(engine: FakeEngine, plan: planning.KernelPlan) -> tuple[KernelContainer, dict[str, Any]]:
@@ -213,6 +236,31 @@ def begun(engine: FakeEngine, plan: planning.KernelPlan) -> tuple[KernelContaine
     container._write_files(ImageMemory())
     config = json.loads((runtime.shared / "config.json").read_text())
     return container, config
+
+
+@pytest.mark.parametrize("name", ["LD_PRELOAD", "LD_LIBRARY_PATH", "PATH", "MINE"])
+def test_a_start_with_a_variable_of_a_project_file_leaves_none(
+    engine: FakeEngine, plan: Plan, name: str
+) -> None:
+    engine.add_image(IMAGE)
+    _, config = begun(engine, plan(env=(f"{name}=/proc/self/cwd/x.so",)))
+    assert config["records"] is False
+    _, config = begun(engine, replace(plan(), env={name: "/proc/self/cwd/x.so"}))
+    assert config["records"] is False
+
+
+def test_what_goes_into_every_container_keeps_no_start_from_leaving_it(
+    engine: FakeEngine, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.add_image(IMAGE)
+    for name in ("https_proxy", "PIP_INDEX_URL"):
+        monkeypatch.setenv(name, "http://proxy.example:3128")
+    monkeypatch.setenv("LANG", "de_DE.UTF-8")
+    container, config = begun(engine, plan())
+    container._settings = read_host_settings()
+    assert {"HTTPS_PROXY", "PIP_INDEX_URL", "LANG"} <= set(container._spec("python").env)
+    container._find_compiled()
+    assert (config["records"], container._records) == (True, True)
 
 
 def test_the_first_start_leaves_code_and_the_second_has_it(engine: FakeEngine, plan: Plan) -> None:

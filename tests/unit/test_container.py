@@ -1,7 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,7 @@ from dockml_magic.engine import EngineFacts
 from dockml_magic.errors import (
     DockmlError,
     ImageUnavailableError,
+    KernelBundleError,
     KernelDiedError,
     KernelError,
     KernelMissingError,
@@ -20,6 +24,7 @@ from dockml_magic.errors import (
     PortTakenError,
 )
 from dockml_magic.image_memory import ImageMemory
+from dockml_magic.spec import RUNTIME, ContainerSpec
 from tests.unit.fake_engine import FakeEngine, Run
 
 IMAGE = "me/mine:1"
@@ -119,6 +124,172 @@ def test_only_what_is_remembered_is_tried(engine: FakeEngine, plan: Plan) -> Non
     error = fail_to_start(engine, plan())
     assert "(tried: /opt/python)" in error.message
     assert ImageMemory.read(image.id) == ImageMemory()
+
+
+@pytest.mark.parametrize(
+    ("interpreter", "is_used"),
+    [
+        ("/usr/bin/python3", True),
+        ("/opt/venv/bin/python", True),
+        ("", True),
+        ("/proc/self/cwd/python", False),
+        ("/proc/1/cwd/python", False),
+        ("/dev/fd/7", False),
+        ("/usr/bin/../../proc/self/cwd/python", False),
+        ("/run/dockml/python", False),
+        ("./python", False),
+        ("/data/venv/bin/python", False),
+        ("{workspace}/venv/bin/python", False),
+    ],
+)
+def test_an_interpreter_that_may_be_a_projects_own_is_not_remembered_for_another(
+    engine: FakeEngine, plan: Plan, workspace: Path, interpreter: str, is_used: bool
+) -> None:
+    image = engine.add_image(IMAGE)
+    interpreter = interpreter.format(workspace=workspace)
+    ImageMemory("python3", interpreter, "image").write(image.id)
+    container = KernelContainer(engine, plan(volumes=("named:/data",)), print)
+    found = container._memory()
+    expected = (interpreter, "image") if is_used else ("", "")
+    assert (found.entry, found.interpreter, found.kernel) == ("python3", *expected)
+
+
+def test_a_start_is_told_of_no_interpreter_of_a_projects_own(
+    engine: FakeEngine, plan: Plan
+) -> None:
+    image = engine.add_image(IMAGE)
+    ImageMemory("python", "/proc/self/cwd/python", "image").write(image.id)
+    configs = []
+
+    def behave(spec: ContainerSpec) -> Run:
+        (runtime,) = (mount.host_path for mount in spec.mounts if mount.target == RUNTIME)
+        assert runtime is not None
+        configs.append(json.loads((runtime / "config.json").read_text()))
+        return Run(exit_code=1)
+
+    engine._behave = behave
+    fail_to_start(engine, plan())
+    assert [(config["interpreter"], config["kernel"]) for config in configs] == [("", "")] * 2
+
+
+# --- a container that is started again ---------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(engine: FakeEngine, plan: Plan, tmp_path: Path) -> dict[str, Any]:
+    """What is noted of a kept container, which has stopped; it has the folder `data` in `above`."""
+    engine.add_image(IMAGE)
+    (tmp_path / "above" / "data").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "above")
+    (tmp_path / "secret").mkdir()
+    volumes = (f"{tmp_path / 'link' / 'data'}:/data", f"{tmp_path / 'above'}:/above")
+    container = KernelContainer(engine, replace(plan(volumes=volumes), kept=True), print)
+    described = []
+    container.created = lambda made: described.append(made.describe())
+    engine._behave = lambda spec: Run(exit_code=0)
+    with pytest.raises(KernelDiedError):
+        container._start_planned()
+    assert container._runtime is not None
+    container._runtime.remove()
+    return described[0] | {"container_id": container.container_id}
+
+
+def start_again(engine: FakeEngine, described: dict[str, Any]) -> DockmlError:
+    """Start what has stopped, which fails as nothing runs in a container of this engine."""
+    plan = planning.KernelPlan.from_json(described["plan"])
+    container = KernelContainer(engine, plan, print)
+    with pytest.raises(DockmlError) as caught:
+        container.start_again(json.loads(json.dumps(described)))
+    return caught.value
+
+
+def put_link(path: Path, target: Path) -> None:
+    path.rename(path.with_name("was"))
+    path.symlink_to(target)
+
+
+def test_a_folder_in_whose_place_a_link_was_put_is_not_mounted_again(
+    engine: FakeEngine, stopped: dict[str, Any], tmp_path: Path
+) -> None:
+    data = tmp_path / "above" / "data"
+    assert isinstance(start_again(engine, stopped), KernelDiedError)
+    put_link(data, tmp_path / "secret")
+    error = start_again(engine, stopped)
+    assert isinstance(error, MountError)
+    assert f"'{data}', which '{IMAGE}' mounts, leads to '{tmp_path / 'secret'}'" in error.message
+    assert f"%docker_env {IMAGE} --fresh" in str(error)
+    assert [found.status for found in engine.containers] == ["exited"]
+    data.unlink()
+    data.symlink_to(data)  # one that leads nowhere
+    assert isinstance(start_again(engine, stopped), (MountError, KernelDiedError))
+
+
+def test_nor_is_one_below_a_folder_that_was_replaced_nor_the_workspace(
+    engine: FakeEngine, stopped: dict[str, Any], tmp_path: Path, workspace: Path
+) -> None:
+    (tmp_path / "secret" / "data").mkdir()
+    put_link(tmp_path / "above", tmp_path / "secret")
+    assert isinstance(start_again(engine, stopped), MountError)
+    (tmp_path / "above").unlink()
+    (tmp_path / "was").rename(tmp_path / "above")
+    assert isinstance(start_again(engine, stopped), KernelDiedError)
+    put_link(workspace, tmp_path / "secret")
+    assert isinstance(start_again(engine, stopped), MountError)
+
+
+def test_a_workspace_that_was_a_link_already_is_mounted_again(
+    engine: FakeEngine, plan: Plan, tmp_path: Path, workspace: Path
+) -> None:
+    engine.add_image(IMAGE)
+    link = tmp_path / "project"
+    link.symlink_to(workspace)
+    made = KernelContainer(engine, replace(plan(), workspace=link, kept=True), print)
+    made._make_runtime(folders.RuntimeFolder(folders.runtime_root() / made.session))
+    made._sources = containers._resolved_sources(made._spec("python"))
+    assert made._sources == {str(link): str(workspace.resolve())}
+    made._raise_if_moved()
+    link.unlink()
+    link.symlink_to(tmp_path)
+    with pytest.raises(MountError):
+        made._raise_if_moved()
+
+
+# --- kernel bundles ----------------------------------------------------------------------------------
+
+
+class AsksForEver:
+    """Stands for a control channel at whose other end each kernel wants another bundle."""
+
+    def __init__(self) -> None:
+        self.state = KernelState(phase="starting", generation=0)
+
+    def start(self, env: object, cwd: object) -> None:
+        pass
+
+    def wait(self, condition: Callable[[KernelState], bool], timeout: float) -> KernelState:
+        number = self.state.generation + 1
+        report = {"python": "3.11.2", "libc": "glibc", "libc_version": f"2.{number}"}
+        self.state = KernelState(phase="need_bundle", generation=number, report=report)
+        assert condition(self.state)
+        return self.state
+
+
+def test_an_image_gets_two_kernel_bundles_in_a_start_and_no_more(
+    engine: FakeEngine, plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine.add_image(IMAGE)
+    asked: list[str] = []
+
+    def build(report: Mapping[str, Any], *_: object) -> Path:
+        asked.append(report["libc_version"])
+        return tmp_path
+
+    monkeypatch.setattr(containers, "ensure_bundle", build)
+    container = KernelContainer(engine, plan(), print)
+    container._control = AsksForEver()  # type: ignore[assignment]
+    with pytest.raises(KernelBundleError, match="one kernel bundle after the other"):
+        container._wait_bound(generation=1)
+    assert asked == ["2.1", "2.2"]
 
 
 # --- what an image has instead ---------------------------------------------------------------------

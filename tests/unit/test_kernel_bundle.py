@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import stat
 import tarfile
 import zipfile
 from pathlib import Path
@@ -204,6 +206,79 @@ def test_an_image_that_compiles_a_bundle_adds_byte_code_and_nothing_else(
     kernel_bundle._keep_unchanged(bundle, before)
     found = {path.name for path in bundle.rglob("*") if not path.is_dir() or path.is_symlink()}
     assert found == {"__init__.py", "__init__.cpython-311.pyc", "bundle.json"}
+
+
+def test_what_an_image_adds_to_a_bundle_beside_byte_code_goes_whatever_it_is(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = kernel_bundle._contents(bundle)
+    cache = bundle / "zmq" / "zmq" / "__pycache__"
+    hidden = bundle / "zmq" / "hidden"
+    for folder in (
+        cache / "deeper",
+        bundle / "zmq" / "empty",
+        bundle / "__pycache__" / "__pycache__",
+        hidden / "__pycache__",
+        hidden / "closed" / "more",
+    ):
+        folder.mkdir(parents=True)
+    (cache / "__init__.cpython-311.pyc").write_bytes(b"code")
+    (hidden / "closed" / "more" / "evil.py").touch()
+    for path in (
+        hidden / "evil.pyc",
+        cache / "deeper" / "__init__.pyc",
+        cache / "other.cpython-311.pyc",
+        bundle / "zmq" / "sitecustomize.pyc",  # without a source, Python would import it
+        bundle / "__pycache__" / "__init__.cpython-311.pyc",
+    ):
+        path.write_bytes(b"code")
+    monkeypatch.chdir(bundle)  # for a short name
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("__init__.pyc")
+    for folder in (hidden / "closed", hidden, cache):
+        folder.chmod(0)
+    kernel_bundle._keep_unchanged(bundle, before)
+    assert {str(path.relative_to(bundle)) for path in bundle.rglob("*")} == {
+        "__pycache__",
+        "bundle.json",
+        "zmq",
+        "zmq/zmq",
+        "zmq/zmq/__init__.py",
+        "zmq/zmq/__pycache__",
+        "zmq/zmq/__pycache__/__init__.cpython-311.pyc",
+    }
+
+
+def test_byte_code_of_python_2_lies_beside_its_source(bundle: Path) -> None:
+    before = kernel_bundle._contents(bundle)
+    code = bundle / "zmq" / "zmq" / "__init__.pyc"
+    code.write_bytes(b"code")
+    kernel_bundle._keep_unchanged(bundle, before)
+    assert code.exists()
+
+
+def test_a_bundle_has_no_rights_but_to_be_read_after_an_image_compiled_it(
+    tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(pins: object, python: object, report: object, into: Path) -> None:
+        into.mkdir()
+        write_wheel(into, "ipykernel", "6.0", {"ipykernel/__init__.py": ""})
+
+    def compile_it(engine: object, image: object, executable: object, built: Path) -> None:
+        cache = built / "ipykernel" / "ipykernel" / "__pycache__"
+        cache.mkdir()
+        (cache / "__init__.cpython-311.pyc").write_bytes(b"code")
+        (cache / "__init__.cpython-311.pyc").chmod(0o6777)
+        (built / "ipykernel" / "ipykernel" / "__init__.py").chmod(0o4755)
+        cache.chmod(0o2777)
+
+    monkeypatch.setattr(kernel_bundle, "_download", download)
+    monkeypatch.setattr(kernel_bundle, "_compile", compile_it)
+    target = ensure_bundle(REPORT, tmp_path, engine, "me/mine:1", print)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in target.rglob("*")}
+    assert modes.pop("__init__.cpython-311.pyc") == 0o644
+    assert modes.pop("__pycache__") == 0o755
+    assert set(modes.values()) == {0o644, 0o755}
 
 
 @pytest.mark.parametrize("change", ["write", "remove", "link"])

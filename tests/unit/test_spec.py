@@ -15,6 +15,7 @@ from dockml_magic.spec import (
     DEFAULT_SHM_SIZE,
     HOME,
     RUNTIME,
+    UNNEEDED_CAPABILITIES,
     ContainerSpec,
     HostFacts,
     InnerUser,
@@ -241,7 +242,7 @@ def test_there_are_no_new_privileges_unless_asked_otherwise(
 def test_rights_are_only_those_that_are_asked_for() -> None:
     spec = spec_of()
     assert not spec.privileged
-    assert (spec.cap_add, spec.cap_drop, spec.devices, spec.ulimits) == ((), (), (), ())
+    assert (spec.cap_add, spec.devices, spec.ulimits) == ((), (), ())
     assert (spec.extra_hosts, spec.ipc) == ((), None)
     spec = spec_of(
         cap_add=("cap_sys_ptrace",),
@@ -251,7 +252,45 @@ def test_rights_are_only_those_that_are_asked_for() -> None:
         add_host=("db:10.0.0.5",),
         ipc="host",
     )
-    assert (spec.cap_add, spec.cap_drop) == (("SYS_PTRACE",), ("NET_RAW",))
+    assert (spec.cap_add, spec.cap_drop[0]) == (("SYS_PTRACE",), "NET_RAW")
     assert spec.devices == ("/dev/fuse:/dev/fuse:rwm",)
     assert [(limit.name, limit.soft) for limit in spec.ulimits] == [("core", 0)]
     assert (spec.extra_hosts, spec.ipc) == (("db:10.0.0.5",), "host")
+
+
+def test_where_no_kernel_is_root_the_image_is_not_either_with_more_than_the_launcher_needs() -> (
+    None
+):
+    assert spec_of().cap_drop == spec_of(user="1234:5").cap_drop == UNNEEDED_CAPABILITIES
+    needed = {"CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID"}
+    of_files = {"NET_RAW", "NET_BIND_SERVICE"}
+    assert not (needed | of_files).intersection(UNNEEDED_CAPABILITIES)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"user": "0"},
+        {"user": "root"},
+        {"user": "jovyan"},
+        {"privileged": True},
+        {"security_opt": ("no-new-privileges=false",)},
+    ],
+)
+def test_who_asks_for_root_or_for_rights_gets_dockers_defaults(options: dict[str, Any]) -> None:
+    assert spec_of(**options).cap_drop == ()
+    assert spec_of(cap_drop=("mknod",), **options).cap_drop == ("MKNOD",)
+
+
+@pytest.mark.parametrize("host", [replace(HOST, rootless=True), replace(HOST, uid=0, gid=0)])
+def test_a_user_who_is_root_in_the_container_has_dockers_defaults(host: HostFacts) -> None:
+    assert spec_of(host=host).cap_drop == ()
+
+
+def test_a_capability_that_is_asked_for_stays() -> None:
+    added = spec_of(cap_add=("cap_mknod", "sys_ptrace"))
+    assert set(UNNEEDED_CAPABILITIES) - set(added.cap_drop) == {"MKNOD"}
+    assert spec_of(cap_add=("ALL",)).cap_drop == ()
+    assert spec_of(cap_drop=("ALL",), cap_add=("SETUID", "SETGID")).cap_drop == ("ALL",)
+    both = spec_of(cap_drop=("setpcap", "chown")).cap_drop
+    assert sorted(both) == sorted({*UNNEEDED_CAPABILITIES, "CHOWN"})
