@@ -5,8 +5,8 @@ it at every start, which takes as long as all the rest. `resources/start.py` has
 
 What a container leaves is nothing but bytes here: its size and its digest are checked, and it is never looked into. It
 goes into containers of the same image only. It is taken from a start that was given nothing by which other code than
-that image's own could run before it was left: no option that is not known to be harmless (`HARMLESS`), so no variable,
-folder or mount of the user's or of a project file's. The workspace is there, where Python does not look; an image whose
+that image's own could run before it was left: no mount of the user's or of a project file's, and no option or variable
+that is not known to be harmless (`HARMLESS`, `HARMLESS_VARIABLE`). The workspace is there, where Python does not look; an image whose
 own variables have it look in the current folder (`PYTHONPATH=.`, an empty part in `LD_LIBRARY_PATH`) is the exception.
 """
 
@@ -18,6 +18,7 @@ import hashlib
 import importlib.resources
 import logging
 import os
+import re
 import secrets
 import zlib
 from collections.abc import Collection
@@ -42,12 +43,18 @@ HARMLESS = frozenset(
         *("gpus", "memory", "cpus", "shm_size", "ulimit", "ipc", "network", "publish", "add_host"),
         *("privileged", "cap_add", "cap_drop", "security_opt", "device"),
         *("image", "packages", "kernel", "pull", "transport", "engine", "name", "keep"),
+        "workdir",  # as the workspace, which is where Python starts else, it is not where Python looks
     )
 )
 """Options of a start that bring no code into it: what it has, what it may, and what is the image's own."""
 
-HARMLESS_VARIABLES = frozenset(["JPY_SESSION_NAME"])
-"""What a Jupyter server tells each of its kernels."""
+HARMLESS_VARIABLE = re.compile(
+    r"JPY_SESSION_NAME"  # what a Jupyter server tells each of its kernels
+    # of libraries that nothing imports before the kernel is ready
+    r"|(CUDA|NVIDIA|NCCL|CUDNN|TF|XLA|KERAS|TORCH|PYTORCH|OMP|KMP|MKL|OPENBLAS|HF|TRANSFORMERS|TOKENIZERS)_[A-Z0-9_]+",
+    re.ASCII,
+)
+"""Names of variables that bring no code into a start."""
 
 MOST_BYTES = 80 * 1024 * 1024
 """Of one image; Python 3.11 and ipykernel 7 have five million."""
@@ -89,14 +96,16 @@ def is_wanted(folder: Path, options: RunOptions, variables: Collection[str]) -> 
     variables : collection of str
         Names of those that it was given besides: not those that we carry into every container ourselves.
     """
-    has_only_the_images = _is_harmless(options) and HARMLESS_VARIABLES.issuperset(variables)
+    names = [*variables, *(text.partition("=")[0] for text in options.env)]
+    has_only_the_images = _is_harmless(options) and all(map(HARMLESS_VARIABLE.fullmatch, names))
     return has_only_the_images and not (folder / _name()).exists()
 
 
 def _is_harmless(options: RunOptions) -> bool:
+    """Tell whether options bring nothing along, their variables aside."""
     user = options.user or "0"  # a name is what the image says; a number brings nothing along
     return all(part.isdecimal() for part in user.split(":")) and RunOptions() == replace(
-        options, user=None, **{name: getattr(RunOptions(), name) for name in HARMLESS}
+        options, user=None, env=(), **{name: getattr(RunOptions(), name) for name in HARMLESS}
     )
 
 

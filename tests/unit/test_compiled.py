@@ -209,7 +209,11 @@ def test_only_so_many_images_have_some_and_those_started_last(
         (RunOptions(env=("PATH=/proc/self/cwd:/usr/bin",)), (), False),
         (RunOptions(env=("PYTHONPATH",)), (), False),
         (RunOptions(env=("ANYTHING=1",)), (), False),
-        (RunOptions(workdir="/home/ada/project"), (), False),
+        (RunOptions(env=("TF_CPP_MIN_LOG_LEVEL=2", "OMP_NUM_THREADS")), (), True),
+        (RunOptions(env=("TF_CPP_MIN_LOG_LEVEL=2", "LD_AUDIT=x.so")), (), False),
+        (RunOptions(env=("TF_=2",)), (), False),
+        (RunOptions(), ("CUDA_VISIBLE_DEVICES",), True),
+        (RunOptions(workdir="/models"), (), True),
         (RunOptions(user="jovyan"), (), False),
         (RunOptions(), ("PYTHONPATH",), False),
         (RunOptions(), ("JPY_SESSION_NAME", "LD_LIBRARY_PATH"), False),
@@ -223,7 +227,7 @@ def test_a_start_in_which_something_of_the_users_may_run_leaves_none(
 
 def test_an_option_is_harmless_only_where_we_say_so() -> None:
     known = {field.name for field in dataclasses.fields(RunOptions)}
-    assert known - compiled.HARMLESS == {"env", "volumes", "workdir", "user"}
+    assert known - compiled.HARMLESS == {"env", "volumes", "user"}
     assert known >= compiled.HARMLESS
 
 
