@@ -6,8 +6,9 @@ it at every start, which takes as long as all the rest. `resources/start.py` has
 What a container leaves is nothing but bytes here: its size and its digest are checked, and it is never looked into. It
 goes into containers of the same image only. It is taken from a start that was given nothing by which other code than
 that image's own could run before it was left: no mount of the user's or of a project file's, and no option or variable
-that is not known to be harmless (`HARMLESS`, `HARMLESS_VARIABLE`). The workspace is there, where Python does not look; an image whose
-own variables have it look in the current folder (`PYTHONPATH=.`, an empty part in `LD_LIBRARY_PATH`) is the exception.
+that is not known to be harmless (`HARMLESS`, `HARMLESS_VARIABLE`). The workspace is there, where Python does not look;
+an image whose own variables have it look in the current folder (`PYTHONPATH=.`, an empty part in `LD_LIBRARY_PATH`) is
+the exception.
 """
 
 from __future__ import annotations
