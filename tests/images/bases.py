@@ -25,6 +25,7 @@ import requests
 from docker.errors import APIError, BuildError, ImageNotFound
 from docker.models.images import Image
 
+from tests.images import python35
 from tests.machine import packages
 from tests.machine.packages import say
 
@@ -216,21 +217,37 @@ class Bases:
         try:
             prefix, full = find_interpreter(version)
         except Failed:
-            if version not in RELEASES:
-                raise
-            return self._python_of_debian(version, reference)
-        debian = self._debian()
+            if version in RELEASES:
+                return self._python_of_debian(version, reference)
+            if version == python35.VERSION:
+                return self._python35(reference)
+            raise
         say(f"{reference}: assembling from the CPython {full} installed here")
         with tempfile.TemporaryDirectory() as folder:
             _copy_interpreter(prefix, version, Path(folder))
-            return build_image(
-                self._engine,
-                reference,
-                {"Dockerfile": (FOLDER / "Dockerfile").read_bytes()},
-                trees={"local": Path(folder)},
-                arguments={"DEBIAN": debian.id, "VERSION": full},
-                labels={ASSEMBLED: "1", RECIPE: _recipe()},
-            )
+            return self._image_of(Path(folder), version, full, reference)
+
+    def _image_of(self, local: Path, version: str, full: str, reference: str) -> Image:
+        """Return an image with this as its /usr/local."""
+        return build_image(
+            self._engine,
+            reference,
+            {"Dockerfile": (FOLDER / "Dockerfile").read_bytes()},
+            trees={"local": local},
+            arguments={"DEBIAN": self._debian().id, "VERSION": full},
+            labels={ASSEMBLED: "1", RECIPE: _recipe(version)},
+        )
+
+    def _python35(self, reference: str) -> Image:
+        prefix, _ = find_interpreter("3.6")
+        say(f"{reference}: assembling from an executable of panda3d's and the library of 3.6")
+        with tempfile.TemporaryDirectory() as installed, tempfile.TemporaryDirectory() as folder:
+            _copy_interpreter(prefix, "3.6", Path(installed))
+            try:
+                python35.assemble(Path(installed) / "lib" / "python3.6", Path(folder))
+            except subprocess.CalledProcessError as error:
+                raise Failed(f"{reference} could not be assembled: {error}") from error
+            return self._image_of(Path(folder), python35.VERSION, python35.FULL, reference)
 
     def _python_of_debian(self, version: str, reference: str) -> Image:
         release = RELEASES[version]
@@ -265,6 +282,8 @@ def _recipe(version: str = "") -> str:
     if version in RELEASES:
         dockerfile = (DEBIAN_FOLDER / "Dockerfile").read_text()
         parts = (RELEASES[version], UNPACKED, UNNEEDED_FILES, dockerfile)
+    if version == python35.VERSION:
+        parts = (*parts, *(path.read_text() for path in python35.SOURCES))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

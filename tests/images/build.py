@@ -58,6 +58,7 @@ VALUES_CHECK = """
 import pandas, pyarrow
 print("pandas " + pandas.__version__ + ", pyarrow " + pyarrow.__version__)
 """
+NUMPY_CHECK = "import numpy; print('numpy ' + numpy.__version__)"
 KERNEL_CHECK = """
 import ipykernel.kernelapp
 print("ipykernel " + ipykernel.__version__)
@@ -115,7 +116,7 @@ def _on(python: str, folder: str, *requirements: str, check: str = "", pip: str 
 
 # The last pip for these Pythons; a newer one cannot be had, the one they came with is too old.
 PIP_36 = "pip==21.3.1"
-PIP_27 = "pip==20.3.4"
+PIP_35 = PIP_27 = "pip==20.3.4"
 
 RECIPES: dict[str, Recipe] = {
     "dockml/tensorflow:1.4.0": _on(
@@ -192,8 +193,11 @@ RECIPES: dict[str, Recipe] = {
     ),
     **{
         f"dockml/bare:{python}": _on(python, "bare", check=LACKS_ALL)
-        for python in ("3.6", "3.9", "3.11", "3.13", "3.14")
+        for python in ("3.5", "3.6", "3.9", "3.11", "3.13", "3.14")
     },
+    "dockml/numpy:1.14.5-py35": _on(
+        "3.5", "installed", "numpy==1.14.5", pip=PIP_35, check=NUMPY_CHECK
+    ),
     "dockml/pip:3.11": _on("3.11", "plain", check=LACKS_KERNEL + PIP_CHECK),
     "dockml/entrypoint:3.11": _on("3.11", "entrypoint", check=FOLDER_CHECK),
     "dockml/broken:3.11": _on("3.11", "broken", check=BROKEN_CHECK),

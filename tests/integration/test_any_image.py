@@ -19,6 +19,7 @@ any_image = pytest.mark.parametrize(
         ("dockml/tensorflow:1.10.0-py27", FROM_IMAGE, "4.10"),
         ("dockml/ipykernel:5", FROM_IMAGE, "5."),
         ("dockml/ipykernel:7", FROM_IMAGE, "7."),
+        ("dockml/bare:3.5", FROM_BUNDLE, "5."),
         ("dockml/bare:3.6", FROM_BUNDLE, ""),
         ("dockml/bare:3.9", FROM_BUNDLE, ""),
         ("dockml/bare:3.11", FROM_BUNDLE, ""),
@@ -177,3 +178,20 @@ def memory_of(engine: DockerEngine, reference: str) -> Path:
     found = engine.find_image(reference)
     assert found is not None
     return folders.cache_root() / "images" / f"{found.id.removeprefix('sha256:')}.json"
+
+
+@pytest.mark.parametrize("python", ["3.7", "3.8", "3.10", "3.12"])
+def test_the_packages_for_a_python_that_no_image_here_has_can_be_downloaded(
+    tmp_path: Path, python: str
+) -> None:
+    report = {
+        "python": f"{python}.10",
+        "libc": "glibc",
+        "libc_version": "2.23",
+        "machine": "x86_64",
+    }
+    if python in ("3.10", "3.12"):  # newer wheels need a newer C library
+        report["libc_version"] = "2.31"
+    pins = kernel_bundle.closure(python)
+    kernel_bundle._download(pins, python, report, tmp_path / "wheels")
+    assert len(list((tmp_path / "wheels").iterdir())) == len(pins)

@@ -17,6 +17,8 @@ GOLDEN = Path(golden.__file__).parent
     "image",
     [
         "python:2.7-slim",
+        "dockml/bare:3.5",
+        "dockml/numpy:1.14.5-py35",
         "dockml/bare:3.6",
         "dockml/bare:3.9",
         "dockml/bare:3.11",

@@ -30,7 +30,9 @@ IMAGES = (
     "bare:3.13",
     "bare:3.14",
     "bare:3.6",
+    "bare:3.5",
     "ipykernel:5",
+    "numpy:1.14.5-py35",
     "tensorflow:1.4.0",
     "pytorch:1.1.0",
 )

@@ -1,4 +1,4 @@
-"""What runs in containers is written for Python 2.7 and 3.5, of which no interpreter may be here: vermin reads it."""
+"""What runs in containers is written for Python 2.7 and 3.5, which few have installed: vermin reads it."""
 
 from __future__ import annotations
 
