@@ -153,6 +153,24 @@ def test_what_asks_for_a_gradient_does_so_in_an_older_torch_and_back(
     assert own["grad"].tolist() == [[3, 3], [3, 3]]
 
 
+def test_a_tensor_of_a_gpu_arrives_on_the_cpu_and_that_is_said(
+    environments: dict[str, Environment], torch: Any
+) -> None:
+    class OnGpu(torch.Tensor):  # type: ignore[misc]
+        """Says that it is there, as no GPU is here; its data is not."""
+
+        @property
+        def device(self) -> Any:
+            return torch.device("cuda", 1)
+
+    tensor = torch.arange(6.0).reshape(2, 3).as_subclass(OnGpu)
+    done = environments[TORCH].put("t", tensor)
+    assert "tensor on cuda:1: on the CPU" in done.notes
+    assert environments[TORCH].run("t.device.type, t.tolist()").text == (
+        "('cpu', [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])"
+    )
+
+
 def test_a_tensor_without_data_is_refused(environments: dict[str, Environment], torch: Any) -> None:
     with pytest.raises(
         ValueRefusedError, match=r"without data \(device meta\), which cannot be handed over\."
