@@ -299,14 +299,16 @@ class Environment:
                         else:
                             missed.add(message)
                     if missed is not None and missed.is_full:
-                        self._show_missed(
-                            missed, OutputState(busy=False, dropped=0, takes=True), show
-                        )
-                        missed = None
+                        with _interrupts_later():
+                            self._show_missed(
+                                missed, OutputState(busy=False, dropped=0, takes=True), show
+                            )
+                            missed = None
                 elif isinstance(read, OutputState):
                     if missed is not None:
-                        self._show_missed(missed, read, show)
-                        missed = None
+                        with _interrupts_later():
+                            self._show_missed(missed, read, show)
+                            missed = None
                     if not read.busy:
                         return
                 if interrupted_at and time.monotonic() > interrupted_at + _INTERRUPT_PATIENCE:
@@ -1172,6 +1174,22 @@ def raise_remote_error(reply: Mapping[str, Any]) -> None:
             str(reply.get("evalue", "")),
             [str(line) for line in lines] if isinstance(lines, list) else [],
         )
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Let an interrupt come after this: not between what is shown and the note that it was, or it is shown twice."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    saved = signal.signal(signal.SIGINT, lambda signum, _: came.append(signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, saved)
+    if came:
+        raise KeyboardInterrupt
 
 
 class Missed:

@@ -505,7 +505,7 @@ def test_a_kernel_that_dies_is_told_and_can_be_brought_back(
         (f"%docker_env {PIP} --memory much", "ConfigError"),
         (f"%docker_env {PIP} --no-such-option", "ConfigError"),
         ("%docker_env 'open quote", "ConfigError"),
-        ("%docker_stop nobody", "UnknownEnvironmentError"),
+        ("%docker_stop nobody", "NoSuchEnvironmentError"),
         ("%docker_restart", "ConfigError"),
         ("%%docker_cell\n1", "ConfigError"),
         ("%%docker_cell no-such-name\n1", "UnknownNameError"),

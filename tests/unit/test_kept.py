@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -17,6 +19,7 @@ from jupyter_client.session import Session
 from dockml_magic import environment as environments
 from dockml_magic import folders, kept, labels, planning
 from dockml_magic.cli import Dockml, Remove, Stop
+from dockml_magic.control import OutputState
 from dockml_magic.engine import ContainerState, EngineFacts
 from dockml_magic.environment import Environment, Missed, open_environment
 from dockml_magic.errors import ConfigError, EngineUnreachableError, KernelPausedError
@@ -446,6 +449,36 @@ def test_what_a_stream_says_is_one_output() -> None:
         ("stream", "d"),
         ("error", None),
     ]
+
+
+def test_an_interrupt_while_the_missed_is_shown_shows_nothing_twice(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[object] = [
+        list(stream("missed").parts),
+        OutputState(busy=True, dropped=0, takes=True),
+        OutputState(busy=False, dropped=0, takes=True),
+    ]
+    shown: list[str] = []
+    interrupts: list[str] = []
+
+    def tell(text: str) -> None:
+        shown.append(text)
+        if "still busy" in text:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    container = SimpleNamespace(state=SimpleNamespace(attached=0))
+    monkeypatch.setattr(Environment, "_container", container)
+    monkeypatch.setattr(Environment, "interrupt", lambda self: interrupts.append("SIGINT"))
+    waiting = SimpleNamespace(read=lambda timeout: said.pop(0))
+    environment = Environment(IMAGE, RunOptions(name="mine"), workspace, tell=tell)
+    environment._wait_until_idle(
+        waiting,  # type: ignore[arg-type]
+        lambda _, messages: shown.extend(m.content["text"] for m in messages),
+    )
+    assert said == []
+    assert interrupts == ["SIGINT"]
+    assert [text.partition(" ")[0] for text in shown] == ["While", "missed", "'mine'"]
 
 
 def test_what_was_cleared_is_not_shown() -> None:
