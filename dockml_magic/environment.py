@@ -784,9 +784,12 @@ class Environment:
             If its container is paused, or lacks its runtime folder: it is left as it is.
         """
         self._container.raise_if_no_restart(self.name)
+        session = self._container.session
         self._disconnect()
         _run(self._manager.restart_kernel(now=True))
         self._connect()
+        if self._container.stays and self._container.session != session:
+            self.keep()  # it is noted as one that is being started
 
     @property
     def _is_restarted_elsewhere(self) -> bool:

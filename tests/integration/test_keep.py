@@ -265,6 +265,23 @@ def test_one_that_is_kept_later_goes_when_it_is_stopped(open_notebook: OpenNoteb
     assert kept.all_kept() == []
 
 
+def test_one_that_is_restarted_in_a_new_container_is_kept_as_well(
+    open_notebook: OpenNotebook,
+) -> None:
+    first = open_notebook()
+    first.ok(KEPT.format(BARE))
+    (container,) = containers_of(first.folder)
+    subprocess.run(["docker", "rm", "-f", container], check=True, capture_output=True)
+    assert "in a new container" in first.ok("%docker_restart kept1").printed()
+    first.ok("variable = 42")
+    (container,) = containers_of(first.folder)
+    first.kill()
+    second = open_notebook()
+    assert "its variables alive" in second.use("kept1").printed()
+    assert second.ok("variable").result == "42"
+    assert containers_of(second.folder) == [container]
+
+
 def test_the_stop_button_while_attaching_interrupts_the_cell(open_notebook: OpenNotebook) -> None:
     first = open_notebook()
     first.ok(KEPT.format(BARE))

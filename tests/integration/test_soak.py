@@ -284,7 +284,12 @@ class World:
             assert is_alive == (known.phase == "alive"), name
         every = [*self.known.values(), *self.away.values()]
         there = {known.container for known in every if known.phase != "gone" or known.is_left}
-        wait_until(lambda: set(self.containers()) == there, what="the containers we believe in")
+        try:
+            wait_until(lambda: set(self.containers()) == there, what="the containers we believe in")
+        except AssertionError:
+            print(f"here: {self.known}\nelsewhere: {self.away}\nreally: {self.containers()}")
+            print(self.docker("ps", "-a", "--no-trunc"))
+            raise
         live = {known.session for known in every if known.phase not in ("gone", "stopped")}
         may_be = {known.session for known in every}
         wait_until(lambda: live <= set(self.folders()) <= may_be, what=f"no folder but {may_be}")
