@@ -149,11 +149,15 @@ class MissingTagError(ConfigError):
         self.next_best = next_best
 
 
+def _in_quotes(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in dict.fromkeys(names)) or "none"
+
+
 class UnknownEnvironmentError(ConfigError):
     """No environment of this notebook has this name."""
 
     def __init__(self, name: str, running: Iterable[str]) -> None:
-        names = ", ".join(f"'{n}'" for n in running) or "none"
+        names = _in_quotes(running)
         super().__init__(
             f"No environment called '{name}' runs in this notebook (running: {names}).",
             hint=f"Start it with: %docker_env {name}",
@@ -165,7 +169,7 @@ class NoSuchEnvironmentError(ConfigError):
     """Nothing that a notebook can stop or remove has this name: it may be running, waiting warm, or kept."""
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
-        names = ", ".join(f"'{n}'" for n in dict.fromkeys(known)) or "none"
+        names = _in_quotes(known)
         super().__init__(
             f"No environment of this notebook, and none kept in its folder, is called '{name}' (there are: {names}).",
             hint="See them with: %docker_ps",
@@ -177,7 +181,7 @@ class UnknownContainerError(ConfigError):
     """None of this user's containers, of any notebook, is called so."""
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
-        names = ", ".join(f"'{n}'" for n in dict.fromkeys(known)) or "none"
+        names = _in_quotes(known)
         super().__init__(
             f"None of your environments is called '{name}' (there are: {names}).",
             hint="See them, with their ids, with: %docker_ps -a, or in a terminal: dockml ps",

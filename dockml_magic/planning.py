@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -526,8 +527,7 @@ def _given(options: RunOptions) -> dict[str, str]:
 
 def _read_text(path: Path) -> str:
     """Return a requirements file's text; a device or a pipe, which may never end, is none."""
-    if not path.is_file():
-        path.stat()  # says what is wrong where there is nothing
+    if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is not a file")
     with path.open("rb") as file:
         text = file.read(_LONGEST_FILE + 1)

@@ -267,11 +267,7 @@ def _image(at: _Place, name: str, entry: Any) -> Image:
     for word, value in entry.items():
         if word not in _IMAGE_READERS:
             raise (at / word).unknown(_IMAGE_READERS, value)
-        try:
-            values[word] = _IMAGE_READERS[word](value, at.path.parent)
-        except ConfigError as error:
-            example = f"Example: {word} = {_IMAGE_EXAMPLES[word]}"
-            raise (at / word).error(error.message, f"{error.hint} {example}".strip()) from error
+        values[word] = _entry(at / word, _IMAGE_READERS[word], value, _IMAGE_EXAMPLES[word])
     if ours is None and "reference" not in values:
         hint = 'Say what the engine pulls: reference = "registry.example.com/mine:1"'
         raise at.error("it has no reference.", hint)
@@ -290,11 +286,8 @@ def _environment(at: _Place, entry: dict[str, Any]) -> tuple[dict[str, Any], Run
     for word, value in entry.items():
         if word not in _OWN_READERS and word not in _READERS:
             raise (at / word).unknown((*_OWN_READERS, *_READERS), value)
-        try:
-            read = {**_OWN_READERS, **_READERS}[word](value, at.path.parent)
-        except ConfigError as error:
-            example = f"Example: {word} = {_EXAMPLES[word]}" if word in _EXAMPLES else ""
-            raise (at / word).error(error.message, f"{error.hint} {example}".strip()) from error
+        reader = {**_OWN_READERS, **_READERS}[word]
+        read = _entry(at / word, reader, value, _EXAMPLES.get(word, ""))
         if word in _OWN_READERS:
             own[word] = read
         elif word in _PACKAGES:
@@ -302,6 +295,15 @@ def _environment(at: _Place, entry: dict[str, Any]) -> tuple[dict[str, Any], Run
         else:
             values[word] = read
     return own, RunOptions(**values)
+
+
+def _entry(at: _Place, reader: Callable[[Any, Path], Any], value: Any, example: str) -> Any:
+    """Return what an entry comes to; where it cannot be used that is told with an example, if there is one."""
+    try:
+        return reader(value, at.path.parent)
+    except ConfigError as error:
+        example = example and f"Example: {at.keys[-1]} = {example}"
+        raise at.error(error.message, f"{error.hint} {example}".strip()) from error
 
 
 def _text(value: Any, _: Path) -> str:

@@ -265,23 +265,6 @@ def test_one_that_is_kept_later_goes_when_it_is_stopped(open_notebook: OpenNoteb
     assert kept.all_kept() == []
 
 
-def test_one_that_is_restarted_in_a_new_container_is_kept_as_well(
-    open_notebook: OpenNotebook,
-) -> None:
-    first = open_notebook()
-    first.ok(KEPT.format(BARE))
-    (container,) = containers_of(first.folder)
-    subprocess.run(["docker", "rm", "-f", container], check=True, capture_output=True)
-    assert "in a new container" in first.ok("%docker_restart kept1").printed()
-    first.ok("variable = 42")
-    (container,) = containers_of(first.folder)
-    first.kill()
-    second = open_notebook()
-    assert "its variables alive" in second.use("kept1").printed()
-    assert second.ok("variable").result == "42"
-    assert containers_of(second.folder) == [container]
-
-
 def test_the_stop_button_while_attaching_interrupts_the_cell(open_notebook: OpenNotebook) -> None:
     first = open_notebook()
     first.ok(KEPT.format(BARE))
@@ -376,7 +359,7 @@ def test_one_that_is_paused_is_told_at_once_and_goes_on_after_it(
     assert second.ok("variable").result == "42"
 
 
-def test_one_whose_container_was_removed_is_restarted_in_a_new_one(
+def test_one_whose_container_was_removed_is_restarted_in_a_new_one_and_kept_there(
     open_notebook: OpenNotebook,
 ) -> None:
     notebook = open_notebook()
@@ -387,6 +370,13 @@ def test_one_whose_container_was_removed_is_restarted_in_a_new_one(
     assert "in a new container" in notebook.ok("%docker_restart kept1").printed()
     assert notebook.ok("6 * 7").result == "42"
     assert container not in containers_of(notebook.folder)
+    notebook.ok("variable = 42")
+    (container,) = containers_of(notebook.folder)
+    notebook.kill()
+    other = open_notebook()
+    assert "its variables alive" in other.use("kept1").printed()
+    assert other.ok("variable").result == "42"
+    assert containers_of(other.folder) == [container]
 
 
 def test_what_a_notebook_leaves_that_is_killed_in_the_middle_of_a_start_is_started_anew(

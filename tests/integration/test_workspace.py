@@ -15,6 +15,7 @@ from dockml_magic.engine import DockerEngine
 from dockml_magic.spec import ContainerSpec
 from tests.integration.conftest import Image, Inspect, RunAs, StartKernel
 from tests.integration.kernels import Kernel
+from tests.ports import free_ports
 
 SEE_FILE = "import os; os.path.exists({!r})"
 
@@ -26,9 +27,7 @@ def any_image(image: Image) -> str:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
 
 
 def environ_of(kernel: Kernel) -> dict[str, str]:
