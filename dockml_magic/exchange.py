@@ -21,6 +21,7 @@ import keyword
 import logging
 import os
 import secrets
+import threading
 import zipfile
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -470,6 +471,7 @@ class ContainerSide:
         self._tell = tell
         self._door: Door | None = None
         self._file: PurePosixPath | None = None
+        self._making_ready = threading.Lock()
         self._waiting: dict[str, list[str]] = {}
         """Tokens of the iterators among the values that wait by a token."""
 
@@ -686,9 +688,12 @@ class ContainerSide:
             log.debug("nothing to forget in %s", self.title)
 
     def _make_ready(self) -> None:
-        """Give the container what answers in it, once."""
-        if self._file is not None:
-            return
+        """Give the container what answers in it, once, whichever threads are the first to need it."""
+        with self._making_ready:
+            if self._file is None:
+                self._file = self._give_file()
+
+    def _give_file(self) -> PurePosixPath:
         if not self._relay.is_ipython:
             raise self._is_no_ipykernel()
         file = self._container.give_file(_FILE, _archive())
@@ -700,7 +705,7 @@ class ContainerSide:
                 self._door = KEEPER.open(runtime)
             except OSError as error:
                 self._shut(error)
-        self._file = file
+        return file
 
     def _make_room(self) -> None:
         _drop_idle(self.party)

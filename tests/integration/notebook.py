@@ -116,6 +116,14 @@ class Notebook:
         self._cells[msg_id] = Cell()
         return msg_id
 
+    def send_all(self, *cells: str) -> list[str]:
+        """Send cells as "Run All" does, and return their ids; none begins before all of them are there."""
+        first = self.send("input()", allow_stdin=True, store_history=False)
+        ids = [self.send(cell) for cell in cells]
+        self.answer("")
+        self.finish(first)
+        return ids
+
     def run(self, code: str, **more: Any) -> Cell:
         """Run a cell to its end."""
         return self.finish(self.send(code, **more))

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.integration.conftest import Image, OpenNotebook
-from tests.integration.notebook import IPYKERNELS, Notebook, python_with
+from tests.integration.notebook import IPYKERNELS, Cell, Notebook, python_with
 from tests.waiting import wait_until
 
 PIP = "dockml/pip:3.11"
@@ -65,10 +65,9 @@ def active(notebook: Notebook) -> None:
     notebook.use("first")
 
 
-def send_all(notebook: Notebook, *cells: str) -> list[Any]:
+def run_all(notebook: Notebook, *cells: str) -> list[Cell]:
     """Send cells at once, as "Run All" does, and return them when the last one has ended."""
-    ids = [notebook.send(cell) for cell in cells]
-    return [notebook.finish(msg_id) for msg_id in ids]
+    return [notebook.finish(msg_id) for msg_id in notebook.send_all(*cells)]
 
 
 def say(
@@ -138,7 +137,7 @@ def test_cells_sent_at_once_run_where_those_before_them_lead(notebook: Notebook)
     where = "import socket; print(socket.gethostname())"
     first, other = (notebook.ok(f"%%docker_cell {name}\n{where}") for name in ("first", "other"))
     assert first.printed() != other.printed()
-    cells = send_all(
+    cells = run_all(
         notebook,
         where,
         "%docker_env other",
@@ -160,7 +159,7 @@ def test_cells_loaded_with_the_extension_at_once_run_in_order(
 ) -> None:
     image(PIP)
     with Notebook(workspace, python_with(IPYKERNELS[0])) as notebook:
-        cells = send_all(
+        cells = run_all(
             notebook,
             "%load_ext dockml_magic",
             f"%docker_env {PIP}",
@@ -184,7 +183,7 @@ def test_cells_loaded_with_the_extension_at_once_run_in_order(
 def test_an_error_aborts_what_waits_in_whatever_kernel(
     notebook: Notebook, cells: list[str]
 ) -> None:
-    failed, *others = send_all(notebook, *cells)
+    failed, *others = run_all(notebook, *cells)
     assert failed.reply["status"] == "error"
     for other in others:
         assert other.reply["status"] == "aborted"

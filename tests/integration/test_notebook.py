@@ -471,7 +471,7 @@ def test_what_pip_installed_outlives_a_restart(notebook: Notebook) -> None:
 
 def test_an_error_aborts_the_cells_that_wait(notebook: Notebook) -> None:
     notebook.use(PIP)
-    failing, waiting = notebook.send("import time; time.sleep(0.5); 1 / 0"), notebook.send("2")
+    failing, waiting = notebook.send_all("1 / 0", "2")
     assert notebook.finish(failing).reply["status"] == "error"
     assert notebook.finish(waiting).reply["status"] == "aborted"
     assert notebook.ok("3").result == "3"

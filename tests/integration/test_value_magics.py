@@ -110,8 +110,9 @@ def test_where_one_of_two_targets_has_no_room_the_other_gets_nothing(notebook: N
 
 
 def test_what_a_cell_lacks_is_its_error_and_stops_those_behind_it(notebook: Notebook) -> None:
-    first = notebook.send("%%docker_cell new -q -o made,lost\nmade = 1\nprint('ran')")
-    second = notebook.send("1 + 1")
+    first, second = notebook.send_all(
+        "%%docker_cell new -q -o made,lost\nmade = 1\nprint('ran')", "1 + 1"
+    )
     cell = notebook.finish(first)
     assert cell.reply["ename"] == "NameMissingError"
     assert cell.printed() == "ran\n"

@@ -292,9 +292,17 @@ def test_two_notebooks_hand_over_to_the_same_kernel(start: Start) -> None:
     assert kernel.value("[len(x0), len(x1)]") == [len(BIG)] * 2
 
 
-def test_threads_hand_over_at_once(start: Start) -> None:
+def test_threads_hand_over_at_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = start()
     side = side_of(kernel)
+    evaluate, made_ready = kernel.evaluate, []
+
+    def evaluate_slowly(*arguments: Any) -> str:
+        made_ready.append(arguments)
+        time.sleep(0.2)  # all of them come here, if they may
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(kernel, "evaluate", evaluate_slowly)
     threads = [
         threading.Thread(target=lambda n=n: hand_over(OwnKernel({"x": BIG}), side, {"x": f"x{n}"}))
         for n in range(8)
@@ -304,6 +312,7 @@ def test_threads_hand_over_at_once(start: Start) -> None:
     for thread in threads:
         thread.join()
     assert kernel.value("sum(len(globals()['x%d' % n]) for n in range(8))") == 8 * len(BIG)
+    assert len(made_ready) == 1
 
 
 # --- what does not ----------------------------------------------------------------------------
