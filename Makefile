@@ -7,6 +7,9 @@ OLD := .venv-ipykernel6
 PIP_FLAGS := --quiet --disable-pip-version-check
 ROWS ?=
 
+# A CI machine may set it. The tests start kernels and commands by the hundred: each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 
 help:  ## List the targets

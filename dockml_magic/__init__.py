@@ -7,6 +7,7 @@ nothing and is cheap: everything heavy waits until it is used.
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING, Any
 
 from dockml_magic._version import __version__
@@ -47,8 +48,13 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     shell : InteractiveShell
         The notebook's.
     """
-    from dockml_magic.magics import load
-
+    collects = gc.isenabled()
+    gc.disable()  # what an import makes stays: to look through all that a kernel holds took a third of the time
+    try:
+        from dockml_magic.magics import load
+    finally:
+        if collects:
+            gc.enable()
     load(shell)
 
 

@@ -152,6 +152,7 @@ class Environment:
         self.image_in_words = plan.choice.image_in_words
         self._relay: Relay | None = None
         self._side: ContainerSide | None = None
+        self._making_side = threading.Lock()
         self._opened: Callable[[Environment, Relay], Callable[[], None]] | None = None
         self._on_close: Callable[[], None] | None = None
         from dockml_magic.provisioner import PROVISIONER_NAME, TellingManager
@@ -409,8 +410,9 @@ class Environment:
     def abandon(self) -> None:
         """Make a `start` that runs in another thread, or is about to, give up and leave nothing."""
         self._is_abandoned = True
-        if self._starting is not None:
-            self._starting.cancel()
+        starting = self._starting
+        if starting is not None:
+            starting.cancel()
 
     def decide_anew(self) -> None:
         """Let what it becomes be decided again, should it ever need a new container, whatever `plan` was given."""
@@ -451,10 +453,10 @@ class Environment:
         if self._on_close is not None:
             self._on_close()
             self._on_close = None
+        relay, self._relay = self._relay, None
         self.close_side()
-        if self._relay is not None:
-            self._relay.close()
-            self._relay = None
+        if relay is not None:
+            relay.close()
 
     def watch(self, opened: Callable[[Environment, Relay], Callable[[], None]]) -> None:
         """Call `opened` with this and the relay now, and with each new one after a restart.
@@ -485,7 +487,8 @@ class Environment:
     @property
     def container(self) -> KernelContainer | None:
         """The container, None when there is none."""
-        return self._provisioner.container if self._provisioner else None
+        provisioner = self._provisioner
+        return provisioner.container if provisioner else None
 
     @property
     def _container(self) -> KernelContainer:
@@ -499,22 +502,24 @@ class Environment:
     @property
     def container_id(self) -> str:
         """The engine's id of the container, "" when there is none."""
-        return self.container.container_id if self.container else ""
+        container = self.container
+        return container.container_id if container else ""
 
     @property
     def report(self) -> Mapping[str, Any]:
         """What is known of the kernel: python, executable, ipykernel, kernel ("image", "bundle" or "spec")."""
-        info = self._relay.kernel_info.get("language_info", {}) if self._relay else {}
+        relay = self._relay
+        info = relay.kernel_info.get("language_info", {}) if relay else {}
         version = harmless(str(info.get("version", "")))
         return {"language_version": version, **self._container.state.report}
 
     @property
     def is_alive(self) -> bool:
         """The kernel runs."""
-        return self.container is not None and (
-            self.container.poll() is None
-            and self.container.state.generation
-            == (self._generation or self.container.state.generation)
+        container = self.container
+        return container is not None and (
+            container.poll() is None
+            and container.state.generation == (self._generation or container.state.generation)
         )
 
     @property
@@ -603,8 +608,9 @@ class Environment:
 
     def raise_missed_interrupt(self) -> None:
         """Raise KeyboardInterrupt where one came as the last cell had not begun over there, or had ended."""
-        if self._relay is not None and self._relay.missed_interrupt:
-            self._relay.missed_interrupt = False
+        relay = self._relay
+        if relay is not None and relay.missed_interrupt:
+            relay.missed_interrupt = False
             self._container.settle_signals()
             raise KeyboardInterrupt
 
@@ -633,18 +639,20 @@ class Environment:
         """
         from dockml_magic.exchange import ContainerSide  # here: `%load_ext` does without it
 
-        relay = self._running_relay()
-        if self._side is None:
-            self._side = ContainerSide(
-                self.name, relay, self._container, lambda line: self.tell(line)
-            )
-        return self._side
+        with self._making_side:
+            relay = self._running_relay()
+            if self._side is None:
+                self._side = ContainerSide(
+                    self.name, relay, self._container, lambda line: self.tell(line)
+                )
+            return self._side
 
     def close_side(self) -> None:
         """Hand nothing over any more, with what was made for it."""
-        if self._side is not None:
-            self._side.close()
-            self._side = None
+        with self._making_side:
+            side, self._side = self._side, None
+        if side is not None:
+            side.close()
 
     def put(self, name: str, value: Any, *, copy: bool = False) -> HandOver:
         """Give its kernel a variable.
@@ -736,7 +744,11 @@ class Environment:
         self, msg_type: str, content: Mapping[str, Any], timeout: float
     ) -> dict[str, Any] | None:
         """Send another shell request, such as complete_request; None if no reply comes in time."""
-        return self._relay.request(msg_type, content, timeout) if self._relay else None
+        relay = self._relay
+        try:
+            return relay.request(msg_type, content, timeout) if relay else None
+        except KernelError:  # another thread stops it
+            return None
 
     def debug(self, content: Mapping[str, Any], timeout: float) -> dict[str, Any] | None:
         """Pass a front end's debug request on; None if no reply comes in time.
@@ -756,8 +768,10 @@ class Environment:
 
     def forward(self, message: Mapping[str, Any]) -> None:
         """Pass a front end's comm message on to the kernel."""
-        if self._relay is not None:
-            self._relay.forward(message)
+        relay = self._relay
+        if relay is not None:
+            with contextlib.suppress(KernelError):  # another thread stops it
+                relay.forward(message)
 
     def interrupt(self) -> None:
         """Stop the running cell, as the stop button does; from another thread than the one in `run`.
@@ -767,8 +781,9 @@ class Environment:
         KernelError
             If its container is gone.
         """
-        if self._relay is not None:
-            self._relay.is_interrupted = True
+        relay = self._relay
+        if relay is not None:
+            relay.is_interrupted = True
         self._container.signal(signal.SIGINT)
 
     def kill(self) -> None:
@@ -862,11 +877,16 @@ class Environment:
         """
         with self._stopping:
             container = self.container
-            self._disconnect()
-            if container is not None and container.is_kept:
-                container.ask_to_end()  # first, so that another notebook sees no kernel that died
-            if self._manager.provisioner is not None:
-                _run(self._manager.shutdown_kernel(now=True))
+            try:
+                self._disconnect()
+                if container is not None and container.is_kept:
+                    container.ask_to_end()  # first, so that another notebook sees no kernel that died
+                if self._manager.provisioner is not None:
+                    _run(self._manager.shutdown_kernel(now=True))
+            except BaseException:  # an interrupt: nobody knows of it any more
+                if container is not None and not container.stays:
+                    container.ask_to_end()
+                raise
             self._manager.cleanup_connection_file()
             if container is not None and not container.stays:
                 kept.forget(container.session)
@@ -1033,6 +1053,7 @@ class Environments:
         self._running: dict[str, Environment] = {}
         self._active: Environment | None = None
         self._starting: set[str] = set()
+        self._starting_lock = threading.Lock()
         self._handed_over: list[KernelContainer] = []
         self.changed: list[Callable[[], None]] = []
 
@@ -1075,23 +1096,42 @@ class Environments:
 
     @contextmanager
     def starting(self, name: str) -> Iterator[None]:
-        """Keep others away from a name while one is started under it.
+        """Keep others away from a name while one is started under it, or its kernel is.
 
         Raises
         ------
         ConfigError
             If that is going on already, in another thread.
         """
+        with self._starting_lock:
+            self.raise_if_starting(name)
+            self._starting.add(name)
+        try:
+            yield
+        finally:
+            self._starting.discard(name)
+
+    def raise_if_starting(self, name: str) -> None:
+        """Raise `ConfigError` while another thread starts one under this name, or its kernel."""
         if name in self._starting:
             raise ConfigError(
                 f"'{name}' is being started already.",
                 hint="Wait for it, or start a second one with another --name.",
             )
-        self._starting.add(name)
-        try:
-            yield
-        finally:
-            self._starting.discard(name)
+
+    def restart(self, name: str) -> None:
+        """Restart the kernel of one.
+
+        Raises
+        ------
+        ConfigError
+            If another thread does that.
+        KernelError
+            See `Environment.restart`.
+        """
+        environment = self.get(name)
+        with self.starting(name):
+            environment.restart()
 
     def stop(self, name: str) -> None:
         """Stop one and forget it; cells go back to the notebook's own kernel if it was active."""

@@ -316,9 +316,10 @@ class Forwarder:
         if message.type == "execute_request":
             silent = message.content.get("silent", False)
             counts = not silent and message.content.get("store_history", True)
-        if not self.requests:
+        under_way = list(self.requests.values())  # the IOPub thread takes out what is settled
+        if not under_way:
             self._interrupted_at, self._was_told = 0.0, False
-        ahead = sum(r.counts and not r.replied for r in self.requests.values())
+        ahead = sum(r.counts and not r.replied for r in under_way)
         request = Request(message=message, counts=counts, count=shown_count + ahead)
         if message.type.startswith("comm_") and not message.type.endswith("_request"):
             request.replied = True  # these have no reply
@@ -418,17 +419,18 @@ class Forwarder:
         error = self.environment.pause_error()
         if self._interrupted_at:
             unsent = {request.message.id for request in self._held}
-            self.relay.abandoned |= self.requests.keys() - unsent
+            self.relay.abandoned |= set(self.requests) - unsent
             self._held.clear()
             self.fail(error)
             return
-        cells = [r for r in self.requests.values() if r.message.type == "execute_request"]
+        requests = list(self.requests.values())
+        cells = [r for r in requests if r.message.type == "execute_request"]
         if cells and not self._was_told_of_pause:
             self.front.say("stream", {"name": "stderr", "text": f"{error}\n"}, cells[0].message)
         self._was_told_of_pause = True
         self._held_since = time.monotonic()
         # A completion would keep the next cell, perhaps the one that stops the environment, from running.
-        others = [r for r in self.requests.values() if r not in cells]
+        others = [r for r in requests if r not in cells]
         self._held = [r for r in self._held if r not in others]
         self.fail(error, others)
 
@@ -445,6 +447,8 @@ class Forwarder:
 
     def fail(self, error: DockmlError, requests: Sequence[Request] | None = None) -> None:
         """End what is under way, or some of it, with an error."""
+        if requests is None:
+            self._expect_no_answer()
         told = {
             "ename": type(error).__name__,
             "evalue": error.message,
@@ -499,9 +503,7 @@ class Forwarder:
             request = self.requests.get(message.parent_id)
             if request is None or request.replied:
                 return  # to one of our own requests
-            if self._asks:
-                self._asks = False
-                self.front.loop.remove_reader(self.front.stdin.FD)
+            self._expect_no_answer()
             content: dict[str, Any] = {}
             if message.type != request.message.type.replace("_request", "_reply"):
                 raise MalformedMessageError(f"it is a {message.type}")
@@ -524,6 +526,10 @@ class Forwarder:
             self.fail(nonsense(error))
             return
         request.replied, request.replied_since = True, time.monotonic()
+        if (
+            request.message.type == "execute_request"
+        ):  # it has reacted; the next cell was not interrupted
+            self._interrupted_at, self._was_told = 0.0, False
         status = content.get("status")
         if status == "aborted":
             request.aborted_since = time.monotonic()
@@ -560,6 +566,12 @@ class Forwarder:
         self.front.loop.add_reader(self.front.stdin.FD, self._read_answer)
         self._read_answer()
 
+    def _expect_no_answer(self) -> None:
+        """Leave the front end's answers to the notebook's own kernel, or to who asks next."""
+        if self._asks:
+            self._asks = False
+            self.front.loop.remove_reader(self.front.stdin.FD)
+
     def _read_answer(self) -> None:
         if not _has_arrived(self.front.stdin):
             return
@@ -570,8 +582,7 @@ class Forwarder:
         except MalformedMessageError as error:
             log.warning("an input reply that cannot be used: %s", error)
             return
-        self._asks = False
-        self.front.loop.remove_reader(self.front.stdin.FD)
+        self._expect_no_answer()
         with self.relay.shell_lock:
             send(self.relay.stdin, message.signed_by(self.relay.session))
         self._read_questions()
@@ -804,7 +815,8 @@ class ShellChannel:
             except UNUSABLE:
                 environment = None  # ipykernel says what is wrong with it
             forwarder = self._forwarders.get(environment) if environment else None
-            others = [f for f in self._forwarders.values() if f is not forwarder and f.requests]
+            forwarders = list(self._forwarders.values())  # others open and close them
+            others = [f for f in forwarders if f is not forwarder and f.requests]
             if others or (forwarder is not None and self._local):
                 return
             self._waiting.popleft()

@@ -284,6 +284,7 @@ class DockerMagics(MagicLines):
             Gets a new environment when its image is here, before it is started.
         """
         known = options.name or name
+        self.environments.raise_if_starting(known)
         if known in self.environments:
             environment = self.environments.get(known)
             is_same = kept.is_same(options, environment.options, known)
@@ -349,7 +350,7 @@ class DockerMagics(MagicLines):
 
     def _resume(self, environment: Environment, tell: Callable[[str], None] = tell) -> None:
         """Start a kernel in a container that was kept over a restart."""
-        environment.restart()
+        self.environments.restart(environment.name)
         tell(
             f"{environment.name!r} was kept over the restart: a new kernel in the same container, "
             f"{describe_kernel(environment.report)}."
@@ -402,6 +403,7 @@ class DockerMagics(MagicLines):
 
     def _running(self, name: str, what: str, options: RunOptions) -> Environment:
         """Return the environment called `name`, started where it does not run."""
+        self.environments.raise_if_starting(name)
         if name not in self.environments:
             return self._start_beside(what, options).environment
         environment = self.environments.get(name)
@@ -418,7 +420,13 @@ class DockerMagics(MagicLines):
         *,
         fresh: bool = False,
     ) -> Opened:
-        with self.environments.starting(options.name or name):
+        known = options.name or name
+        with self.environments.starting(known):
+            if known in self.environments:
+                raise ConfigError(
+                    f"'{known}' was started by another thread just now.",
+                    hint=f"Use that one: %docker_env {known}",
+                )
             try:
                 opened = open_environment(
                     name,
@@ -433,11 +441,9 @@ class DockerMagics(MagicLines):
             except Stopped:  # a pull, which says more
                 raise
             except KeyboardInterrupt:
-                raise StartStopped(options.name or name) from None
+                raise StartStopped(known) from None
             finally:
-                self.warm.stop(
-                    options.name or name
-                )  # one that is something else, or comes too late
+                self.warm.stop(known)  # one that is something else, or comes too late
             self._take_in(opened.environment)
             self.warm.note_started(name, opened.environment, current_folder())
         return opened
@@ -659,13 +665,13 @@ class DockerMagics(MagicLines):
         for name in self._names_or_active("docker_restart", parsed.names):
             environment = self.environments.get(name)
             if environment.has_container:
-                environment.restart()
+                self.environments.restart(name)
                 tell(f"Restarted {name!r}.")
             elif environment.is_kept and kept.find(name, current_folder()) is not None:
                 self._start_again(name)
                 tell(f"Started {name!r}, with a new kernel: its container had ended.")
             else:
-                environment.restart()
+                self.environments.restart(name)
                 tell(
                     f"Started {name!r} in a new container: the old one was gone, with what was installed in it."
                 )

@@ -555,7 +555,7 @@ class ImagePicker:
             _button(
                 "Restart",
                 f"Restart the kernel of {name}: its variables go",
-                lambda: self._work(lambda: self._restart(environment)),
+                lambda: self._work(lambda: self._restart(name)),
             ),
             _button(
                 "Logs",
@@ -575,9 +575,9 @@ class ImagePicker:
     def _switch(self, name: str) -> None:
         self._notebook.switch_to(name, RunOptions(), tell=_Teller(self), begun=self._note_start)
 
-    def _restart(self, environment: Environment) -> None:
-        environment.restart()
-        self._say(f"Restarted {environment.name!r}.")
+    def _restart(self, name: str) -> None:
+        self._environments.restart(name)
+        self._say(f"Restarted {name!r}.")
 
     def _end(self, name: str) -> None:
         self._environments.stop(name)

@@ -268,7 +268,8 @@ class Relay:
         """Remember a request: what the kernel publishes for it is passed on."""
         self._sent[msg_id] = None
         if len(self._sent) > _REMEMBERED:
-            del self._sent[next(iter(self._sent))]
+            with contextlib.suppress(KeyError, RuntimeError):  # another thread does it too
+                del self._sent[next(iter(self._sent))]
 
     def note_cell(self, header: Mapping[str, Any]) -> None:
         """Remember the header of a cell that is sent."""
@@ -315,6 +316,7 @@ class Relay:
         ask_at = time.monotonic()
         answered = heard = False
         while not (answered and heard):
+            self._raise_if_closing()
             self._raise_if_dead()
             now = time.monotonic()
             if now > deadline:
@@ -377,6 +379,7 @@ class Relay:
         # In this order: an interrupt may come between the last message and the letting go.
         with self._interrupts_passed_on(), self._held():
             while self.abandoned and time.monotonic() < since + ABANDONED_PATIENCE:
+                self._raise_if_closing()
                 events = dict(self._poller.poll(round(_LOOK_INTERVAL * 1000)))
                 if not events:
                     was_told = self._look_after_kernel(tell, was_told=was_told)
@@ -393,6 +396,7 @@ class Relay:
             idle = False
             probe = ""
             while reply is None or not idle:
+                self._raise_if_closing()
                 events = dict(self._poller.poll(round(_LOOK_INTERVAL * 1000)))
                 if not events and self.is_interrupted and not probe:
                     probe = self._ask_shell()
@@ -466,6 +470,7 @@ class Relay:
         )
         content = {"code": code, "silent": True, "store_history": False, "user_expressions": {}}
         with self.shell_lock:
+            self._raise_if_closing()
             self.session.send(self.shell, _request(header, {**content, "allow_stdin": False}))
         self.next_count = count
 
@@ -507,6 +512,7 @@ class Relay:
     ) -> dict[str, Any] | None:
         """Send a control request, which a kernel answers while it works, as `request` does."""
         with self._control_lock:
+            self._raise_if_closing()
             return self._request(self._control, msg_type, content, timeout)
 
     def _request(
@@ -520,6 +526,7 @@ class Relay:
         sent: Any = self.session.send(socket, msg_type, dict(content))
         self.note_sent(sent["header"]["msg_id"])
         while (left := deadline - time.monotonic()) > 0:
+            self._raise_if_closing()
             if socket.poll(round(min(left, _LOOK_INTERVAL) * 1000)):
                 received = self._receive(socket)
                 if received["parent_header"].get("msg_id") == sent["header"]["msg_id"]:
@@ -564,6 +571,7 @@ class Relay:
             When the kernel has let go of it.
         """
         with self._asks_lock:
+            self._raise_if_closing()
             for _ in range(_MOST_ABORTED):
                 answer = self._ask(msg_type, content, buffers, interrupted, tell)
                 if answer[0].get("status") != "aborted":
@@ -627,8 +635,7 @@ class Relay:
         was_told = False
         while True:
             try:
-                if self._is_closing:
-                    raise KernelError("The kernel was stopped.")
+                self._raise_if_closing()
                 if stop is not None and time.monotonic() > deadline:
                     raise stop
                 if not socket.poll(round(_LOOK_INTERVAL * 1000)):
@@ -692,8 +699,13 @@ class Relay:
             self._asks_session = session
         return self._asks, self._asks_session
 
+    def _raise_if_closing(self) -> None:
+        """Let `close` have the locks: whoever holds one, or has just got it, goes."""
+        if self._is_closing:
+            raise KernelError("The kernel was stopped.")
+
     def close(self) -> None:
-        """Close the sockets."""
+        """Close the sockets; what other threads wait for at them ends with an error. Again is no error."""
         self._is_closing = True
         with (
             self.shell_lock,
@@ -702,6 +714,8 @@ class Relay:
             self._asks_lock,
             self._monitors_lock,
         ):
+            if self._context.closed:
+                return
             for socket in (self.shell, self.stdin, self.iopub, self._control, self._asks):
                 if socket is None:
                     continue
@@ -717,6 +731,7 @@ class Relay:
         """Hold all sockets, and let those go on who pass messages on between the cells."""
         try:
             with self.shell_lock, self.iopub_lock:
+                self._raise_if_closing()
                 yield
         finally:
             self.let_go()
@@ -725,6 +740,7 @@ class Relay:
     def _held_shell(self) -> Iterator[None]:
         try:
             with self.shell_lock:
+                self._raise_if_closing()
                 yield
         finally:
             self.let_go()

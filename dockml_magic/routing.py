@@ -365,6 +365,11 @@ class Router:
                     place.fetch()
             except (DockmlError, KeyboardInterrupt) as error:  # the latter at any moment
                 reply = self._error_reply(error)
+            except (
+                Exception
+            ) as error:  # whatever it is: ipykernel would send no reply, and the cell never end
+                log.exception("a cell")
+                reply = self._error_reply(error)
             if stores:
                 self.shell.execution_count = count + 1
             reply["execution_count"] = count
@@ -441,7 +446,7 @@ class Router:
         header = self.kernel.get_parent("shell")["header"]
         return environment.execute(header, content, self._sink(environment), count=count)
 
-    def _error_reply(self, error: DockmlError | KeyboardInterrupt) -> dict[str, Any]:
+    def _error_reply(self, error: Exception | KeyboardInterrupt) -> dict[str, Any]:
         """Publish an error of ours as the cell's, and return the reply that says so.
 
         An interrupt that came before the cell was sent is one too: a front end waits for a reply.
@@ -451,6 +456,9 @@ class Router:
             told |= {"evalue": error.message, "traceback": error._render_traceback_()}
         elif isinstance(error, Stopped):
             told |= {"evalue": str(error), "traceback": error._render_traceback_()}
+        elif isinstance(error, Exception):
+            line = f"{type(error).__name__}: {error}"
+            told |= {"evalue": str(error), "traceback": [line]}
         self.kernel.send_response(self.kernel.iopub_socket, "error", told)
         return {"status": "error", "user_expressions": {}, "payload": [], **told}
 

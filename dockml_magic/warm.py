@@ -307,14 +307,18 @@ class WarmEnvironments:
     def _measure(self, waiting: Waiting) -> None:
         """Ask the engine what it takes, which engines take a second to say, and let other processes see it."""
         environment = waiting.environment
-        _mark(environment.made, 0)
+        self._mark(waiting)
         with contextlib.suppress(DockmlError):
             stats = environment.engine.stats(environment.container_id or "-")
             waiting.memory = stats.memory if stats else 0
             self._takes = max(self._takes, waiting.memory)
+        self._mark(waiting)
+
+    def _mark(self, waiting: Waiting) -> None:
+        """Mark it as one that waits, unless it was taken meanwhile."""
         with self._lock:
             if self._found.get(waiting.name) is waiting:
-                _mark(environment.made, waiting.memory)
+                _mark(waiting.environment.made, waiting.memory)
 
     # --- while it waits -----------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import pytest
 import zmq
 from jupyter_client.session import Session
 
+from dockml_magic.errors import KernelError
 from dockml_magic.messages import Message
 from dockml_magic.relay import Relay
 
@@ -111,4 +112,30 @@ def test_an_interrupt_that_meets_no_cell_over_there_is_known_to_be_missed(
     assert relay.execute(header, CONTENT, shown)["status"] == "ok"
     assert relay.missed_interrupt == is_missed
     assert len(passed_on) == (when != "never")
+    kernel.close()
+
+
+def test_another_thread_can_close_it_while_a_cell_runs(relay: Relay, short_folder: Path) -> None:
+    shown, is_over = Shown(), threading.Event()
+    kernel = Kernel(short_folder / "kernel", {"during": lambda: is_over.wait(30)})
+    kernel.serve_when_heard()
+
+    def close() -> None:
+        assert shown.has_some.wait(10)
+        relay.close()
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    with pytest.raises(KernelError, match="was stopped"):
+        relay.execute(Session().msg_header("execute_request"), CONTENT, shown)
+    closing.join()
+    for late in (
+        lambda: relay.request("complete_request", {}, 1),
+        lambda: relay.request_on_control("debug_request", {}, 1),
+        lambda: relay.ask("execute_request", {}),
+        lambda: relay.execute(Session().msg_header("execute_request"), CONTENT, shown),
+    ):
+        with pytest.raises(KernelError, match="was stopped"):
+            late()
+    is_over.set()
     kernel.close()

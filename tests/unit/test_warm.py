@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -530,7 +531,9 @@ def test_what_waits_and_what_it_takes_is_one_line(shelf: WarmEnvironments, works
     )
 
 
-def test_other_processes_see_which_containers_wait(engine: FakeEngine, plan: Plan) -> None:
+def test_other_processes_see_which_containers_wait(
+    engine: FakeEngine, plan: Plan, shelf: WarmEnvironments
+) -> None:
     container = KernelContainer(engine, plan(IMAGE), print)
     container._make_runtime(
         planning.RuntimeFolder(planning.folders.runtime_root() / container.session)
@@ -547,6 +550,9 @@ def test_other_processes_see_which_containers_wait(engine: FakeEngine, plan: Pla
     shown = f"Warm, so that %docker_env NAME takes no time in their notebooks: {IMAGE} (57 MB)."
     assert status() == ["warm", shown]
     warm._unmark(container)
+    assert status() == ["running", ""]
+    stands_in: Any = SimpleNamespace(made=container)
+    shelf._mark(warm.Waiting(name="taken", environment=stands_in, is_picked=False))
     assert status() == ["running", ""]
     container._give_up_claim()
 

@@ -1,0 +1,101 @@
+"""What several threads of a notebook do with its environments, and an interrupt in the middle. No kernel runs here."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dockml_magic import exchange, planning
+from dockml_magic.environment import Environment, Environments
+from dockml_magic.errors import ConfigError
+from dockml_magic.exchange import ContainerSide
+from dockml_magic.options import RunOptions
+from tests.unit.fake_engine import FakeEngine
+
+
+@pytest.fixture
+def environment(
+    engine: FakeEngine,
+    plan: Callable[..., Any],
+    short_folder: Path,
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Environment:
+    monkeypatch.setattr(planning.engines, "connect", lambda name: engine)
+    engine.add_image("dockml/one")
+    return Environment("one", RunOptions(), short_folder, told.append, plan("dockml/one"))
+
+
+def test_threads_that_hand_values_over_have_one_side(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ContainerSide] = []
+
+    class Side(ContainerSide):
+        def __init__(self, *arguments: Any) -> None:
+            time.sleep(0.1)  # all of them come here, if they may
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(exchange, "ContainerSide", Side)
+    monkeypatch.setattr(Environment, "_running_relay", lambda _: SimpleNamespace())
+    monkeypatch.setattr(Environment, "_container", SimpleNamespace(session="one"))
+    seen: list[ContainerSide] = []
+    threads = [threading.Thread(target=lambda: seen.append(environment.side)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == made * 4
+
+
+@pytest.mark.parametrize(("stays", "is_asked"), [(False, True), (True, False)])
+def test_a_stop_that_is_interrupted_leaves_nothing_that_only_we_know_of(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch, *, stays: bool, is_asked: bool
+) -> None:
+    asked: list[bool] = []
+
+    def interrupt(_: Environment) -> None:
+        raise KeyboardInterrupt
+
+    container = SimpleNamespace(
+        stays=stays, is_kept=False, ask_to_end=lambda: asked.append(True), find_pause=lambda: False
+    )
+    monkeypatch.setattr(Environment, "container", container)
+    monkeypatch.setattr(Environment, "_disconnect", interrupt)
+    environments = Environments()
+    environments.add(environment)
+    with pytest.raises(KeyboardInterrupt):
+        environments.stop(environment.name)
+    assert bool(asked) == is_asked
+    assert environments.names() == []
+
+
+def test_a_kernel_is_restarted_by_one_thread_at_a_time(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, may_end = threading.Event(), threading.Event()
+
+    def restart(_: Environment) -> None:
+        began.set()
+        assert may_end.wait(10)
+
+    monkeypatch.setattr(Environment, "restart", restart)
+    environments = Environments()
+    environments.add(environment)
+    thread = threading.Thread(target=environments.restart, args=(environment.name,))
+    thread.start()
+    assert began.wait(10)
+    with pytest.raises(ConfigError, match="is being started already"):
+        environments.restart(environment.name)
+    with pytest.raises(ConfigError, match="is being started already"):
+        environments.raise_if_starting(environment.name)
+    may_end.set()
+    thread.join()
+    environments.restart(environment.name)
