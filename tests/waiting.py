@@ -47,12 +47,16 @@ def wait_for_engine(process: subprocess.Popen[bytes], path: Path) -> None:
     wait_until(lambda: process.poll() is not None or answers(), what="an engine of the tests")
 
 
-def interrupt_when(condition: Callable[[], object]) -> threading.Thread:
-    """Interrupt the main thread, as the stop button does, as soon as `condition` holds."""
+def interrupt_when(
+    condition: Callable[[], object], *, then: Path | None = None
+) -> threading.Thread:
+    """Interrupt the main thread, as the stop button does, as soon as `condition` holds; then make a file."""
 
     def wait() -> None:
         wait_until(condition)
         os.kill(os.getpid(), signal.SIGINT)
+        if then is not None:
+            then.touch()
 
     thread = threading.Thread(target=wait)
     thread.start()

@@ -67,7 +67,9 @@ class NotebookPage:
             except Error:
                 if not given_up:
                     raise
-            wait_until(lambda: given_up or shows.is_visible(), what="the page to be there")
+            wait_until(
+                lambda: given_up or shows.is_visible(), what="the page to be there", timeout=90
+            )
             if not given_up:
                 break
         self.page.remove_listener("requestfailed", note)

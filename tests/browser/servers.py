@@ -27,6 +27,7 @@ OPTIONS = [
     "--allow-root",
     "--IdentityProvider.token=",
     "--ServerApp.disable_check_xsrf=True",
+    "--KernelManager.shutdown_wait_time=60",  # 5 s are short where a machine is busy
 ]
 _ADDRESS = re.compile(r"http://(?:localhost|127\.0\.0\.1):\d+/")
 _NEWS = "lab/user-settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
@@ -71,8 +72,10 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        wait_until(lambda: _ADDRESS.search(self._log.read_text()), what="the server to start")
-        wait_until(self._listens, what="the server to listen")
+        wait_until(
+            lambda: _ADDRESS.search(self._log.read_text()), what="the server to start", timeout=90
+        )
+        wait_until(self._listens, what="the server to listen", timeout=90)
         return self
 
     def __exit__(

@@ -57,6 +57,7 @@ def test_choosers_narrow_what_is_shown(picker: Picker) -> None:
     picker.box.get_by_label("Only what is here").check()
     picker.find.fill("dockml")
     expect(picker.rows.filter(has_text=BARE)).to_have_count(1)
+    expect(picker.rows.filter(has_not_text="here")).to_have_count(0)
     for text in picker.rows.all_inner_texts():
         assert text.endswith("here")
 

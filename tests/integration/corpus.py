@@ -144,7 +144,7 @@ def opened(comm, message):
 get_ipython().kernel.comm_manager.register_target('theirs', opened)
 """
 """It flushes: ipykernel 4 sends a comm's message at once, and what was printed before it when a timer says so."""
-RAISE_LATE = "import time; time.sleep(0.3); 1/0"
+RAISE_LATE = "import time; time.sleep(1); 1/0"
 """An error at a time when all that was sent with it has arrived."""
 
 _EXECUTE = [
@@ -287,7 +287,7 @@ _QUEUE = [
     cell("queue without an error", [execute(f"print({i}); {i}") for i in range(8)]),
     cell(
         "error in the middle of a queue",
-        [execute("import time; time.sleep(0.3)"), *map(execute, ("1", "1/0", "2", "3"))],
+        [execute("import time; time.sleep(1)"), *map(execute, ("1", "1/0", "2", "3"))],
     ),
     cell(
         "queue of mixed histories",

@@ -64,7 +64,8 @@ class Kernel:
     @classmethod
     def of(cls, name: str, *options: str) -> Kernel:
         """Return the kernel for a name and options as words; it is not started yet."""
-        return cls(KernelManager(kernel_name=write_kernelspec(name, *options)))
+        spec_name = write_kernelspec(name, *options)
+        return cls(KernelManager(kernel_name=spec_name, shutdown_wait_time=PATIENCE))
 
     def start(self, **keywords: Any) -> Kernel:
         """Start it with the keywords of `KernelManager.start_kernel`."""

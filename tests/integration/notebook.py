@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.client import KernelClient
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import KernelManager
 
@@ -77,7 +79,8 @@ class Notebook:
 
     def __init__(self, folder: Path, python: Path, variables: Mapping[str, str] = {}) -> None:
         self.folder = folder
-        self.manager = KernelManager()
+        # A front end ends a kernel by force after 2.5 and 5 s; the faults are elsewhere, here it may take its time.
+        self.manager = KernelManager(shutdown_wait_time=PATIENCE)
         argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         self.manager._kernel_spec = KernelSpec(argv=argv, language="python")
         self._variables = dict(variables)
@@ -193,6 +196,35 @@ class Notebook:
             message = self.client.get_shell_msg(timeout=PATIENCE)
             self._replies[message["parent_header"]["msg_id"]] = message["content"]
         return self._replies.pop(msg_id)
+
+
+@contextmanager
+def not_before_it_is_told(notebook: Notebook) -> Iterator[str]:
+    """Give the end of a cell that fails for what it publishes: its reply does not come before that is read."""
+    go_on = notebook.folder / "go-on"
+    go_on.unlink(missing_ok=True)
+    try:
+        yield "\nimport os, time\nwhile not os.path.exists('go-on'): time.sleep(0.05)"
+    finally:
+        go_on.touch()
+
+
+def holding_starts(folder: Path) -> str:
+    """Return an option with which the kernel of an environment comes up once there is a file `go-on` in the folder."""
+    (folder / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "while (\n"
+        "    'kernel' in open('/proc/self/cmdline').read().split('\\0')\n"
+        f"    and not os.path.exists({str(folder / 'go-on')!r})\n"
+        "):\n"
+        "    time.sleep(0.05)\n"
+    )
+    return f"-e PYTHONPATH={folder}"
+
+
+def never_taken_for_dead(client: KernelClient) -> None:
+    """Have a client wait for a kernel that binds its heartbeat later than a second from now."""
+    client.hb_channel.time_to_dead = PATIENCE
 
 
 def containers_of(folder: Path) -> list[str]:

@@ -19,7 +19,7 @@ from dockml_magic.container import PORT_NAMES
 from dockml_magic.kernelspecs import build_kernel_json
 from dockml_magic.options import RunOptions
 from tests.integration.conftest import Image
-from tests.integration.notebook import PATIENCE, containers_of
+from tests.integration.notebook import PATIENCE, containers_of, never_taken_for_dead
 from tests.ports import free_ports
 from tests.waiting import wait_until
 
@@ -101,6 +101,7 @@ def launch(workspace: Path, bare: str) -> Iterator[Launch]:
         )
         client = BlockingKernelClient(connection_file=str(file))
         client.load_connection_file()
+        never_taken_for_dead(client)
         client.start_channels()
         running.append(Launched(process, client, workspace))
         wait_until(lambda: answers(client), timeout=PATIENCE, what="the kernel to answer")

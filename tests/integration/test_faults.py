@@ -110,6 +110,9 @@ def test_a_container_that_is_ended_mid_cell(hit: Hit, how: tuple[str, ...]) -> N
 @pytest.mark.parametrize("how", [("kill",), ("rm", "-f")], ids=" ".join)
 def test_a_container_that_is_ended_while_idle(hit: Hit, how: tuple[str, ...]) -> None:
     docker(*how, hit.container)
+    wait_until(
+        lambda: "dead" in str(hit.notebook.ok("%docker_ps").result), what="it to be heard of"
+    )
     cell = hit.next_cell()
     assert GONE in cell.traceback
     assert "%docker_env x" in cell.traceback

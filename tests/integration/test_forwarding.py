@@ -16,7 +16,13 @@ import psutil
 import pytest
 
 from tests.integration.conftest import Image, OpenNotebook
-from tests.integration.notebook import IPYKERNELS, Cell, Notebook, python_with
+from tests.integration.notebook import (
+    IPYKERNELS,
+    Cell,
+    Notebook,
+    not_before_it_is_told,
+    python_with,
+)
 from tests.waiting import wait_until
 
 PIP = "dockml/pip:3.11"
@@ -319,7 +325,7 @@ for times in range(2):
         time.sleep(600)
     except KeyboardInterrupt:
         print("one", flush=True)
-        time.sleep(0.3)  # the second one comes while the first is being dealt with
+        for _ in range(600): time.sleep(0.1)  # the second one comes while the first is being dealt with
 """
 
 
@@ -406,7 +412,8 @@ def test_magics_of_the_environment_are_completed_beside_ours(notebook: Notebook)
 def test_a_message_that_is_none_ends_the_cell_with_an_error_and_nothing_else(
     notebook: Notebook, frames: list[bytes]
 ) -> None:
-    cell = notebook.run(RAW_IOPUB.format(frames=frames) + "\nimport time; time.sleep(0.5)")
+    with not_before_it_is_told(notebook) as waits:
+        cell = notebook.run(RAW_IOPUB.format(frames=frames) + waits)
     assert "sent a message that cannot be used" in cell.traceback
     assert len(cell.traceback.splitlines()) <= 3
     assert notebook.ok("'next'").result == "'next'"
@@ -418,6 +425,60 @@ def test_a_kernel_that_signs_with_another_key_is_not_believed(notebook: Notebook
     assert notebook.ok("%%docker_cell local\n1 + 1").result == "2"
     notebook.ok("%docker_stop forger")
     assert notebook.ok("%docker_env first\n'next'").result == "'next'"
+
+
+HANDLED = """
+import time
+try:
+    started()
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("stopped early")
+"""
+
+
+def test_an_interrupt_that_a_cell_has_handled_is_none_of_the_next_one(notebook: Notebook) -> None:
+    patience = (
+        "%%docker_cell local\nimport dockml_magic.forwarding as f; f._INTERRUPT_PATIENCE = {}"
+    )
+    notebook.ok(patience.format(0.5))
+    cell = start(notebook, HANDLED)
+    behind = notebook.send("time.sleep(2); print('whole')")
+    notebook.interrupt()
+    handled, whole = notebook.finish(cell), notebook.finish(behind)
+    assert (handled.reply["status"], handled.printed()) == ("ok", "stopped early\n")
+    assert (whole.reply["status"], whole.printed(), whole.printed("stderr")) == (
+        "ok",
+        "whole\n",
+        "",
+    )
+    notebook.ok(patience.format(10.0))
+
+
+ASKS_AND_DIES = """
+import os, threading, time
+def die():
+    while not os.path.exists("die"):
+        time.sleep(0.05)
+    os.kill(os.getpid(), 9)
+threading.Thread(target=die).start()
+input("?")
+"""
+
+
+def test_an_answer_is_not_for_a_kernel_that_died_as_it_asked(notebook: Notebook) -> None:
+    notebook.use(PIP, "--name", "asks")
+    for _ in range(5):
+        cell = notebook.send(ASKS_AND_DIES, allow_stdin=True)
+        notebook.client.get_stdin_msg(timeout=60)
+        (notebook.folder / "die").touch()
+        assert notebook.finish(cell).reply["ename"] == "KernelDiedError"
+        (notebook.folder / "die").unlink()
+        own = notebook.send("%%docker_cell local\ninput('own?')", allow_stdin=True)
+        assert notebook.answer("typed") == "own?"
+        assert notebook.finish(own).result == "'typed'"
+        notebook.ok("%docker_restart asks")
+    notebook.ok("%docker_stop asks")
 
 
 def test_a_kernel_that_ignores_interrupts_can_be_ended(

@@ -72,7 +72,7 @@ def test_no_key_is_logged_or_shown_and_nobody_else_reaches_a_kernel(
     key = container.plan.key
     assert len(key) >= 32
 
-    assert own_listeners() == before
+    assert own_listeners() <= before
     published = inspect(kernel)["NetworkSettings"]["Ports"]
     ports = {int(binding["HostPort"]) for bound in published.values() for binding in bound or ()}
     assert len(ports) == (5 if transport == "tcp" else 0)

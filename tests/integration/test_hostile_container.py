@@ -25,7 +25,7 @@ from tests.integration.conftest import (
     OpenNotebook,
     StartKernel,
 )
-from tests.integration.notebook import Notebook
+from tests.integration.notebook import Notebook, not_before_it_is_told
 
 BARE = "dockml/bare:3.11"
 EVIL = "dockml/test-evil:3.11"
@@ -324,7 +324,8 @@ DEEP = "b'[' * 50_000 + b']' * 50_000"
 def test_frames_that_are_no_message_are_told_and_the_notebook_lives(
     notebook: Notebook, frames: str
 ) -> None:
-    cell = notebook.run(f"kernel.iopub_thread.send_multipart({frames})\nimport time; time.sleep(1)")
+    with not_before_it_is_told(notebook) as waits:
+        cell = notebook.run(f"kernel.iopub_thread.send_multipart({frames}){waits}")
     assert cell.reply["status"] == "error"
     assert "a message that cannot be used" in cell.traceback
     assert lives(notebook)
@@ -343,10 +344,11 @@ def test_a_count_that_no_kernel_reaches_is_not_the_notebooks(notebook: Notebook)
 def test_a_message_that_is_too_large_is_told_and_fills_no_memory(notebook: Notebook) -> None:
     process = psutil.Process(notebook.pid)
     before = process.memory_info().rss
-    cell = notebook.run(
-        "publish('display_data', {'data': {}, 'metadata': {}}, buffers=[bytes(520 * 1024**2)])\n"
-        "import time; time.sleep(4)"
-    )
+    with not_before_it_is_told(notebook) as waits:
+        cell = notebook.run(
+            "publish('display_data', {'data': {}, 'metadata': {}}, buffers=[bytes(520 * 1024**2)])"
+            + waits
+        )
     assert "a message of more than 512 MiB, which is refused" in cell.traceback
     assert process.memory_info().rss - before < 200e6
     assert lives(notebook)

@@ -18,7 +18,13 @@ from dockml_magic.environment import start
 from dockml_magic.errors import KernelError, MountError
 from dockml_magic.relay import Relay
 from tests.integration.conftest import Image
-from tests.integration.notebook import IPYKERNELS, Notebook, containers_of, python_with
+from tests.integration.notebook import (
+    IPYKERNELS,
+    Notebook,
+    containers_of,
+    holding_starts,
+    python_with,
+)
 from tests.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
@@ -68,7 +74,7 @@ PRINTS = """
 import os, time
 for n in range(30):
     print('line', n, flush=True)
-    while n == 20 and not os.path.exists('go-on'):
+    while n == 2 and not os.path.exists('killed') or n == 20 and not os.path.exists('go-on'):
         time.sleep(0.05)
     time.sleep(0.2)
 print('done')
@@ -85,6 +91,7 @@ def test_after_kill_9_another_notebook_gets_the_variables_and_all_output(
     cell = first.send(PRINTS)
     first.wait_printed(cell, "line 2\n")
     first.kill()
+    (first.folder / "killed").touch()
     seen = first._cells[cell].printed()
     time.sleep(2)
     second = open_notebook()
@@ -148,12 +155,19 @@ def test_two_notebooks_share_one_and_each_sees_its_own(open_notebook: OpenNotebo
     wait_until(lambda: "yes, 1 attached" in one.ok("%docker_ps").result)
 
 
+def wait_until_known_to_be_over(notebook: Notebook) -> None:
+    """Wait until a notebook has heard of what another one did to the kernel."""
+    lives = "%%docker_cell local\nget_ipython()._dockml_magics.environments.get('kept1').is_alive"
+    wait_until(lambda: notebook.ok(lives).result == "False", what="it to be heard of")
+
+
 def test_what_one_does_to_a_shared_one_the_other_is_told(open_notebook: OpenNotebook) -> None:
     one, two = open_notebook(), open_notebook()
     one.ok(KEPT.format(BARE))
     two.use("kept1")
     one.ok(MARK)
     two.ok("%docker_restart kept1")
+    wait_until_known_to_be_over(one)
     told = one.run("variable").traceback
     assert "'kept1' was restarted from another notebook: its variables are gone." in told
     assert "%docker_env kept1" in told
@@ -173,6 +187,7 @@ def test_what_one_does_to_a_shared_one_the_other_is_told(open_notebook: OpenNote
     assert one.ok(IS_MARKED).result == "(False, True)"
     two.use("kept1")
     two.ok("%docker_rm -f kept1")
+    wait_until_known_to_be_over(one)
     assert "'kept1' is not running any more" in one.run("6 * 7").traceback
     wait_until(lambda: not containers_of(one.folder), what="no container to be left")
     assert kept.all_kept() == []
@@ -287,7 +302,8 @@ def test_outputs_of_every_kind_are_shown_and_the_oldest_make_room(
     first = open_notebook()
     first.ok(KEPT.format(BARE))
     cell = first.send(
-        "import time; print('begun', flush=True); time.sleep(3)\n"
+        "import os, time; print('begun', flush=True)\n"
+        "while not os.path.exists('killed'): time.sleep(0.05)\n"
         "for n in range(40): print(str(n) * 1000000, flush=True)\n"
         "print('to stdout'); print('to stdout, too')\n"
         "import sys; print('to stderr', file=sys.stderr)\n"
@@ -297,6 +313,8 @@ def test_outputs_of_every_kind_are_shown_and_the_oldest_make_room(
     )
     first.wait_printed(cell, "begun")
     first.kill()
+    longer_than_the_grace()
+    (first.folder / "killed").touch()
     wait_until((first.folder / "done").exists, what="the cell to come to its end")
     time.sleep(1)  # and its last output to be recorded
     attached = open_notebook().use("kept1")
@@ -383,12 +401,14 @@ def test_what_a_notebook_leaves_that_is_killed_in_the_middle_of_a_start_is_start
     open_notebook: OpenNotebook, own_folders: Path
 ) -> None:
     notebook = open_notebook()
-    notebook.send(KEPT.format(BARE))
+    line = f"{KEPT.format(BARE)} {holding_starts(notebook.folder)}"
+    notebook.send(line)
     wait_until(lambda: [found for found in kept.all_kept() if found.is_starting])
-    notebook.kill()
     (left,) = containers_of(notebook.folder)
+    notebook.kill()
+    (notebook.folder / "go-on").touch()
     other = open_notebook()
-    assert "ready in" in other.ok(KEPT.format(BARE)).printed()
+    assert "ready in" in other.ok(line).printed()
     assert other.ok("6 * 7").result == "42"
     (container,) = containers_of(notebook.folder)
     assert container != left
@@ -474,9 +494,14 @@ def test_python_2_records_and_is_attached_to(open_notebook: OpenNotebook, image:
     name = image("dockml/tensorflow:1.10.0-py27")
     first = open_notebook()
     first.ok(f"%docker_env {name} --keep --name kept1")
-    cell = first.send("import time\nfor n in range(8): print n; time.sleep(0.5)\n'd\\xc3\\xb6ne'")
+    cell = first.send(
+        "import os, time\nfor n in range(8):\n    print n\n"
+        "    while n == 1 and not os.path.exists('killed'): time.sleep(0.05)\n"
+        "    time.sleep(0.5)\n'd\\xc3\\xb6ne'"
+    )
     first.wait_printed(cell, "1\n")
     first.kill()
+    (first.folder / "killed").touch()
     time.sleep(1)
     attached = open_notebook().use("kept1")
     lines = [line for line in attached.printed().splitlines() if line.isdigit()]

@@ -29,6 +29,7 @@ from dockml_magic import folders, planning
 from dockml_magic.engine import DockerEngine
 from tests.integration.conftest import Image, StartKernel
 from tests.integration.kernels import PATIENCE, Kernel, Ran, write_kernelspec
+from tests.integration.notebook import never_taken_for_dead
 from tests.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
@@ -177,6 +178,7 @@ def test_every_front_end_of_a_kernel_is_told_once(start: StartKernel, image: Ima
     kernel = start(image(BARE))
     other = BlockingKernelClient()
     other.load_connection_info(kernel.manager.get_connection_info())
+    never_taken_for_dead(other)
     other.start_channels()
     try:
         other.wait_for_ready(timeout=PATIENCE)
@@ -303,6 +305,10 @@ def held() -> dict[str, object]:
     }
 
 
+ENDING = {"dockml-end", "dockml-control"}
+"""Threads that nobody waits for."""
+
+
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize(("transport", "times"), LIVES.items())
 def test_many_kernels_lose_no_message_and_leave_nothing(
@@ -314,7 +320,8 @@ def test_many_kernels_lose_no_message_and_leave_nothing(
 ) -> None:
     spec_name = write_kernelspec(image(BARE), "--transport", transport)
     asyncio.run(live(spec_name, workspace, AT_A_TIME))  # what is made once and kept is there now
+    wait_until(lambda: not ENDING & {thread.name for thread in threading.enumerate()})
     before = held()
     asyncio.run(live(spec_name, workspace, times))
-    assert held() == before
+    wait_until(lambda: held() == before, what=f"all to be given back: {before}")
     assert not ours()

@@ -16,6 +16,7 @@ from tests.integration.notebook import (
     IPYKERNELS,
     Notebook,
     containers_of,
+    holding_starts,
     python_with,
 )
 from tests.waiting import wait_until
@@ -444,10 +445,10 @@ def test_an_interrupt_between_cells_disturbs_nothing(notebook: Notebook) -> None
     assert notebook.ok("1 + 1").result == "2"
 
 
-@pytest.mark.parametrize("cell", [f"%docker_env {PIP}\n1", f"%%docker_cell {PIP}\n1"])
-def test_an_interrupt_during_the_start_leaves_no_container(fresh: Notebook, cell: str) -> None:
+@pytest.mark.parametrize("magic", ["%docker_env", "%%docker_cell"])
+def test_an_interrupt_during_the_start_leaves_no_container(fresh: Notebook, magic: str) -> None:
     fresh.ok("%load_ext dockml_magic")
-    msg_id = fresh.send(cell)
+    msg_id = fresh.send(f"{magic} {PIP} {holding_starts(fresh.folder)}\n1")
     wait_until(lambda: containers_of(fresh.folder), what="its container")
     fresh.interrupt()
     stopped = fresh.finish(msg_id)

@@ -27,7 +27,7 @@ SERVER = """
 import sys
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import KernelManager
-manager = KernelManager()
+manager = KernelManager(shutdown_wait_time=60)
 manager._kernel_spec = KernelSpec(
     argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], language="python"
 )

@@ -31,6 +31,7 @@ from tests.integration.notebook import (
     PATIENCE,
     Notebook,
     containers_of,
+    never_taken_for_dead,
 )
 from tests.integration.test_any_image import memory_of
 from tests.integration.test_argv_launcher import answers, argv_for
@@ -384,6 +385,7 @@ def test_a_front_end_that_runs_the_argv_gets_r_on_the_ports_it_chose(
     client.load_connection_file()
     with subprocess.Popen(argv_for(r, file)) as process:
         try:
+            never_taken_for_dead(client)
             client.start_channels()
             wait_until(lambda: answers(client), timeout=PATIENCE, what="the kernel to answer")
             client.wait_for_ready(timeout=PATIENCE)
@@ -468,7 +470,7 @@ def test_r_cells_behind_one_that_failed_or_was_stopped_are_aborted(
 ) -> None:
     """R's kernel aborts them itself, and says no idle for them."""
     in_r.ok("kept <- 1")
-    msg_id = in_r.send(f"cat('here\\n'); flush.console(); Sys.sleep(0.5); {end}")
+    msg_id = in_r.send(f"Sys.sleep(1); cat('here\\n'); flush.console(); Sys.sleep(0.5); {end}")
     behind = in_r.send("kept <- 2")
     in_r.wait_printed(msg_id, "here")
     if "600" in end:

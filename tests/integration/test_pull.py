@@ -145,7 +145,7 @@ def refusal(mirrored: DockerEngine) -> Refusal:
 def test_a_pull_is_reported_from_begin_to_end(
     pull: Pull, proxy: Proxy, mirrored: DockerEngine
 ) -> None:
-    proxy.faults.append(Fault("blobs", pause=0.005))
+    proxy.faults.append(Fault("blobs", pause=0.02))
     reports = pull(NAME)
     assert mirrored.find_image(NAME)
     assert (reports[0].phase, reports[0].layers) == ("asking", ())

@@ -12,7 +12,13 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from dockml_magic import folders
 from tests.browser.servers import Server
 from tests.integration.conftest import Image
-from tests.integration.notebook import PATIENCE, Notebook, containers_of, python_with
+from tests.integration.notebook import (
+    PATIENCE,
+    Notebook,
+    containers_of,
+    never_taken_for_dead,
+    python_with,
+)
 from tests.waiting import wait_until
 
 BARE = "dockml/bare:3.11"
@@ -39,6 +45,7 @@ class NotebookOf(Notebook):
         connection_file = self._server.open_notebook(self._name)
         self.client = BlockingKernelClient(connection_file=str(connection_file))
         self.client.load_connection_file()
+        never_taken_for_dead(self.client)
         self.client.start_channels()
         self.client.wait_for_ready(timeout=PATIENCE)
 

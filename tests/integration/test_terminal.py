@@ -13,7 +13,7 @@ import pexpect
 import pytest
 
 from tests.integration.conftest import Image
-from tests.integration.notebook import PATIENCE, containers_of
+from tests.integration.notebook import PATIENCE, containers_of, holding_starts
 from tests.machine.packages import install
 from tests.waiting import wait_until
 
@@ -134,7 +134,7 @@ def test_ctrl_c_stops_the_remote_cell_and_keeps_its_variables(terminal: Terminal
 
 
 def test_ctrl_c_during_the_start_leaves_no_container(terminal: Terminal) -> None:
-    terminal.process.sendline(f"%docker_env {BARE}")
+    terminal.process.sendline(f"%docker_env {BARE} {holding_starts(terminal.folder)}")
     wait_until(lambda: containers_of(terminal.folder), what="its container")
     terminal.process.sendintr()
     assert "StartStopped: The start of" in terminal.until_prompt()

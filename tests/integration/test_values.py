@@ -419,19 +419,22 @@ def test_a_routed_cell_goes_on_with_an_iterator_of_another_environment_and_of_th
 def test_the_stop_button_ends_the_wait_for_a_value_and_not_anothers_cell(
     local: Notebook,
 ) -> None:
-    (local.folder / "busy").unlink(missing_ok=True)
+    for name in ("busy", "go-on"):
+        (local.folder / name).unlink(missing_ok=True)
     local.ok(
         "import threading\n"
-        "code = '''import time; x = 1; open('busy', 'w').close(); time.sleep(5); x = 2'''\n"
+        "code = '''import os, time; x = 1; open('busy', 'w').close()\n"
+        "while not os.path.exists('go-on'): time.sleep(0.05)\nx = 2'''\n"
         "busy = threading.Thread(target=a.run, args=[code])\n"
         "busy.start()"
     )
     wait_until((local.folder / "busy").exists, what="the cell to run")
-    cell = local.send("print('asks', flush=True); x = 'before'; x = a.get('x')")
+    cell = local.send("x = 'before'; print('asks', flush=True); x = a.get('x')")
     local.wait_printed(cell, "asks")
     time.sleep(0.5)
     local.interrupt()
     assert local.finish(cell).reply["ename"] == "KeyboardInterrupt"
+    (local.folder / "go-on").touch()
     assert local.ok("x").result == "'before'"
     assert local.ok("busy.join(); a.get('x')").result == "2"
 

@@ -238,6 +238,7 @@ def test_nothing_is_started_before_the_user_has_done_so_or_where_it_is_off(proje
         assert containers_of(project) == []
         notebook.use("ner")
     for variables, waits in (({"DOCKML_WARM": "off"}, False), ({}, True)):
+        wait_until(lambda: not containers_of(project), what="those of the last notebook to go")
         with Notebook(project, python_with(IPYKERNELS[0]), variables) as notebook:
             notebook.ok(LOAD)
             if waits:
@@ -264,7 +265,7 @@ def test_what_a_picker_has_selected_waits_and_goes_with_the_selection(
         )
         notebook.ok("picker._filter.value = 'tf1.10-gpu'")
         wait_until(lambda: not containers_of(project), what="no container")
-        notebook.ok(f"picker._filter.value = {BARE!r}; picker._memory.value = ''")
+        notebook.ok(f"picker._memory.value = ''; picker._filter.value = {BARE!r}")
         wait_until(lambda: containers_of(project), what="a container")
         click_start(notebook)
         assert (

@@ -509,14 +509,15 @@ def test_who_waits_for_a_busy_kernel_over_the_channel_interrupts_nothing_of_othe
     side = side_of(kernel)
     hand_over(OwnKernel({"x": 1}), side, {"x": "x"})
     kernel.run(
-        "import sys, time; agent = sys.modules['dockml_values.agent']\n"
+        "import os, sys, time; agent = sys.modules['dockml_values.agent']\n"
         "real = agent._OPERATIONS['drop']\n"
-        f"def busy(request):\n open({str(tmp_path / 'busy')!r}, 'w').close(); time.sleep(1)\n"
+        f"def busy(request):\n open({str(tmp_path / 'busy')!r}, 'w').close()\n"
+        f" while not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)\n"
         " return real(request)\n"
         "agent._OPERATIONS['drop'] = busy"
     )
     kernel._lock = threading.RLock()
-    thread = interrupt_when((tmp_path / "busy").exists)
+    thread = interrupt_when((tmp_path / "busy").exists, then=tmp_path / "go")
     with pytest.raises(KeyboardInterrupt):
         hand_over(side, OwnKernel({}), {"x": "x"})
     thread.join()
@@ -617,12 +618,13 @@ def test_an_interrupt_while_one_of_several_arrives_leaves_all_as_they_were(
 
 
 SLOW_TO_BIND = """
-import sys, time
+import os, sys, time
 agent = sys.modules['dockml_values.agent']
 bind = agent._bind
 def slow(*given):
     open({path!r}, 'w').close()
-    time.sleep(0.5)
+    while not os.path.exists({go!r}):
+        time.sleep(0.01)
     bind(*given)
 agent._bind = slow
 """
@@ -636,8 +638,8 @@ def test_an_interrupt_while_names_are_bound_leaves_none_behind(
     one.run("x = 'after'")
     for side in (target, last):
         hand_over(OwnKernel({"x": "before"}), side, {"x": "x"})
-    other.run(SLOW_TO_BIND.format(path=str(tmp_path / "slow")))
-    thread = interrupt_when((tmp_path / "slow").exists)
+    other.run(SLOW_TO_BIND.format(path=str(tmp_path / "slow"), go=str(tmp_path / "go")))
+    thread = interrupt_when((tmp_path / "slow").exists, then=tmp_path / "go")
     with pytest.raises(KeyboardInterrupt):
         hand_several_over([(source, target, {"x": "x"}), (source, last, {"x": "x"})])
     thread.join()
@@ -664,7 +666,7 @@ def test_memory_that_is_written_again_and_again_is_mapped_once(
     hand_over(source, target, {"x": "x"})
     one.run(
         "import sys, time; agent = sys.modules['dockml_values.agent']\n"
-        "agent._LARGE = 1; agent._KEPT_TIME = 1.0; mapped = []; real = agent.mmap.mmap\n"
+        "agent._LARGE = 1; agent._KEPT_TIME = 5.0; mapped = []; real = agent.mmap.mmap\n"
         "def note(*given, **more):\n mapped.append(given); return real(*given, **more)\n"
         "agent.mmap.mmap = note"
     )
@@ -689,11 +691,12 @@ def test_what_was_given_up_before_its_turn_does_nothing_then(start: Start, tmp_p
     busy = threading.Thread(
         target=kernel.run,
         args=[
-            f"import os, time\nwhile not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(.01)"
+            f"import os, time\nopen({str(tmp_path / 'busy')!r}, 'w').close()\n"
+            f"while not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(.01)"
         ],
     )
     busy.start()
-    wait_until(lambda: kernel._lock._is_owned() is False)  # type: ignore[attr-defined]
+    wait_until((tmp_path / "busy").exists)
     # The kernel gets the request and comes to it after it was given up.
     kernel._lock = threading.RLock()
     assert kernel.process.stdin is not None
@@ -1172,7 +1175,8 @@ def test_a_value_that_was_interrupted_on_its_way_is_the_next_one(
     one, source, other, target = pair
     one.run(
         "import time, os\ndef slow():\n    yield 0\n"
-        f"    open({str(tmp_path / 'asked')!r}, 'w').close()\n    time.sleep(0.5)\n    yield 1\n"
+        f"    open({str(tmp_path / 'asked')!r}, 'w').close()\n"
+        f"    while not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)\n    yield 1\n"
         "g = slow()"
     )
     hand_over(source, target, {"g": "g"})
@@ -1181,10 +1185,15 @@ def test_a_value_that_was_interrupted_on_its_way_is_the_next_one(
         target=lambda: (
             wait_until((tmp_path / "asked").exists),
             other.process.send_signal(signal.SIGINT),
+            wait_until((tmp_path / "stopped").exists),
+            (tmp_path / "go").touch(),
         )
     )
     stop.start()
-    other.run("try:\n    next(g)\nexcept KeyboardInterrupt:\n    text = 'stopped'")
+    other.run(
+        "try:\n    next(g)\nexcept KeyboardInterrupt:\n    text = 'stopped'\n"
+        f"open({str(tmp_path / 'stopped')!r}, 'w').close()"
+    )
     stop.join()
     assert other.value("text") == "stopped"
     assert other.value("list(g)") == [1]

@@ -131,6 +131,7 @@ def test_the_running_cell_is_told_to_every_front_end_and_to_the_log(
     for front_end in front_ends:
         for _ in range(4):
             front_end.hear()
+    wait_until(lambda: last_words._running.get("msg_id") == running["header"]["msg_id"])
     container.die()
     for front_end in front_ends:
         message = front_end.hear()

@@ -80,7 +80,13 @@ def picker(
 def start(picker: ImagePicker) -> None:
     """Press Start, and wait until what it does is done."""
     picker._start.click()
+    wait_until_done(picker)
+
+
+def wait_until_done(picker: ImagePicker) -> None:
+    """Wait until what was begun is done, and that is shown."""
     wait_until(lambda: not picker._working.locked())
+    wait_until(lambda: all(thread.name != "dockml-picker" for thread in threading.enumerate()))
 
 
 def test_a_start_does_what_the_line_says_in_a_thread_of_its_own(
@@ -136,7 +142,7 @@ def test_one_thing_is_done_at_a_time_and_a_pull_can_be_given_up(
     picker._start.click()
     assert "Wait until what was begun is done." in picker._log.value
     picker._stop.click()
-    wait_until(lambda: not picker._working.locked())
+    wait_until_done(picker)
     assert len(notebook.asked) == 1
     assert "The pull of &#x27;me/mine:1&#x27; was stopped." in picker._log.value
     assert picker._stop.layout.display == "none"

@@ -236,7 +236,7 @@ def test_what_had_no_room_is_counted_and_told_once(
     publisher = listen(keep(machine, "launch.RECORDED = 100000"), publish)
     for text in ("x" * 300_000, "y" * 90_000, "z" * 90_000):
         publisher.print(text)
-    time.sleep(1.0)
+    time.sleep(3.0)
     with take() as stream:
         texts, state = read_texts(stream)
     assert [text[0] for text in texts] == ["z"]
@@ -253,17 +253,15 @@ def reads_dropped(take: Take) -> int:
 def test_while_a_notebook_is_attached_only_the_last_second_is_held(
     machine: Machine, publish: Publish, take: Take
 ) -> None:
-    channel = keep(machine, "launch.TAIL = 0.3")
+    channel = keep(machine, "launch.TAIL = 2.0")
     publisher = listen(channel, publish)
     channel.attach()
     wait_until(lambda: channel.state.attached == 1)
     publisher.print("long ago")
-    time.sleep(0.6)
+    time.sleep(2.5)
     publisher.print("just now")
-    time.sleep(0.1)
     assert isinstance(read(take()), OutputState)  # it is the notebook's
     channel.close()  # as by kill -9
-    time.sleep(0.1)
     publisher.print("to nobody")
     assert wait_recorded(take, "to nobody") == ["just now", "to nobody"]
 
@@ -276,7 +274,7 @@ def test_who_says_that_it_leaves_has_got_it_all(
     publisher = listen(channel, publish)
     channel.attach()
     publisher.print("seen")
-    time.sleep(0.1)
+    time.sleep(1.5)  # nothing says when it was read
     channel.detach()
     wait_until(lambda: channel.state.attached == 0)
     publisher.print("not seen")
