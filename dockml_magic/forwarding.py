@@ -526,9 +526,7 @@ class Forwarder:
             self.fail(nonsense(error))
             return
         request.replied, request.replied_since = True, time.monotonic()
-        if (
-            request.message.type == "execute_request"
-        ):  # it has reacted; the next cell was not interrupted
+        if request.message.type == "execute_request":  # it has reacted, the next one need not
             self._interrupted_at, self._was_told = 0.0, False
         status = content.get("status")
         if status == "aborted":

@@ -102,9 +102,7 @@ def keep(path: Path, connection_file: Path, starter: int) -> None:
     """Hold the leases of the containers in a file until they are adopted or nobody can come for them."""
     with path.open() as file:  # while it is open, no other file can be taken for it
         channels = list(_channels(json.load(file)))
-        with contextlib.suppress(
-            BrokenPipeError
-        ):  # that kernel was ended by force; the next one comes
+        with contextlib.suppress(BrokenPipeError):  # it was ended by force; the next one comes
             os.write(sys.stdout.fileno(), _READY)
         while connection_file.exists() and _runs(starter):
             if not _is_there(path, file) or all(c.state.phase == "gone" for c in channels):

@@ -702,7 +702,7 @@ class Relay:
     def _raise_if_closing(self) -> None:
         """Let `close` have the locks: whoever holds one, or has just got it, goes."""
         if self._is_closing:
-            raise KernelError("The kernel was stopped.")
+            raise KernelError("The kernel was stopped.", hint="See what runs with: %docker_ps")
 
     def close(self) -> None:
         """Close the sockets; what other threads wait for at them ends with an error. Again is no error."""

@@ -365,9 +365,8 @@ class Router:
                     place.fetch()
             except (DockmlError, KeyboardInterrupt) as error:  # the latter at any moment
                 reply = self._error_reply(error)
-            except (
-                Exception
-            ) as error:  # whatever it is: ipykernel would send no reply, and the cell never end
+            except Exception as error:
+                # Whatever it is: ipykernel would send no reply, and the cell never end.
                 log.exception("a cell")
                 reply = self._error_reply(error)
             if stores:
