@@ -435,25 +435,27 @@ class Environment:
 
     def _connect(self) -> None:
         container = self._container
-        self._relay = Relay(
+        self._relay = relay = Relay(
             container.connection_info,
             lambda: container.signal(signal.SIGINT),
             self._death,
             self._pause,
         )
-        self._relay.is_shared = lambda: container.state.kept or container.state.attached > 1
-        self._relay.was_shared = lambda: container.was_shared
+        relay.is_shared = lambda: container.state.kept or container.state.attached > 1
+        relay.was_shared = lambda: container.was_shared
         self._generation = container.state.generation
-        self._relay.make_ready()
+        relay.make_ready()
         container.attach()
         if self._opened is not None:
-            self._on_close = self._opened(self, self._relay)
+            self._on_close = self._opened(self, relay)
 
     def _disconnect(self) -> None:
+        relay, self._relay = self._relay, None
+        if relay is not None:
+            relay.end_waits()  # a cell that runs in pieces keeps the thread from which it is closed
         if self._on_close is not None:
             self._on_close()
             self._on_close = None
-        relay, self._relay = self._relay, None
         self.close_side()
         if relay is not None:
             relay.close()
@@ -887,9 +889,10 @@ class Environment:
                 if container is not None and not container.stays:
                     container.ask_to_end()
                 raise
-            self._manager.cleanup_connection_file()
-            if container is not None and not container.stays:
-                kept.forget(container.session)
+            finally:
+                self._manager.cleanup_connection_file()
+                if container is not None and not container.stays:
+                    kept.forget(container.session)
 
     def remove(self) -> None:
         """End the kernel and remove its container, whether it was kept or not."""
@@ -1127,11 +1130,21 @@ class Environments:
         ConfigError
             If another thread does that.
         KernelError
-            See `Environment.restart`.
+            If another thread stops it meanwhile; or see `Environment.restart`.
         """
         environment = self.get(name)
         with self.starting(name):
-            environment.restart()
+            try:
+                environment.restart()
+            finally:
+                is_there = self._running.get(name) is environment
+                if not is_there:
+                    environment.stop()
+        if not is_there:
+            raise KernelError(
+                f"'{name}' was stopped while it restarted.",
+                hint=f"Start it again: %docker_env {name}",
+            )
 
     def stop(self, name: str) -> None:
         """Stop one and forget it; cells go back to the notebook's own kernel if it was active."""

@@ -335,7 +335,8 @@ class Forwarder:
     def _send(self, request: Request, *, is_first: bool) -> None:
         with self.relay.shell_lock:
             if request.counts and is_first:
-                self.relay.count_as(request.count)
+                with contextlib.suppress(KernelError):  # it is being stopped, and this told of it
+                    self.relay.count_as(request.count)
             self.relay.note_sent(request.message.id)
             if request.message.type == "execute_request":
                 self.relay.note_cell(request.message.header)

@@ -699,6 +699,10 @@ class Relay:
             self._asks_session = session
         return self._asks, self._asks_session
 
+    def end_waits(self) -> None:
+        """Have what other threads wait for at the sockets end with an error, as `close` is to have them."""
+        self._is_closing = True
+
     def _raise_if_closing(self) -> None:
         """Let `close` have the locks: whoever holds one, or has just got it, goes."""
         if self._is_closing:
@@ -706,7 +710,7 @@ class Relay:
 
     def close(self) -> None:
         """Close the sockets; what other threads wait for at them ends with an error. Again is no error."""
-        self._is_closing = True
+        self.end_waits()
         with (
             self.shell_lock,
             self.iopub_lock,

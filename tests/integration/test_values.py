@@ -430,11 +430,13 @@ def test_the_stop_button_ends_the_wait_for_a_value_and_not_anothers_cell(
     )
     wait_until((local.folder / "busy").exists, what="the cell to run")
     cell = local.send("x = 'before'; print('asks', flush=True); x = a.get('x')")
-    local.wait_printed(cell, "asks")
-    time.sleep(0.5)
-    local.interrupt()
-    assert local.finish(cell).reply["ename"] == "KeyboardInterrupt"
-    (local.folder / "go-on").touch()
+    try:
+        local.wait_printed(cell, "asks")
+        time.sleep(0.5)
+        local.interrupt()
+        assert local.finish(cell).reply["ename"] == "KeyboardInterrupt"
+    finally:
+        (local.folder / "go-on").touch()
     assert local.ok("x").result == "'before'"
     assert local.ok("busy.join(); a.get('x')").result == "2"
 

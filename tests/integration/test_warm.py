@@ -195,6 +195,7 @@ def test_a_kernel_that_ends_while_one_starts_leaves_no_container(project: Path) 
     with Notebook(project, python_with(IPYKERNELS[0])) as notebook:
         notebook.ok(LOAD)
         wait_until(lambda: containers_of(project), what="a container")
+        notebook.manager.shutdown_wait_time = 5.0  # as a front end has it
         notebook.manager.shutdown_kernel()  # which kills it where the start takes longer than 5 s
         wait_until(lambda: not containers_of(project), what="no container")
 

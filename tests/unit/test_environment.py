@@ -13,7 +13,7 @@ import pytest
 
 from dockml_magic import exchange, planning
 from dockml_magic.environment import Environment, Environments
-from dockml_magic.errors import ConfigError
+from dockml_magic.errors import ConfigError, KernelError
 from dockml_magic.exchange import ContainerSide
 from dockml_magic.options import RunOptions
 from tests.unit.fake_engine import FakeEngine
@@ -65,7 +65,11 @@ def test_a_stop_that_is_interrupted_leaves_nothing_that_only_we_know_of(
         raise KeyboardInterrupt
 
     container = SimpleNamespace(
-        stays=stays, is_kept=False, ask_to_end=lambda: asked.append(True), find_pause=lambda: False
+        session="one",
+        stays=stays,
+        is_kept=False,
+        ask_to_end=lambda: asked.append(True),
+        find_pause=lambda: False,
     )
     monkeypatch.setattr(Environment, "container", container)
     monkeypatch.setattr(Environment, "_disconnect", interrupt)
@@ -99,3 +103,15 @@ def test_a_kernel_is_restarted_by_one_thread_at_a_time(
     may_end.set()
     thread.join()
     environments.restart(environment.name)
+
+
+def test_what_is_stopped_while_it_restarts_does_not_come_back(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environments, stops = Environments(), []
+    monkeypatch.setattr(Environment, "restart", lambda self: environments.stop(self.name))
+    monkeypatch.setattr(Environment, "stop", lambda self: stops.append(self.name))
+    environments.add(environment)
+    with pytest.raises(KernelError, match="was stopped while it restarted"):
+        environments.restart(environment.name)
+    assert stops == [environment.name] * 2

@@ -1181,14 +1181,16 @@ def test_a_value_that_was_interrupted_on_its_way_is_the_next_one(
     )
     hand_over(source, target, {"g": "g"})
     assert other.value("next(g)") == 0
-    stop = threading.Thread(
-        target=lambda: (
-            wait_until((tmp_path / "asked").exists),
-            other.process.send_signal(signal.SIGINT),
-            wait_until((tmp_path / "stopped").exists),
-            (tmp_path / "go").touch(),
-        )
-    )
+
+    def interrupt() -> None:
+        try:
+            wait_until((tmp_path / "asked").exists)
+            other.process.send_signal(signal.SIGINT)
+            wait_until((tmp_path / "stopped").exists)
+        finally:
+            (tmp_path / "go").touch()
+
+    stop = threading.Thread(target=interrupt)
     stop.start()
     other.run(
         "try:\n    next(g)\nexcept KeyboardInterrupt:\n    text = 'stopped'\n"
