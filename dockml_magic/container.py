@@ -706,7 +706,16 @@ class KernelContainer:
                 hint=_hint_of_kernelspecs(state.report)
                 or "Python 2.7 and 3.5 to 3.14 on glibc are known to work.",
             )
-        raise self.death(state, f"The kernel in '{reference}' ended while it started")
+        ended = f"The kernel in '{reference}' ended while it started"
+        memory = self.plan.choice.options.memory
+        if state.phase == "gone" and memory:
+            # It can be the launcher that was killed for memory: then nobody is left to say so.
+            raise self.death(
+                state,
+                f"{ended}, with {memory / 1024**2:.0f} MiB (--memory)",
+                again="If that may be too little, give it more with --memory. Start it again with %docker_env NAME.",
+            )
+        raise self.death(state, ended)
 
     # --- life ---------------------------------------------------------------------------------
 

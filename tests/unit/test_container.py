@@ -339,6 +339,15 @@ def test_a_kernel_that_was_killed_for_memory_says_which_limit(dead: KernelContai
     assert error.out_of_memory
 
 
+def test_one_that_is_gone_before_it_was_there_may_have_been_short_of_memory(
+    dead: KernelContainer,
+) -> None:
+    with pytest.raises(KernelDiedError) as caught:
+        dead._raise_not_started(KernelState(phase="gone"))
+    assert "with 64 MiB (--memory): its container is gone." in caught.value.message
+    assert "give it more with --memory" in str(caught.value.hint)
+
+
 def test_a_kernel_that_a_signal_ended_says_which(dead: KernelContainer) -> None:
     error = dead.death(KernelState(phase="exited", exit_code=139), "It died")
     assert error.message.startswith("It died (exit code 139")
