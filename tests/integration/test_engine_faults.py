@@ -55,7 +55,11 @@ def notebook(second: OwnEngine, tmp_path: Path, lasting_cache: Path) -> Iterator
             notebook.ok("local_variable = 'of the notebook'")
             notebook.use("x")
             yield notebook
-        wait_until(lambda: not ours(second), what="no container to be left")
+        try:
+            wait_until(lambda: not ours(second), what="no container to be left")
+        except AssertionError:
+            print(second.docker("ps", "-a", "--no-trunc"))
+            raise
         root = Path(variables["XDG_RUNTIME_DIR"], "dockml")
         wait_until(lambda: not list(root.iterdir()), what="no folder to be left")
 

@@ -56,6 +56,7 @@ class StandIn:
         )
         self.interrupts = 0
         self._unheard = 0
+        self._read = b""
         self._lock = threading.RLock()
         self.asked: list[Mapping[str, Any]] = []
 
@@ -105,7 +106,7 @@ class StandIn:
                             self.process.stdin.write(line)
                             self.process.stdin.flush()
                         line = b""
-                    readable, _, _ = select.select([self.process.stdout], [], [], 0.05)
+                    answer = self._read_answer()
                 except KeyboardInterrupt as error:
                     stop = error
                     line = b""
@@ -115,10 +116,7 @@ class StandIn:
                     self.interrupts += 1
                     self.process.send_signal(signal.SIGINT)
                     continue
-                if readable:
-                    answer = self.process.stdout.readline()
-                    if not answer:
-                        raise KernelDiedError("The kernel died.")
+                if answer:
                     if self._unheard:
                         self._unheard -= 1
                         continue
@@ -127,6 +125,22 @@ class StandIn:
                     told: dict[str, Any] = json.loads(answer)
                     assert "raised" not in told, told["raised"]
                     return told
+
+    def _read_answer(self) -> bytes:
+        """Return the next line of the kernel, nothing where there is none yet."""
+        assert self.process.stdout is not None
+        if b"\n" not in self._read:
+            if not select.select([self.process.stdout], [], [], 0.05)[0]:
+                return b""
+            piece = os.read(self.process.stdout.fileno(), 1 << 20)
+            if not piece:
+                raise KernelDiedError("The kernel died.")
+            self._read += piece
+        answer, newline, rest = self._read.partition(b"\n")
+        if not newline:
+            return b""
+        self._read = rest
+        return bytes(answer)
 
     def end(self) -> None:
         self.process.kill()
@@ -713,8 +727,9 @@ def test_what_was_given_up_before_its_turn_does_nothing_then(start: Start, tmp_p
     side._door.dismiss(token)
     (tmp_path / "go").touch()
     busy.join()
-    assert kernel.process.stdout is not None
-    told = json.loads(kernel.process.stdout.readline())
+    while not (answer := kernel._read_answer()):
+        pass
+    told = json.loads(answer)
     assert told["content"]["error"] == "closed"
     assert kernel.value("x") == "before"
 
