@@ -13,6 +13,7 @@ import re
 import signal
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -85,6 +86,16 @@ _INTERRUPTED = {
 
 NOT_PASSED_ON = frozenset({"status", "execute_input", "iopub_welcome", "shutdown_reply"})
 """What a notebook says itself, for the cells that it runs a part of."""
+
+
+def _close(context: zmq.Context[Any], monitors: dict[zmq.Socket[bytes], zmq.Socket[Any]]) -> None:
+    """Close sockets, each with its monitor, and then their context, which waits for that."""
+    for socket, monitor in monitors.items():
+        socket.disable_monitor()
+        socket.close()
+        monitor.close(0)
+    monitors.clear()
+    context.term()
 
 
 def _nobody() -> None:
@@ -174,6 +185,10 @@ class Relay:
         self.was_shared: Callable[[], bool] = lambda: False
         self.has_comm: Callable[[str], bool] = lambda _: False
         self._context = zmq.Context(io_threads=1)
+        # What nobody closes is closed before it is collected: of a context in a cycle, pyzmq's `__del__` does not find
+        # the sockets, whose weak references have gone by then, and waits for ever for them to be closed.
+        self._close = weakref.finalize(self, _close, self._context, self._monitors)
+        self._close.atexit = False
         self._connection = dict(connection_info)
         self._asks_lock = threading.RLock()
         self._asks: zmq.Socket[bytes] | None = None
@@ -718,17 +733,7 @@ class Relay:
             self._asks_lock,
             self._monitors_lock,
         ):
-            if self._context.closed:
-                return
-            for socket in (self.shell, self.stdin, self.iopub, self._control, self._asks):
-                if socket is None:
-                    continue
-                socket.disable_monitor()
-                socket.close()
-            for monitor in self._monitors.values():
-                monitor.close(0)
-            self._monitors.clear()
-            self._context.term()
+            self._close()
 
     @contextmanager
     def _held(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -83,12 +84,16 @@ def passed_on() -> list[int]:
     return []
 
 
-@pytest.fixture
-def relay(short_folder: Path, passed_on: list[int]) -> Iterator[Relay]:
-    info = {"transport": "ipc", "ip": f"{short_folder}/kernel", "key": KEY}
+def connect(folder: Path, passed_on: list[int]) -> Relay:
+    info = {"transport": "ipc", "ip": f"{folder}/kernel", "key": KEY}
     ports = {f"{name}_port": port for name, port in PORTS.items()}
     connection = {**info, **ports, "signature_scheme": "hmac-sha256"}
-    relay = Relay(connection, lambda: passed_on.append(1), lambda: None)
+    return Relay(connection, lambda: passed_on.append(1), lambda: None)
+
+
+@pytest.fixture
+def relay(short_folder: Path, passed_on: list[int]) -> Iterator[Relay]:
+    relay = connect(short_folder, passed_on)
     yield relay
     relay.close()
 
@@ -139,3 +144,16 @@ def test_another_thread_can_close_it_while_a_cell_runs(relay: Relay, short_folde
             late()
     is_over.set()
     kernel.close()
+
+
+def test_one_that_nobody_closes_is_collected(short_folder: Path, passed_on: list[int]) -> None:
+    """With all that has to do with it, as where a notebook's kernel ends: which waited for ever."""
+    relay: Any = connect(short_folder, passed_on)
+    relay.itself = relay
+    context = relay._context
+    del relay
+    collecting = threading.Thread(target=gc.collect, daemon=True)
+    collecting.start()
+    collecting.join(10)
+    assert not collecting.is_alive()
+    assert context.closed
