@@ -7,7 +7,6 @@ nothing and is cheap: everything heavy waits until it is used.
 
 from __future__ import annotations
 
-import gc
 from typing import TYPE_CHECKING, Any
 
 from dockml_magic._version import __version__
@@ -48,13 +47,8 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     shell : InteractiveShell
         The notebook's.
     """
-    collects = gc.isenabled()
-    gc.disable()  # what an import makes stays: to look through all that a kernel holds took a third of the time
-    try:
-        from dockml_magic.magics import load
-    finally:
-        if collects:
-            gc.enable()
+    from dockml_magic.magics import load
+
     load(shell)
 
 
