@@ -17,11 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import zmq.asyncio
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
-from traitlets import Dict, Unicode
+from traitlets import Dict, Unicode, default
 
 from dockml_magic.container import KernelContainer
 from dockml_magic.errors import DockmlError, KernelError
@@ -79,6 +80,11 @@ class TellingManager(AsyncKernelManager):
     created: Callable[[KernelContainer], None] = staticmethod(lambda _: None)
     """Called when a container was created and before it is started."""
 
+    @default("context")
+    def _context_default(self) -> zmq.asyncio.Context:
+        """Share one: its own, when it is collected before its socket, would wait for ever for that to be closed."""
+        return zmq.asyncio.Context.instance()
+
     async def adopt(self, info: Mapping[str, Any]) -> None:
         """Manage a kernel that another process has started, so that it can be restarted.
 
@@ -104,8 +110,6 @@ class TellingManager(AsyncKernelManager):
     def leave(self) -> None:
         """Manage the kernel no more, and leave it as it is: what frees the rest would remove its sockets, too."""
         self._close_control_socket()
-        if self._created_context:
-            self.context.destroy(linger=0)
         self.cleanup_connection_file()
 
 

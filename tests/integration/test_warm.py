@@ -159,6 +159,11 @@ def test_unused_it_goes_with_a_kernel_that_is_killed(notebook: Notebook) -> None
 
 def test_unused_it_goes_with_a_kernel_that_ends(notebook: Notebook, own_folders: Path) -> None:
     assert len(containers_of(notebook.folder)) == 1
+
+    async def terminate(restart: bool = False) -> None:
+        raise AssertionError("it did not end by itself")
+
+    notebook.manager.provisioner.terminate = terminate
     notebook.manager.shutdown_kernel()
     wait_until(lambda: not containers_of(notebook.folder), what="no container")
     assert [path for path in (own_folders / "dockml").iterdir() if path.is_dir()] == []
