@@ -157,13 +157,18 @@ def test_unused_it_goes_with_a_kernel_that_is_killed(notebook: Notebook) -> None
     wait_until(lambda: not containers_of(notebook.folder), what="no container")
 
 
-def test_unused_it_goes_with_a_kernel_that_ends(notebook: Notebook, own_folders: Path) -> None:
-    assert len(containers_of(notebook.folder)) == 1
+def must_end_by_itself(notebook: Notebook) -> None:
+    """Have its kernel not ended by force, as a front end does after some seconds."""
 
     async def terminate(restart: bool = False) -> None:
         raise AssertionError("it did not end by itself")
 
     notebook.manager.provisioner.terminate = terminate
+
+
+def test_unused_it_goes_with_a_kernel_that_ends(notebook: Notebook, own_folders: Path) -> None:
+    assert len(containers_of(notebook.folder)) == 1
+    must_end_by_itself(notebook)
     notebook.manager.shutdown_kernel()
     wait_until(lambda: not containers_of(notebook.folder), what="no container")
     assert [path for path in (own_folders / "dockml").iterdir() if path.is_dir()] == []
@@ -173,6 +178,7 @@ def test_a_restart_of_the_notebooks_kernel_ends_it_and_a_load_warms_another(
     notebook: Notebook,
 ) -> None:
     (container,) = containers_of(notebook.folder)
+    must_end_by_itself(notebook)
     notebook.restart()
     wait_until(lambda: not containers_of(notebook.folder), what="no container")
     assert notebook.ok(LOAD).printed() == ""
