@@ -707,12 +707,11 @@ class KernelContainer:
                 or "Python 2.7 and 3.5 to 3.14 on glibc are known to work.",
             )
         ended = f"The kernel in '{reference}' ended while it started"
-        memory = self.plan.choice.options.memory
-        if state.phase == "gone" and memory:
+        if state.phase == "gone" and self._memory_limit:
             # It can be the launcher that was killed for memory: then nobody is left to say so.
             raise self.death(
                 state,
-                f"{ended}, with {memory / 1024**2:.0f} MiB (--memory)",
+                f"{ended}, with {self._memory_limit}",
                 again="If that may be too little, give it more with --memory. Start it again with %docker_env NAME.",
             )
         raise self.death(state, ended)
@@ -861,10 +860,9 @@ class KernelContainer:
                 engine_error = f" {error.message}"
         tail = _last_lines(log)
         if state.out_of_memory:
-            limit = self.plan.choice.options.memory
+            limit = self._memory_limit
             return KernelDiedError(
-                f"{what}: killed for memory"
-                + (f", its limit is {limit / 1024**2:.0f} MiB (--memory)." if limit else "."),
+                f"{what}: killed for memory" + (f", its limit is {limit}." if limit else "."),
                 hint=f"Give it more with --memory, or load less at a time. {restart}".strip(),
                 exit_code=state.exit_code,
                 out_of_memory=True,
@@ -884,6 +882,12 @@ class KernelContainer:
             exit_code=state.exit_code,
             log_tail=tail,
         )
+
+    @property
+    def _memory_limit(self) -> str:
+        """The limit in words, "" where there is none."""
+        memory = self.plan.choice.options.memory
+        return f"{memory / 1024**2:.0f} MiB (--memory)" if memory else ""
 
     def _whole_log(self) -> str:
         """Return the end of the container's log once it stays as it is.

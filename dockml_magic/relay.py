@@ -88,7 +88,9 @@ NOT_PASSED_ON = frozenset({"status", "execute_input", "iopub_welcome", "shutdown
 """What a notebook says itself, for the cells that it runs a part of."""
 
 
-def _close(context: zmq.Context[Any], monitors: dict[zmq.Socket[bytes], zmq.Socket[Any]]) -> None:
+def _close_sockets(
+    context: zmq.Context[Any], monitors: dict[zmq.Socket[bytes], zmq.Socket[Any]]
+) -> None:
     """Close sockets, each with its monitor, and then their context, which waits for that."""
     for socket, monitor in monitors.items():
         socket.disable_monitor()
@@ -187,7 +189,7 @@ class Relay:
         self._context = zmq.Context(io_threads=1)
         # What nobody closes is closed before it is collected: of a context in a cycle, pyzmq's `__del__` does not find
         # the sockets, whose weak references have gone by then, and waits for ever for them to be closed.
-        self._close = weakref.finalize(self, _close, self._context, self._monitors)
+        self._close = weakref.finalize(self, _close_sockets, self._context, self._monitors)
         self._close.atexit = False
         self._connection = dict(connection_info)
         self._asks_lock = threading.RLock()
