@@ -1,5 +1,5 @@
 # Python 2.7 has none of the newer ways.
-# ruff: noqa: PTH110, PTH109, PTH123, UP031
+# ruff: noqa: PTH110, PTH109, PTH123, UP024, UP031
 """A stand-in for `ipykernel.kernelapp`: binds five sockets, notes what happens, obeys a few words.
 
 The tests of the supervisor copy it into a package called ipykernel. It runs on Python 2.7 to the
@@ -7,8 +7,11 @@ newest. Its words come as extra arguments: ``dies`` before it binds, ``stubborn`
 ``orphan`` leaves a grandchild to whoever takes it, ``no-iopub`` leaves that socket to somebody else.
 """
 
+import errno
+import fcntl
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -45,6 +48,20 @@ def leave_orphan():
         os._exit(0)
 
 
+def wait_for_signals(woken):
+    """Run the handlers of the signals that come, and never return.
+
+    `signal.pause` would sleep through one that comes just before it; a byte in a pipe stays there.
+    """
+    while True:
+        try:
+            select.select([woken], [], [])
+            os.read(woken, 4096)
+        except (OSError, select.error) as error:
+            if error.args[0] != errno.EINTR:
+                raise
+
+
 class IPKernelApp:
     @classmethod
     def instance(cls):
@@ -68,6 +85,9 @@ class IPKernelApp:
             connection = json.load(file)
         if "dies" in words:
             os._exit(3)
+        woken, waker = os.pipe()
+        fcntl.fcntl(waker, fcntl.F_SETFL, os.O_NONBLOCK)
+        signal.set_wakeup_fd(waker)
         signal.signal(signal.SIGINT, lambda signum, frame: note(event="interrupted"))
         signal.signal(signal.SIGUSR1, lambda signum, frame: os._exit(7))
         if "stubborn" in words:
@@ -82,6 +102,5 @@ class IPKernelApp:
             path=sys.path,
             origin={"ipykernel": ipykernel.__file__, "zmq": zmq.__file__},
         )
-        sockets = bind(connection, [n for n in NAMES if "no-" + n not in words])
-        while sockets:
-            signal.pause()
+        self.sockets = bind(connection, [n for n in NAMES if "no-" + n not in words])
+        wait_for_signals(woken)
