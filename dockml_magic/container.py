@@ -36,6 +36,7 @@ from dockml_magic.engine import (
     Engine,
     NotStartableError,
     make_archive,
+    remove_container,
     wait_removed,
 )
 from dockml_magic.errors import (
@@ -83,7 +84,7 @@ START_TIMEOUT = 60.0
 _SETTLE_TIMEOUT = 1.0
 STOP_TIMEOUT = 3.0
 
-_NOTICE = 0.3
+_NOTICE = 1.0
 """Seconds in which most containers end that are told to."""
 
 _SILENCE = 1.0
@@ -527,6 +528,7 @@ class KernelContainer:
             self._raise_if_abandoned()
             try:
                 self._control = ControlChannel(address, self.plan.key)
+                self._raise_if_abandoned()  # in the moment before there was nothing that `abandon` could close
                 first = self._control.wait(lambda s: s.generation > 0, timeout=5.0)
                 if first is not None and first.problem:
                     raise self.death(first, f"'{self.plan.choice.reference}' did not start")
@@ -1010,7 +1012,7 @@ class KernelContainer:
                 if by_itself and wait_removed(self.engine, self.container_id, STOP_TIMEOUT):
                     self.container_id = ""
             if self.container_id:
-                self.engine.remove(self.container_id)
+                remove_container(self.engine, self.container_id)
                 self.container_id = ""
         except EngineError as error:
             log.warning(

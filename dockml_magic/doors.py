@@ -308,6 +308,7 @@ class Doorkeeper:
         self._do(lambda: None)
         assert self._thread is not None
         self._thread.join()
+        self._wake_up()  # for what it has not come to
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]
         self._waking.close()

@@ -606,6 +606,8 @@ class Environment:
             counted = reply.get("execution_count") or 0
             if is_plausible(counted, relay.next_count):
                 relay.next_count = counted + 1
+        if relay.is_interrupted:
+            self._container.settle_signals()  # what has missed this cell is not to meet the next one
         return reply
 
     def raise_missed_interrupt(self) -> None:
@@ -613,7 +615,6 @@ class Environment:
         relay = self._relay
         if relay is not None and relay.missed_interrupt:
             relay.missed_interrupt = False
-            self._container.settle_signals()
             raise KeyboardInterrupt
 
     def _running_relay(self) -> Relay:

@@ -313,7 +313,7 @@ def claim(folder: Path) -> int:
     """Say that a start works on this runtime folder, until the descriptor is closed or this process ends."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     with contextlib.suppress(OSError):  # a file system without locks; `is_claimed` will say yes
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # `is_claimed` may hold it for a moment
     return descriptor
 
 

@@ -30,7 +30,7 @@ from dockml_magic.errors import KernelError
 _LOOK_INTERVAL = 0.5
 """Seconds between two looks of the keeper."""
 
-_READY_TIMEOUT = 3.0
+_READY_TIMEOUT = 30.0
 """Seconds for the keeper to come up. A front end ends a kernel by force after 5."""
 
 _READY = b"ready\n"

@@ -24,7 +24,7 @@ from typing import Any
 
 from dockml_magic import folders, labels
 from dockml_magic.control import ControlChannel, address_from
-from dockml_magic.engine import ContainerState, Engine, wait_removed
+from dockml_magic.engine import ContainerState, Engine, remove_container
 from dockml_magic.errors import ConfigError, KernelError, KernelPausedError
 from dockml_magic.options import RunOptions
 from dockml_magic.planning import engine_for
@@ -273,7 +273,7 @@ def stop(kept: Kept) -> None:
     if not was_asked or engine.wait(kept.container_id, _STOP_TIMEOUT) is None:
         engine.stop(kept.container_id)
     if not kept.stays:
-        _remove_container(engine, kept.container_id)
+        remove_container(engine, kept.container_id)
         forget(kept.session)
     _remove_runtime(kept)
 
@@ -293,19 +293,13 @@ def remove(kept: Kept, *, force: bool) -> None:
         )
     engine = engine_for(RunOptions(engine=kept.asked.engine))
     if state is not None:
-        _remove_container(engine, kept.container_id)
+        remove_container(engine, kept.container_id)
     forget(kept.session)
     _remove_runtime(kept)
 
 
 def _remove_runtime(kept: Kept) -> None:
     folders.RuntimeFolder(Path(kept.info["container"]["runtime"])).remove()
-
-
-def _remove_container(engine: Engine, container_id: str) -> None:
-    """Remove a container, and return when it is gone: the engine may be about it already."""
-    engine.remove(container_id)
-    wait_removed(engine, container_id, _STOP_TIMEOUT)
 
 
 @contextmanager

@@ -31,6 +31,9 @@ _MOST_MESSAGES = 2000
 _LARGEST_STATUS = 64 * 1024
 """How many messages are kept from one look to the next, and how many bytes one may have."""
 
+_TIME_TO_LEARN = 10.0
+"""Seconds for the engine to hand over the log, which a busy one takes its time for."""
+
 _TIME_TO_LINGER = 10.0
 """Seconds after which nobody can be expected any more."""
 
@@ -76,9 +79,9 @@ class LastWords:
         self._thread.start()
 
     def wait_until_heard(self) -> None:
-        """Wait, for a second or two, until the front ends know how the kernel died. Call when it has."""
+        """Wait, for a second as a rule, until the front ends know how the kernel died. Call when it has."""
         self._wake.set()
-        self._heard.wait(_LOOK_INTERVAL + 2 * _TIME_TO_HEAR)
+        self._heard.wait(_TIME_TO_LEARN + _TIME_TO_HEAR)
 
     def close(self) -> None:
         """End the watch, and leave the address to the next kernel."""

@@ -465,13 +465,15 @@ class ImagePicker:
             self._say(line)
             options = parse_words("%docker_env", words)
             self._notebook.switch_to(row.name, options, tell=_Teller(self), begun=self._note_start)
-            local = set(engine_for(RunOptions()).local_references())
-            if local != set(self._local):
-                self._selection = self._read_images()
-                self._show_top()
-                self._find()
 
-        self._work(start, can_stop=True)
+        self._work(start, can_stop=True, after=self._look_at_images)
+
+    def _look_at_images(self) -> None:
+        """Show what images are here now, where that has changed."""
+        if set(engine_for(RunOptions()).local_references()) != set(self._local):
+            self._selection = self._read_images()
+            self._show_top()
+            self._find()
 
     def _note_start(self, environment: Environment) -> None:
         self._starting = environment
@@ -481,11 +483,18 @@ class ImagePicker:
     def _give_up(self) -> None:
         self._stopping.set()
         self._stop.disabled = True
-        if self._starting is not None:
-            self._starting.abandon()
+        starting = self._starting  # which another thread sets back
+        if starting is not None:
+            starting.abandon()
 
-    def _work(self, work: Callable[[], None], *, can_stop: bool = False) -> None:
-        """Do something that takes time, in a thread of its own."""
+    def _work(
+        self,
+        work: Callable[[], None],
+        *,
+        can_stop: bool = False,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Do something that takes time, in a thread of its own; `after` it, the next may begin already."""
         if not self._working.acquire(blocking=False):
             self._say("Wait until what was begun is done.")
             return
@@ -494,22 +503,33 @@ class ImagePicker:
         self._stop.disabled = False
         self._stop.layout.display = None if can_stop else "none"
         self._show_line()
-        threading.Thread(target=self._do, args=(work,), name="dockml-picker", daemon=True).start()
+        threading.Thread(
+            target=self._do, args=(work, after), name="dockml-picker", daemon=True
+        ).start()
 
-    def _do(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except (DockmlError, PullStopped) as error:
-            self._say(str(error), is_error=not self._stopping.is_set())
-        except Exception as error:  # a thread has nobody else to tell it to
-            log.debug("the picker failed", exc_info=True)
-            self._say(f"{type(error).__name__}: {error}", is_error=True)
-        finally:
-            self._starting = None
-            self._working.release()
-            self._stop.layout.display = "none"
+    def _do(self, work: Callable[[], None], after: Callable[[], None]) -> None:
+        with self._errors_said():
+            try:
+                work()
+            finally:
+                self._starting = None
+                self._stop.layout.display = "none"
+        self._working.release()
+        with self._errors_said():
             self._show_line()
             self._show_environments()
+            after()
+
+    @contextlib.contextmanager
+    def _errors_said(self) -> Iterator[None]:
+        """Say what fails in a thread, which has nobody else to tell it to."""
+        try:
+            yield
+        except (DockmlError, PullStopped) as error:
+            self._say(str(error), is_error=not self._stopping.is_set())
+        except Exception as error:
+            log.debug("the picker failed", exc_info=True)
+            self._say(f"{type(error).__name__}: {error}", is_error=True)
 
     def _say(self, text: str, *, is_error: bool = False) -> None:
         """Add to the picker's own log: a cell's output is none of ours."""

@@ -17,6 +17,7 @@ from dockml_magic.engine.contract import (
     ImageState,
     NotStartableError,
     Stream,
+    remove_container,
     wait_removed,
 )
 from dockml_magic.engine.endpoints import find_endpoint
@@ -39,5 +40,6 @@ __all__ = [
     "find_endpoint",
     "gpu_route",
     "make_archive",
+    "remove_container",
     "wait_removed",
 ]

@@ -364,6 +364,9 @@ class Engine(Protocol):
 
 _LOOK_INTERVAL = 0.02
 
+_REMOVAL_PATIENCE = 10.0
+"""Seconds for a removal that has begun, by --rm or by somebody else."""
+
 
 def wait_removed(engine: Engine, container_id: str, timeout: float) -> bool:
     """Wait until the engine has a container no more; tell whether that was within `timeout` seconds."""
@@ -373,6 +376,22 @@ def wait_removed(engine: Engine, container_id: str, timeout: float) -> bool:
             return False
         time.sleep(_LOOK_INTERVAL)
     return True
+
+
+def remove_container(engine: Engine, container_id: str) -> None:
+    """Remove a container, and return when it is gone: for one that it is removing, the engine answers at once.
+
+    Raises
+    ------
+    EngineError
+        If the engine does not answer, refuses, or has it still after some seconds.
+    """
+    engine.remove(container_id)
+    if not wait_removed(engine, container_id, _REMOVAL_PATIENCE):
+        raise EngineError(
+            f"Container {container_id[:12]} was removed {_REMOVAL_PATIENCE:.0f} s ago, and the engine has it still.",
+            hint=f"Try: docker rm -f {container_id[:12]}",
+        )
 
 
 def too_large(path: PurePosixPath, limit: int) -> EngineError:

@@ -174,6 +174,17 @@ def oom_kills():
     return 0
 
 
+def collect(pid):
+    """Wait for the end of a child that was killed."""
+    while True:
+        try:
+            os.waitpid(pid, 0)
+            return
+        except OSError as error:
+            if error.errno != errno.EINTR:  # which Python 2.7 leaves to us
+                return
+
+
 def listening_ports():
     """Return the TCP ports that something in this container listens on."""
     ports = set()
@@ -769,7 +780,7 @@ class Supervisor(object):
             return
         if self.ahead_pid:  # it has not ended
             os.kill(self.ahead_pid, signal.SIGKILL)
-            os.waitpid(self.ahead_pid, 0)
+            collect(self.ahead_pid)
         self.ahead_pid = None
         for name in os.listdir(beside("")):
             if name.startswith("ahead-"):
@@ -1108,8 +1119,10 @@ class Supervisor(object):
     def _send(self, connection):
         try:
             connection.sendall(json.dumps(self.state).encode("utf-8") + b"\n")
-        except (OSError, socket.error):
-            self._drop(connection)
+        except (OSError, socket.error) as error:
+            # Of one that has gone there may be a last word to read, and then its end.
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+                self._drop(connection)
 
 
 # --- the kernel ---------------------------------------------------------------------------------

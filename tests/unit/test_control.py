@@ -160,7 +160,7 @@ def test_after_nonsense_the_connection_is_closed_and_the_reason_kept(serve: Serv
 
     channel = ControlChannel(serve(talk), "key")
     state = end_of(channel)
-    assert closed.wait(5.0)
+    assert closed.wait(30.0)
     assert (state.phase, state.problem) == ("gone", "not a line of a supervisor")
     with pytest.raises(KernelError, match="The container is gone"):
         channel.stop()

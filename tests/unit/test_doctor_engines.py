@@ -34,6 +34,8 @@ class Server(ThreadingMixIn, UnixStreamServer):
 def stand_in(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     """Give a function that starts a server with these answers to /version and /info; gives its socket."""
     monkeypatch.setattr(docker.APIClient, "__init__", REAL_INIT)
+    monkeypatch.setattr(doctor, "_ENGINE_TIMEOUT", 60.0)
+    monkeypatch.setattr("dockml_magic.engine.pings._PING", 60.0)
     servers = []
 
     def start(version: Any = VERSION, info: Any = INFO) -> Path:
@@ -65,7 +67,7 @@ def stand_in(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[St
 def seen(path: Path, *names: str) -> list[Finding]:
     """Return what the checks of these names, after the engine's, say of the engine at a socket."""
     checks = [check for check in CHECKS if check.name in ("engine", *names)]
-    return examine(f"unix://{path}", checks=checks).findings
+    return examine(f"unix://{path}", checks=checks, patience=60.0).findings
 
 
 def test_docker_is_named(stand_in: StandIn) -> None:

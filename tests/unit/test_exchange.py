@@ -680,7 +680,7 @@ def test_memory_that_is_written_again_and_again_is_mapped_once(
     hand_over(source, target, {"x": "x"})
     one.run(
         "import sys, time; agent = sys.modules['dockml_values.agent']\n"
-        "agent._LARGE = 1; agent._KEPT_TIME = 5.0; mapped = []; real = agent.mmap.mmap\n"
+        "agent._LARGE = 1; agent._KEPT_TIME = 1000.0; mapped = []; real = agent.mmap.mmap\n"
         "def note(*given, **more):\n mapped.append(given); return real(*given, **more)\n"
         "agent.mmap.mmap = note"
     )
@@ -695,6 +695,8 @@ def test_memory_that_is_written_again_and_again_is_mapped_once(
     for _ in range(8):
         hand_over(source, target, {"x": "x"})
     assert one.value("[len(mapped), len(agent._mappings)]") == [2, 2]
+    one.run("agent._KEPT_TIME = 1.0")
+    hand_over(source, target, {"x": "x"})
     wait_until(lambda: one.value("len(agent._mappings)") == 0)
 
 
@@ -1052,7 +1054,7 @@ def test_whether_names_are_bound_is_decided_once(visit: Visit, door: doors.Door)
 def test_who_says_nothing_keeps_nobody_waiting_and_is_sent_away(
     visit: Visit, door: doors.Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doors, "_PATIENCE", 0.2)
+    monkeypatch.setattr(doors, "_PATIENCE", 2.0)
     silent = [visit(door) for _ in range(5)]
     silent[0].send(b'{"tok')
     assert visit(door).ask({"token": door.admit(doors.PutTicket(None))}) == {"go": True}

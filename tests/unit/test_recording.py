@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +30,28 @@ from tests.waiting import wait_until
 __all__ = ["machine"]
 
 CELL = {"msg_id": "cell-1", "msg_type": "execute_request", "session": "of a notebook"}
+
+NOTES = """
+note_status = launch.Recorder._note_status
+def note(self, frames):
+    note_status(self, frames)
+    with open("noted", "a") as file:
+        file.write(".")
+launch.Recorder._note_status = note
+"""
+"""Has a supervisor write down each status that it reads."""
+
+CLOCK = """
+now = launch.now
+def now_and_more():
+    try:
+        with open("clock") as file:
+            return now() + float(file.read() or 0)
+    except IOError:
+        return now()
+launch.now = now_and_more
+"""
+"""Has a supervisor's clock go forward by the seconds in a file."""
 
 
 class Publisher:
@@ -123,6 +144,15 @@ def listen(channel: ControlChannel, publish: Publish) -> Publisher:
     channel.keep(keep=True)
     publisher.wait_for_subscriber()
     return publisher
+
+
+def wait_until_read(machine: Machine, publisher: Publisher) -> None:
+    """Return when a supervisor that `NOTES` has read all that was published."""
+    noted = machine.folder / "noted"
+    before = len(noted.read_bytes()) if noted.exists() else 0
+    publisher.say("status", {"execution_state": "busy"})
+    publisher.say("status", {"execution_state": "idle"})
+    wait_until(lambda: noted.exists() and len(noted.read_bytes()) == before + 2)
 
 
 def read(stream: OutputStream) -> list[bytes] | OutputState:
@@ -233,10 +263,10 @@ def test_the_newest_is_held_up_to_the_limit(machine: Machine, publish: Publish, 
 def test_what_had_no_room_is_counted_and_told_once(
     machine: Machine, publish: Publish, take: Take
 ) -> None:
-    publisher = listen(keep(machine, "launch.RECORDED = 100000"), publish)
+    publisher = listen(keep(machine, f"{NOTES}launch.RECORDED = 100000"), publish)
     for text in ("x" * 300_000, "y" * 90_000, "z" * 90_000):
         publisher.print(text)
-    time.sleep(3.0)
+    wait_until_read(machine, publisher)
     with take() as stream:
         texts, state = read_texts(stream)
     assert [text[0] for text in texts] == ["z"]
@@ -253,13 +283,15 @@ def reads_dropped(take: Take) -> int:
 def test_while_a_notebook_is_attached_only_the_last_second_is_held(
     machine: Machine, publish: Publish, take: Take
 ) -> None:
-    channel = keep(machine, "launch.TAIL = 2.0")
+    channel = keep(machine, f"{NOTES}{CLOCK}launch.TAIL = 60.0")
     publisher = listen(channel, publish)
     channel.attach()
     wait_until(lambda: channel.state.attached == 1)
     publisher.print("long ago")
-    time.sleep(2.5)
+    wait_until_read(machine, publisher)
+    (machine.folder / "clock").write_text("100")
     publisher.print("just now")
+    wait_until_read(machine, publisher)
     assert isinstance(read(take()), OutputState)  # it is the notebook's
     channel.close()  # as by kill -9
     publisher.print("to nobody")
@@ -270,11 +302,11 @@ def test_while_a_notebook_is_attached_only_the_last_second_is_held(
 def test_who_says_that_it_leaves_has_got_it_all(
     machine: Machine, publish: Publish, take: Take
 ) -> None:
-    channel = keep(machine)
+    channel = keep(machine, NOTES)
     publisher = listen(channel, publish)
     channel.attach()
     publisher.print("seen")
-    time.sleep(1.5)  # nothing says when it was read
+    wait_until_read(machine, publisher)
     channel.detach()
     wait_until(lambda: channel.state.attached == 0)
     publisher.print("not seen")
@@ -391,9 +423,9 @@ def test_a_taker_holds_no_lease(machine: Machine, take: Take) -> None:
     channel = machine.connect()
     wait_for(channel, "bound")
     stream = take()
+    assert isinstance(read(stream), OutputState)
     channel.close()
     assert machine.wait() == 0
-    assert isinstance(read(stream), OutputState)
     with pytest.raises(KernelError, match="The container is gone"):
         stream.read(TIMEOUT)
 
@@ -435,9 +467,14 @@ class IOPub:
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self.socket = socket
+        self.stalls = 0
 
     def _really_send(self, message: list[bytes]) -> None:
-        self.socket.send_multipart(message)
+        try:
+            self.socket.send_multipart(message)
+        except zmq.Again:
+            self.stalls += self.socket.sndtimeo > 0  # it has waited
+            raise
 
 
 def test_a_notebook_that_does_not_read_stalls_the_others_for_a_while_only(
@@ -457,23 +494,22 @@ def test_a_notebook_that_does_not_read_stalls_the_others_for_a_while_only(
             assert publisher.poll(TIMEOUT * 1000)
             publisher.recv()
         iopub = IOPub(publisher)
-        launch.wait_not_for_ever(iopub, patience=0.2)
+        launch.wait_not_for_ever(iopub, patience=0.5)
         large = b"x" * 200_000  # so that the socket's own buffers are full soon
-        waited = 0
         for n in range(60):
-            began = time.monotonic()
             iopub._really_send([b"%d" % n, large])
-            waited += time.monotonic() - began > 0.15
             assert reads.poll(TIMEOUT * 1000)
             assert reads.recv_multipart()[0] == b"%d" % n
-        assert waited == 1
-        got = []
-        while stalled.poll(200):
-            got.append(int(stalled.recv_multipart()[0]))
-        assert got == list(range(len(got)))
+        # Once, and again only where a busy machine was late to make room for one more.
+        assert 1 <= iopub.stalls < 10
+        got: list[int] = []
+        while 60 not in got:
+            if stalled.poll(200):
+                got.append(int(stalled.recv_multipart()[0]))
+            else:  # it has read what there was, and gets all again
+                iopub._really_send([b"60", large])
+        assert got[:5] == [0, 1, 2, 3, 4]
+        assert got == sorted(set(got))
         assert len(got) < 60
-        iopub._really_send([b"again", large])
-        assert stalled.poll(TIMEOUT * 1000)
-        assert stalled.recv_multipart()[0] == b"again"
         for socket_ in (publisher, stalled, reads):
             socket_.close(linger=0)

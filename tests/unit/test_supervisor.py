@@ -580,7 +580,7 @@ def test_the_container_ends_when_the_last_connection_is_gone(machine: Machine) -
     assert machine.is_running
     two.close()
     assert machine.wait() == 0
-    assert not is_process(machine.kernel_pid)
+    wait_until(lambda: not is_process(machine.kernel_pid))
 
 
 @newest
@@ -676,7 +676,7 @@ def test_stop_ends_kernel_and_container(machine: Machine) -> None:
     channel.stop()
     assert machine.wait() == 0
     wait_for(channel, "gone")
-    assert not is_process(machine.kernel_pid)
+    wait_until(lambda: not is_process(machine.kernel_pid))
     assert list(machine.runtime.iterdir()) == []
     with pytest.raises(KernelError, match="The container is gone"):
         channel.signal(signal.SIGINT)
@@ -701,7 +701,7 @@ def test_sigterm_ends_kernel_and_container(machine: Machine) -> None:
     assert machine.process is not None
     machine.process.send_signal(signal.SIGTERM)
     assert machine.wait() == 0
-    assert not is_process(machine.kernel_pid)
+    wait_until(lambda: not is_process(machine.kernel_pid))
 
 
 @newest

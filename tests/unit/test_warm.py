@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,6 +92,9 @@ def stand_ins(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> type[Stand
     monkeypatch.setattr(planning.engines, "connect", lambda name: engine)
     monkeypatch.setattr(warm, "Environment", StandIn)
     monkeypatch.setattr(warm, "DEBOUNCE", 0.02)
+    monkeypatch.setattr(
+        segments, "find_available_memory", lambda: 4 << 30
+    )  # whatever else runs here
     monkeypatch.setattr(StandIn, "made_ones", [])
     monkeypatch.setattr(StandIn, "may_start", threading.Event())
     StandIn.may_start.set()
@@ -100,9 +103,11 @@ def stand_ins(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> type[Stand
 
 
 @pytest.fixture
-def shelf(workspace: Path) -> WarmEnvironments:
-    """What waits in a notebook in which nothing runs."""
-    return WarmEnvironments(Environments())
+def shelf(workspace: Path) -> Iterator[WarmEnvironments]:
+    """What waits in a notebook in which nothing runs; nothing does after the test."""
+    shelf = WarmEnvironments(Environments())
+    yield shelf
+    shelf.stop_all()
 
 
 def write(folder: Path, *names: str, entry: str = "", is_agreed: bool = True) -> None:
@@ -124,9 +129,10 @@ def planned(name: str, folder: Path, **options: Any) -> Any:
 
 
 def begin(shelf: WarmEnvironments, folder: Path, *names: str) -> None:
-    """Load the extension, and wait until these are ready."""
+    """Load the extension, and wait until these are ready, and it is known what they take."""
     shelf.begin(folder)
     wait_until(lambda: [one.name for one in shelf if one.is_ready] == list(names))
+    wait_until(lambda: "dockml-warm" not in [thread.name for thread in threading.enumerate()])
 
 
 def test_what_the_project_file_wants_waits_and_is_used_once(
@@ -385,10 +391,10 @@ def test_switched_off_nothing_is_started(
 ) -> None:
     monkeypatch.setenv("DOCKML_WARM", "off")
     write(workspace, "one")
-    before = threading.active_count()
+    before = set(threading.enumerate())
     shelf.begin(workspace)
     shelf.pick(IMAGE, RunOptions(), workspace)
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
 
 
 # --- memory that gets short -----------------------------------------------------------------------
@@ -474,7 +480,7 @@ def test_one_that_ends_for_memory_while_it_is_asked_for_is_started_anew(
 
     monkeypatch.setattr(StandInContainer, "is_made_by", is_made_by)
     assert shelf.take(planned("one", workspace)) is None
-    assert StandIn.made_ones[0].is_stopped
+    wait_until(lambda: StandIn.made_ones[0].is_stopped)  # by the thread that looks after them
     assert not StandIn.made_ones[0].is_ordinary
 
 
