@@ -574,6 +574,13 @@ class KernelContainer:
             tail = self.engine.logs(container, tail=LOG_LINES)
         finally:
             self.engine.remove(container)
+        if self._memory_limit and code == 128 + signal.SIGKILL:
+            raise KernelDiedError(
+                f"The container of '{self.plan.choice.reference}' ended at once, with {self._memory_limit}: it was "
+                "killed.",
+                hint="If that may be too little, give it more with --memory. Start it again with %docker_env NAME.",
+                exit_code=code,
+            )
         raise KernelDiedError(
             f"The container of '{self.plan.choice.reference}' ended at once (exit code {code}).",
             hint=f"Does Python start in it? Try: docker run --rm {self.plan.choice.reference} {entry} -V",

@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 _COMPLETE_TIMEOUT = 15.0
 """Seconds; the first time jedi parses for five, and longer on a busy machine."""
-_DEBUG_TIMEOUT = 20.0
+_DEBUG_TIMEOUT = 60.0
 
 _PYTHONS_MATCHERS = (
     "IPCompleter.python_matcher",

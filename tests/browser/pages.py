@@ -119,7 +119,7 @@ class NotebookPage:
     def run_until_stopped(self, mark: Path) -> Locator:
         """Run a cell that sets `x` and would go on for long, and press the stop button; return its output."""
         output = self.start(
-            f"x = 42\nopen({mark.name!r}, 'w').close()\nimport time; time.sleep(600)"
+            f"x = 42\nopen({mark.name!r}, 'w').close()\nimport time; [time.sleep(0.1) for _ in range(6000)]"
         )
         wait_until(mark.exists, what="the cell to run")
         self.stop()

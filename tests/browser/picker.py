@@ -42,6 +42,11 @@ class Picker:
         """The buttons of this name."""
         return self.box.get_by_role("button", name=name, exact=True)
 
+    def press(self, name: str, which: int = 0) -> None:
+        """Press a button once what was begun before is done: until then it would only say so."""
+        expect(self.start).to_be_enabled()
+        self.button(name).nth(which).click()
+
     def environment(self, name: str) -> Locator:
         """The row of something that runs."""
         return self.box.locator(".dockml-row", has=self.box.page.locator("b", has_text=name)).last

@@ -82,7 +82,9 @@ def test_a_notebook_runs_cells_in_a_container_and_its_stop_button_works(
     notebook.use(TF)
     version = notebook.run("import tensorflow as tf\nprint('TensorFlow', tf.__version__)")
     expect(version).to_contain_text("TensorFlow 1.10.0")
-    stopped = notebook.start("x = 42\nopen('sleeping', 'w').close()\nimport time; time.sleep(600)")
+    stopped = notebook.start(
+        "x = 42\nopen('sleeping', 'w').close()\nimport time; [time.sleep(0.1) for _ in range(6000)]"
+    )
     wait_until((lab.folder / "sleeping").exists, what="the cell to run")
     notebook.stop()
     expect(stopped).to_contain_text("KeyboardInterrupt")

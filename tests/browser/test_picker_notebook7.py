@@ -26,7 +26,7 @@ def test_what_is_found_and_started_runs_the_next_cell_until_it_is_stopped_and_er
     expect(picker.environment(BARE)).to_contain_text("cells run here")
     in_container = "import os; os.path.exists('/run/dockml')"
     expect(notebook.run(in_container)).to_contain_text("True")
-    picker.button("Stop").click()
+    picker.press("Stop")
     expect(picker.log).to_contain_text(f"Stopped '{BARE}'")
     expect(notebook.run(in_container)).to_contain_text("False")
     picker.find.fill("localhost:1/unknown:1")

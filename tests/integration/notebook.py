@@ -86,6 +86,7 @@ class Notebook:
         self._variables = dict(variables)
         self._cells: dict[str, Cell] = {}
         self._replies: dict[str, dict[str, Any]] = {}
+        self._finished: set[str] = set()
 
     def __enter__(self) -> Notebook:
         self.manager.start_kernel(cwd=str(self.folder), env={**os.environ, **self._variables})
@@ -146,6 +147,7 @@ class Notebook:
         cell = self._cells[msg_id]
         self.wait(msg_id, lambda cell: cell.is_idle)
         cell.reply = self._reply(msg_id)
+        self._finished.add(msg_id)
         return cell
 
     def wait(self, msg_id: str, seen: Callable[[Cell], bool]) -> Cell:
@@ -169,9 +171,16 @@ class Notebook:
 
     def answer(self, value: str) -> str:
         """Answer the question that a running cell asks; return the prompt."""
-        question = self.client.get_stdin_msg(timeout=PATIENCE)
+        prompt = self.wait_asked()
         self.client.input(value)
-        return str(question["content"]["prompt"])
+        return prompt
+
+    def wait_asked(self) -> str:
+        """Wait for a question; return its prompt. One of a cell that has ended is none any more."""
+        while True:
+            question = self.client.get_stdin_msg(timeout=PATIENCE)
+            if question["parent_header"].get("msg_id") not in self._finished:
+                return str(question["content"]["prompt"])
 
     def ask(self, request: str, *arguments: Any) -> dict[str, Any]:
         """Send a complete, inspect or is_complete request; return its reply."""

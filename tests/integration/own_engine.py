@@ -33,6 +33,8 @@ class OwnEngine:
         self._settings = folder / "daemon.json"
         self._settings.write_text(json.dumps({"live-restore": live_restore}))
         self._process: subprocess.Popen[bytes] | None = None
+        self.had_when_killed: set[str] = set()
+        """The ids of its containers when it was last killed, which it may fail to remove when it is back."""
 
     def start(self) -> DockerEngine:
         """Start it; return once it answers."""
@@ -71,6 +73,8 @@ class OwnEngine:
     def signal(self, signum: signal.Signals) -> None:
         """Signal it, and wait for its end where it ends of that."""
         assert self._process is not None
+        if signum == signal.SIGKILL:
+            self.had_when_killed = set(self.docker("ps", "-aq", "--no-trunc").split())
         self._process.send_signal(signum)
         if signum in (signal.SIGTERM, signal.SIGKILL):
             self._process.wait(30)
@@ -84,6 +88,11 @@ class OwnEngine:
             yield
         finally:
             self.signal(signal.SIGCONT)
+
+    @property
+    def log(self) -> str:
+        """The end of what it has written."""
+        return (self.folder / "log").read_text(errors="replace")[-20_000:]
 
     def docker(self, *words: str) -> str:
         """Do something by hand."""

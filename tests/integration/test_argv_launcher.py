@@ -132,7 +132,7 @@ def test_cells_run_over_the_given_ports_of_this_machine_only(launch: Launch) -> 
 def test_sigint_interrupts_the_cell_and_keeps_its_variables(launch: Launch) -> None:
     launched = launch()
     msg_id = launched.client.execute(
-        "x = 42; open('sleeping', 'w').close(); import time; time.sleep(600)"
+        "x = 42; open('sleeping', 'w').close(); import time; [time.sleep(0.1) for _ in range(6000)]"
     )
     wait_until((launched.folder / "sleeping").exists, what="the cell to run")
     launched.process.send_signal(signal.SIGINT)

@@ -78,6 +78,15 @@ DEATHS = {
 }
 
 
+NO_DROPS = (
+    "import zmq\n"
+    "_thread = get_ipython().kernel.iopub_socket.io_thread\n"
+    "_thread.schedule(lambda: _thread.socket.setsockopt(zmq.XPUB_NODROP, 1))\n"
+    "del zmq, _thread"
+)
+"""Has a kernel wait for a front end that is late, as a routed one does: these tests run on busy machines."""
+
+
 # --- what legitimately differs ----------------------------------------------------------------
 
 HEADER_OF_A_PROCESS = {
@@ -407,6 +416,8 @@ class Pair:
         self.routed = FrontEnd(self.notebook.manager)
         self._running.callback(self.routed.close)
         self.routed.next_count = 3  # the two lines above were cells
+        self.level()
+        self.direct.run(cell("no drops", NO_DROPS))
         self.level()
         for side in self.direct, self.routed:
             side.run(cell("prelude", PRELUDE))

@@ -58,16 +58,29 @@ def notebook(second: OwnEngine, tmp_path: Path, lasting_cache: Path) -> Iterator
         try:
             wait_until(lambda: not ours(second), what="no container to be left")
         except AssertionError:
-            print(second.docker("ps", "-a", "--no-trunc"))
-            raise
+            print(second.docker("ps", "-a", "--no-trunc"), second.log, sep="\n")
+            remove_what_the_engine_forgot(second)
         root = Path(variables["XDG_RUNTIME_DIR"], "dockml")
         wait_until(lambda: not list(root.iterdir()), what="no folder to be left")
 
 
 def ours(second: OwnEngine) -> str:
     """Return the containers that no stranger has."""
-    listed = second.docker("ps", "-a", "--format", "{{.ID}} {{.Names}}").splitlines()
+    format_ = "{{.ID}} {{.Names}}"
+    listed = second.docker("ps", "-a", "--no-trunc", "--format", format_).splitlines()
     return "\n".join(line for line in listed if " stranger-" not in line)
+
+
+def remove_what_the_engine_forgot(second: OwnEngine) -> None:
+    """Remove what the engine had when it was killed and has not removed since, unless that still runs.
+
+    It tries once, as it comes back, and only logs that it could not (daemon.restore in moby/daemon/daemon.go): with
+    --rm that is nobody else's work. Anything newer, or alive, was ours to remove.
+    """
+    left = {line.split()[0] for line in ours(second).splitlines()}
+    running = set(second.docker("ps", "-q", "--no-trunc").split())
+    assert left <= second.had_when_killed - running, "containers are left"
+    second.docker("rm", "--force", *left)
 
 
 def goes_on(notebook: Notebook) -> None:

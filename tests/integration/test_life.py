@@ -155,8 +155,8 @@ def kill_the_started(notebook: Notebook, before: Container[int], victim: str) ->
     }
     ((pid, parent),) = (
         (pid, parent)
-        for pid, (parent, _) in processes(notebook).items()
-        if parent in launchers and pid not in launchers
+        for pid, (parent, words) in processes(notebook).items()
+        if parent in launchers and pid not in launchers and "launch.py exec" not in words
     )
     subprocess.run(["kill", "-9", str({"pid": pid, "ppid": parent}[victim])], check=True)
 

@@ -169,7 +169,7 @@ def test_a_locked_image_of_this_machine_only_is_told_where_it_is_gone(
     ],
 )
 def test_what_is_installed_is_listed_in_any_python(
-    engine: DockerEngine, image: Image, name: str, python: str, has: set[str]
+    engine: DockerEngine, image: Image, layers: Layers, name: str, python: str, has: set[str]
 ) -> None:
     found = engine.find_image(image(name))
     assert found is not None
@@ -180,7 +180,9 @@ def test_what_is_installed_is_listed_in_any_python(
     assert "ipykernel" not in names or has
 
 
-def test_the_command_locks_and_checks(engine: DockerEngine, image: Image, workspace: Path) -> None:
+def test_the_command_locks_and_checks(
+    engine: DockerEngine, image: Image, layers: Layers, workspace: Path
+) -> None:
     def dockml(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-c", "from dockml_magic.cli import main; main()", *words],

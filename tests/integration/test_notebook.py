@@ -33,7 +33,7 @@ env = { GREETING = "hello from the project" }
 """
 
 DIE = "import os, time; time.sleep(0.3); os.kill(os.getpid(), 9)"
-SLEEP = "x = 42\nopen('sleeping', 'w').close()\nimport time\ntime.sleep(600)"
+SLEEP = "x = 42\nopen('sleeping', 'w').close()\nimport time\nfor _ in range(6000): time.sleep(0.1)"
 
 KEEP_TRACEBACK = """
 def keep(result):
@@ -385,7 +385,7 @@ def test_a_cell_may_ask_the_user(notebook: Notebook, name: str, question: str) -
 def test_a_question_can_be_interrupted(notebook: Notebook) -> None:
     notebook.use(PIP)
     msg_id = notebook.send("input('name? ')", allow_stdin=True)
-    notebook.client.get_stdin_msg(timeout=30)
+    notebook.wait_asked()
     notebook.interrupt()
     assert notebook.finish(msg_id).reply["ename"] == "KeyboardInterrupt"
     assert notebook.ok("1 + 1").result == "2"

@@ -54,6 +54,8 @@ def test_a_start_leaves_the_cells_alone_and_then_they_run_there(
     log = notebook.ok("%%docker_cell local\nprint(picker._log.value)").printed()
     assert f"Cells run in &#x27;{BARE}&#x27;" in log
     stop = "list(picker._rows.values())[0].box.children[2].children[3]"
+    is_working = "%%docker_cell local\nprint(picker._working.locked())"
+    wait_until(lambda: notebook.ok(is_working).printed() == "False\n", what="the start to be over")
     send(stop, CLICK)
     wait_until(lambda: notebook.ok(IN_CONTAINER).result == "False", what="cells to run here")
     wait_until(lambda: not containers_of(notebook.folder), what="no container to be left")

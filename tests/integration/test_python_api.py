@@ -86,7 +86,9 @@ def test_interrupt_from_another_thread_stops_the_cell_and_keeps_variables(
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(RemoteCellError, match="KeyboardInterrupt"):
-        environment.run("x = 42; open('sleeping', 'w').close(); import time; time.sleep(600)")
+        environment.run(
+            "x = 42; open('sleeping', 'w').close(); import time; [time.sleep(0.1) for _ in range(6000)]"
+        )
     thread.join()
     assert environment.run("x").text == "42"
 

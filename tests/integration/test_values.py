@@ -301,7 +301,8 @@ def test_an_interrupt_stops_what_a_kernel_does_for_a_hand_over_piece_by_piece(
 ) -> None:
     with dockml_magic.start(image(f"dockml/{BARE}")) as far:
         far.run(
-            "import time\ndef slow():\n    open('/tmp/asked', 'w').close(); time.sleep(600)\n    yield\n"
+            "import time\ndef slow():\n    open('/tmp/asked', 'w').close()\n"
+            "    [time.sleep(0.1) for _ in range(6000)]\n    yield\n"
             "slowly = slow(); after = 'alive'"
         )
         values = far.get("slowly")
@@ -444,7 +445,8 @@ def test_the_stop_button_ends_the_wait_for_a_value_and_not_anothers_cell(
 def test_the_stop_button_ends_what_a_kernel_does_for_a_hand_over(local: Notebook) -> None:
     local.use("aa")
     local.ok(
-        "import time\ndef slow():\n    yield 1\n    time.sleep(600)\nslowly = slow()\nafter = 'alive'"
+        "import time\ndef slow():\n    yield 1\n    [time.sleep(0.1) for _ in range(6000)]\n"
+        "slowly = slow()\nafter = 'alive'"
     )
     local.use("local")
     local.ok("hand_over(a.side, own, {'slowly': 'slowly'}); assert next(slowly) == 1")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,69 @@ def test_a_start_that_is_abandoned_ends_soon(engine: FakeEngine, plan: Plan) -> 
     with pytest.raises(KernelError, match="The start was interrupted"):
         container.start()
     assert engine.containers == []
+
+
+def test_a_start_that_is_abandoned_as_it_connects_ends_soon_too(
+    engine: FakeEngine, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.add_image(IMAGE)
+    container = KernelContainer(engine, plan(), print)
+
+    class Channel:
+        """Comes up as another thread gives the start up, and finds a container that takes its time."""
+
+        def __init__(self, address: object, key: str) -> None:
+            container.abandon()
+
+        def wait(self, wanted: object, timeout: float) -> KernelState:
+            return KernelState(generation=1)
+
+        def stop(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(containers, "ControlChannel", Channel)
+    monkeypatch.setattr(
+        KernelContainer, "_wait_bound", lambda *_: pytest.fail("it waits for the kernel")
+    )
+    with pytest.raises(KernelError, match="The start was interrupted"):
+        container.start()
+    assert engine.containers == []
+
+
+# --- removing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_stuck", [False, True])
+def test_a_removal_that_the_engine_has_only_begun_is_waited_for(
+    engine: FakeEngine,
+    plan: Plan,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    is_stuck: bool,
+) -> None:
+    engine.add_image(IMAGE)
+    container = KernelContainer(engine, plan(), print)
+    container._make_runtime(folders.RuntimeFolder(folders.runtime_root() / container.session))
+    container.container_id = engine.create(container._spec("python"))
+    begun: list[threading.Timer] = []
+    remove = engine.remove
+
+    def begin(container_id: str, *, force: bool = True) -> None:
+        if not is_stuck:
+            begun.append(threading.Timer(0.3, remove, [container_id]))
+            begun[0].start()
+
+    monkeypatch.setattr(engine, "remove", begin)
+    monkeypatch.setattr("dockml_magic.engine.contract._REMOVAL_PATIENCE", 0.5 if is_stuck else 30.0)
+    with caplog.at_level("WARNING"):
+        container.remove()
+    container._give_up_claim()
+    assert len(engine.containers) == is_stuck
+    assert ("may be left behind" in caplog.text) is is_stuck
+    for timer in begun:
+        timer.join()
 
 
 # --- what is remembered of an image ---------------------------------------------------------------

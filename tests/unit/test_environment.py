@@ -55,6 +55,22 @@ def test_threads_that_hand_values_over_have_one_side(
     assert seen == made * 4
 
 
+@pytest.mark.parametrize("is_interrupted", [True, False])
+def test_an_interrupt_that_came_as_a_cell_ended_is_over_before_the_next_one(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch, *, is_interrupted: bool
+) -> None:
+    settled: list[bool] = []
+    relay = SimpleNamespace(
+        execute=lambda *_, **__: {"status": "ok"}, is_interrupted=is_interrupted
+    )
+    monkeypatch.setattr(Environment, "_running_relay", lambda _: relay)
+    container = SimpleNamespace(settle_signals=lambda: settled.append(True))
+    monkeypatch.setattr(Environment, "_container", container)
+    sink: Any = None
+    assert environment.execute({}, {"silent": True}, sink) == {"status": "ok"}
+    assert bool(settled) is is_interrupted
+
+
 @pytest.mark.parametrize(("stays", "is_asked"), [(False, True), (True, False)])
 def test_a_stop_that_is_interrupted_leaves_nothing_that_only_we_know_of(
     environment: Environment, monkeypatch: pytest.MonkeyPatch, *, stays: bool, is_asked: bool

@@ -104,6 +104,31 @@ def test_a_start_does_what_the_line_says_in_a_thread_of_its_own(
     assert capsys.readouterr() == ("", "")
 
 
+def test_the_next_thing_can_be_done_while_the_images_are_listed_anew(
+    picker: ImagePicker,
+    notebook: StandInNotebook,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_asked, may_answer = threading.Event(), threading.Event()
+
+    def list_slowly() -> list[str]:
+        is_asked.set()
+        may_answer.wait(30)
+        return ["me/mine:1", "me/new:1"]
+
+    monkeypatch.setattr(engine, "local_references", list_slowly)
+    picker._start.click()
+    assert is_asked.wait(30)
+    assert not picker._start.disabled
+    picker._start.click()
+    wait_until(lambda: len(notebook.asked) == 2)
+    may_answer.set()
+    wait_until_done(picker)
+    assert "Wait until" not in picker._log.value
+    assert "me/new:1" in picker._local
+
+
 def test_what_goes_wrong_is_said_in_the_picker(
     picker: ImagePicker, notebook: StandInNotebook, capsys: pytest.CaptureFixture[str]
 ) -> None:

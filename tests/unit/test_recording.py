@@ -313,6 +313,28 @@ def test_who_says_that_it_leaves_has_got_it_all(
     assert wait_recorded(take, "not seen") == ["not seen"]
 
 
+@extremes
+def test_the_last_word_of_one_that_goes_is_heard_though_it_is_told_something_meanwhile(
+    machine: Machine, publish: Publish, take: Take
+) -> None:
+    first = keep(machine, f"{NOTES}launch.TAIL = 600.0")
+    publisher = listen(first, publish)
+    leaves = machine.connect()
+    leaves.attach()
+    wait_until(lambda: first.state.attached == 1)
+    publisher.print("seen")
+    wait_until_read(machine, publisher)
+    assert machine.process is not None
+    machine.process.send_signal(signal.SIGSTOP)
+    first.keep(keep=True)  # which all are told of
+    leaves.detach()
+    leaves.close()
+    machine.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: first.state.attached == 0)
+    publisher.print("not seen")
+    assert wait_recorded(take, "not seen") == ["not seen"]
+
+
 @newest
 def test_one_at_a_time_gets_the_output(machine: Machine, publish: Publish, take: Take) -> None:
     publisher = listen(keep(machine), publish)

@@ -6,6 +6,7 @@ What an image has is a folder on PYTHONPATH; its kernel is `stand_in_kernel.py`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -542,6 +543,25 @@ def test_a_signal_that_does_not_exist_is_ignored(machine: Machine) -> None:
     channel.signal(signal.SIGINT)
     wait_until(lambda: machine.events("interrupted"))
     assert channel.state.phase == "bound"
+
+
+def test_the_end_of_a_child_is_waited_for_through_the_signals_of_others(
+    launch: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 2.7 raises where a signal comes meanwhile."""
+    outcomes: list[object] = [OSError(errno.EINTR, ""), OSError(errno.EINTR, ""), (7, 0)]
+
+    def wait(pid: int, options: int) -> object:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(launch.os, "waitpid", wait)
+    launch.collect(7)
+    assert outcomes == []
+    outcomes.append(ChildProcessError(errno.ECHILD, ""))
+    launch.collect(7)
 
 
 @newest
