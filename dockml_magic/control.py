@@ -18,6 +18,7 @@ import stat
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,6 +172,8 @@ class ControlChannel:
     def __init__(self, address: Address, key: str) -> None:
         self.address = address
         self._socket = _connect(address, {"key": key})
+        self._unsent: deque[bytes] = deque()
+        self._sending = threading.Lock()
         self._changed = threading.Condition()
         self._state = KernelState()
         self._asked_at: float | None = None
@@ -251,10 +254,18 @@ class ControlChannel:
         self._socket.close()
 
     def _send(self, message: Mapping[str, Any]) -> None:
-        try:
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
-        except OSError as error:
-            raise KernelError("The container is gone.") from error
+        """Send a line as a whole: other threads send, too, and a signal handler in the middle of this."""
+        self._unsent.append(json.dumps(message).encode() + b"\n")
+        # Who finds somebody sending leaves it to that one, who looks again after letting go.
+        while self._unsent and self._sending.acquire(blocking=False):
+            try:
+                while self._unsent:
+                    self._socket.sendall(self._unsent.popleft())
+            except OSError as error:
+                self._unsent.clear()
+                raise KernelError("The container is gone.") from error
+            finally:
+                self._sending.release()
 
     def _read(self) -> None:
         buffer = b""

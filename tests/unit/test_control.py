@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -175,6 +176,32 @@ def test_one_that_does_not_read_does_not_hold_us(
     with pytest.raises(KernelError, match="The container is gone"):
         channel.start({"A": "x" * 10_000_000}, None)
     done.set()
+    channel.close()
+
+
+def test_what_threads_and_a_signal_handler_send_at_once_arrives_line_by_line(serve: Serve) -> None:
+    received = bytearray()
+
+    def talk(connection: socket.socket) -> None:
+        while received.count(b"\n") < 1 + 40 + 400 + 10:
+            received.extend(connection.recv(4096))
+
+    channel = ControlChannel(serve(talk), "key")
+    saved = signal.signal(signal.SIGALRM, lambda *_: channel.signal(2))
+    try:
+        small = threading.Thread(target=lambda: [channel.keep(keep=True) for _ in range(400)])
+        small.start()
+        for n in range(40):
+            if n % 4 == 0:
+                signal.setitimer(signal.ITIMER_REAL, 0.002)
+            channel.start({"A": "x" * 300_000}, None)
+            wait_until(lambda: signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0))
+        small.join()
+        wait_until(lambda: received.count(b"\n") == 1 + 40 + 400 + 10)
+    finally:
+        signal.signal(signal.SIGALRM, saved)
+    said = [json.loads(line)["op"] for line in received.splitlines()[1:]]
+    assert {op: said.count(op) for op in said} == {"start": 40, "keep": 400, "signal": 10}
     channel.close()
 
 
