@@ -87,6 +87,9 @@ STOP_TIMEOUT = 3.0
 _NOTICE = 1.0
 """Seconds in which most containers end that are told to."""
 
+_PATIENCE = 30.0
+"""Seconds for a word of a supervisor for which its machine has no time."""
+
 _SILENCE = 1.0
 """Seconds without a word of the supervisor after which the engine is asked whether the container is paused."""
 
@@ -581,6 +584,11 @@ class KernelContainer:
                 hint="If that may be too little, give it more with --memory. Start it again with %docker_env NAME.",
                 exit_code=code,
             )
+        if code is None:
+            raise KernelDiedError(
+                f"The container of '{self.plan.choice.reference}' ended at once, and a second one did not.",
+                hint="Somebody, or the system for want of memory, has ended it. Start the environment again.",
+            )
         raise KernelDiedError(
             f"The container of '{self.plan.choice.reference}' ended at once (exit code {code}).",
             hint=f"Does Python start in it? Try: docker run --rm {self.plan.choice.reference} {entry} -V",
@@ -948,9 +956,18 @@ class KernelContainer:
         """
         assert self._control is not None
         self._control.keep(keep=keep)
-        state = self._control.wait(lambda s: s.kept is keep, STOP_TIMEOUT)
+        state = self._hear(lambda s: s.kept is keep)
         if state is None or state.phase == "gone":
             raise KernelError("The container does not answer.", hint="See: docker ps")
+
+    def _hear(self, wanted: Callable[[KernelState], bool]) -> KernelState | None:
+        """Wait for what the supervisor is to say; not for long where it cannot, as it is paused."""
+        assert self._control is not None
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            state = self._control.wait(wanted, STOP_TIMEOUT)
+            if state is not None or time.monotonic() > deadline or self.find_pause():
+                return state
 
     def attach(self) -> None:
         """Say that we read what its kernel publishes, so that it need not be recorded."""
@@ -1073,7 +1090,7 @@ class KernelContainer:
             self._control = ControlChannel(address_from(described["control"]), self.plan.key)
         except OSError as error:
             raise KernelError("The container is gone.", hint="Start a new one.") from error
-        state = self._control.wait(lambda s: s.generation > 0, timeout=5.0)
+        state = self._hear(lambda s: s.generation > 0)
         if state is not None and state.phase == "bound":
             self._reach_kernel()
 

@@ -173,7 +173,8 @@ class ControlChannel:
         self.address = address
         self._socket = _connect(address, {"key": key})
         self._unsent: deque[bytes] = deque()
-        self._sending = threading.Lock()
+        self._sending = threading.RLock()
+        self._is_sending = False
         self._changed = threading.Condition()
         self._state = KernelState()
         self._asked_at: float | None = None
@@ -256,16 +257,19 @@ class ControlChannel:
     def _send(self, message: Mapping[str, Any]) -> None:
         """Send a line as a whole: other threads send, too, and a signal handler in the middle of this."""
         self._unsent.append(json.dumps(message).encode() + b"\n")
-        # Who finds somebody sending leaves it to that one, who looks again after letting go.
-        while self._unsent and self._sending.acquire(blocking=False):
-            try:
-                while self._unsent:
-                    self._socket.sendall(self._unsent.popleft())
-            except OSError as error:
-                self._unsent.clear()
-                raise KernelError("The container is gone.") from error
-            finally:
-                self._sending.release()
+        while self._unsent:
+            with self._sending:
+                if self._is_sending:  # a handler in the middle of this, which looks again
+                    return
+                try:
+                    self._is_sending = True
+                    while self._unsent:
+                        self._socket.sendall(self._unsent.popleft())
+                except OSError as error:
+                    self._unsent.clear()
+                    raise KernelError("The container is gone.") from error
+                finally:
+                    self._is_sending = False
 
     def _read(self) -> None:
         buffer = b""

@@ -453,9 +453,9 @@ class Environment:
         relay, self._relay = self._relay, None
         if relay is not None:
             relay.end_waits()  # a cell that runs in pieces keeps the thread from which it is closed
-        if self._on_close is not None:
-            self._on_close()
-            self._on_close = None
+        on_close, self._on_close = self._on_close, None  # another thread may disconnect it, too
+        if on_close is not None:
+            on_close()
         self.close_side()
         if relay is not None:
             relay.close()
@@ -919,6 +919,13 @@ class Opened:
 
     environment: Environment
     how: str
+
+    def give_up(self) -> None:
+        """Leave it as it was before."""
+        if self.how in ("new", "warm"):
+            self.environment.remove()
+        else:
+            self.environment.detach()
 
 
 def open_environment(

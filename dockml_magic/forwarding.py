@@ -32,6 +32,7 @@ from dockml_magic.errors import DockmlError, KernelError
 from dockml_magic.messages import MalformedMessageError, Message, receive, send
 from dockml_magic.relay import (
     ABANDONED_PATIENCE,
+    INTERRUPTED,
     NOT_PASSED_ON,
     UNUSABLE,
     Relay,
@@ -201,6 +202,7 @@ class Request:
     replied_since: float | None = None
     aborted_since: float | None = None
     idle_since: float | None = None
+    probe: str = ""
 
     @property
     def is_settled(self) -> bool:
@@ -258,6 +260,12 @@ class Forwarder:
     _unsent: Output | None = None
     _heard_at: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Note what the loops watch: a loop may have to forget it when the sockets are closed already."""
+        self._shell_fd = self.relay.shell.FD
+        self._stdin_fd = self.relay.stdin.FD
+        self._iopub_fd = self.relay.iopub.FD
+
     def open(self) -> None:
         """Begin to read."""
         self.relay.let_go = self._resume
@@ -271,11 +279,11 @@ class Forwarder:
 
     def _stop_reading_output(self) -> None:
         self._unsent = None
-        self.front.iopub_loop.remove_reader(self.relay.iopub.FD)
+        self.front.iopub_loop.remove_reader(self._iopub_fd)
 
     def _stop_reading_replies(self, error: DockmlError) -> None:
-        for socket in (self.relay.shell, self.relay.stdin):
-            self.front.loop.remove_reader(socket.FD)
+        for watched in (self._shell_fd, self._stdin_fd):
+            self.front.loop.remove_reader(watched)
         self.fail(error)
 
     def _resume(self) -> None:
@@ -290,14 +298,14 @@ class Forwarder:
 
     def _resume_replies(self) -> None:
         if self._is_open:
-            self.front.loop.add_reader(self.relay.shell.FD, self._read_replies)
-            self.front.loop.add_reader(self.relay.stdin.FD, self._read_questions)
+            self.front.loop.add_reader(self._shell_fd, self._read_replies)
+            self.front.loop.add_reader(self._stdin_fd, self._read_questions)
             self._read_replies()
             self._read_questions()
 
     def _resume_output(self) -> None:
         if self._is_open:
-            self.front.iopub_loop.add_reader(self.relay.iopub.FD, self._read_output)
+            self.front.iopub_loop.add_reader(self._iopub_fd, self._read_output)
             self._read_output()
 
     # --- to the kernel ------------------------------------------------------------------------
@@ -387,9 +395,21 @@ class Forwarder:
                 request.idle_since = time.monotonic()
                 self._settle(request)
             if request.idle_since is not None and request.idle_since < late:
-                request.replied = True
-                self._settle(request)
+                self._do_without_reply(request)
         self._looks = self.front.loop.call_later(_LOOK_INTERVAL, self._look)
+
+    def _do_without_reply(self, request: Request) -> None:
+        """End a request whose reply has not come, long after it was done; a cell's, if the kernel will not send it.
+
+        It will not where an interrupt met it as it was about to. A kernel that works on the next cell may only not
+        have come to it.
+        """
+        if request.replied or request.message.type != "execute_request":
+            request.replied = True
+            self._settle(request)
+        elif not request.probe:
+            with self.relay.shell_lock:
+                request.probe = self.relay.ask_shell()
 
     def _has_lost_idle(self, request: Request, late: float) -> bool:
         """Tell whether a shared kernel has dropped a request's last output: we did not read, and it went on."""
@@ -478,14 +498,16 @@ class Forwarder:
     # --- its replies --------------------------------------------------------------------------
 
     def _read_replies(self) -> None:
-        self._read(self.relay.shell, self._reply)
+        self._read(self.relay.shell, self._shell_fd, self._reply)
 
-    def _read(self, socket: zmq.Socket[bytes], handle: Callable[[list[zmq.Frame]], None]) -> None:
+    def _read(
+        self, socket: zmq.Socket[bytes], watched: int, handle: Callable[[list[zmq.Frame]], None]
+    ) -> None:
         """Handle all that has arrived on one of the sockets that the shell channel's loop reads."""
         if not self._is_open:
             return
         if not self.relay.shell_lock.acquire(blocking=False):
-            self.front.loop.remove_reader(socket.FD)  # until `_resume`
+            self.front.loop.remove_reader(watched)  # until `_resume`
             return
         try:
             while True:
@@ -502,8 +524,9 @@ class Forwarder:
             message = Message(frames)
             message.verify(self.relay.session)
             request = self.requests.get(message.parent_id)
-            if request is None or request.replied:
-                return  # to one of our own requests
+            if request is None or request.replied:  # it is to one of our own requests
+                self._end_without_reply(message.parent_id)
+                return
             self._expect_no_answer()
             content: dict[str, Any] = {}
             if message.type != request.message.type.replace("_request", "_reply"):
@@ -539,10 +562,22 @@ class Forwarder:
             self.replied(request, message.content)
         self._settle(request)
 
+    def _end_without_reply(self, probe: str) -> None:
+        """End the cell that would have been replied to by now, if we have asked for one."""
+        for request in list(self.requests.values()):
+            if request.probe and request.probe == probe and not request.replied:
+                content = dict(INTERRUPTED, execution_count=request.count)
+                aborted = self.failed(request)
+                self.front.answer(request.message, content)
+                self.front.abort(aborted)
+                request.replied = True
+                self.replied(request, content)
+                self._settle(request)
+
     # --- its questions ------------------------------------------------------------------------
 
     def _read_questions(self) -> None:
-        self._read(self.relay.stdin, self._ask)
+        self._read(self.relay.stdin, self._stdin_fd, self._ask)
 
     def _ask(self, frames: list[zmq.Frame]) -> None:
         """Pass an input request on to the front end, and wait for what it answers."""
@@ -592,7 +627,7 @@ class Forwarder:
         if not self._is_open:
             return
         if not self.relay.iopub_lock.acquire(blocking=False):
-            self.front.iopub_loop.remove_reader(self.relay.iopub.FD)  # until `_resume`
+            self.front.iopub_loop.remove_reader(self._iopub_fd)  # until `_resume`
             return
         try:
             for _ in range(_BATCH):
@@ -635,7 +670,7 @@ class Forwarder:
             self._published(output)
         else:
             self._unsent = output
-            self.front.iopub_loop.remove_reader(self.relay.iopub.FD)
+            self.front.iopub_loop.remove_reader(self._iopub_fd)
             self.front.iopub_loop.call_later(_ROOM_INTERVAL, self._publish_unsent, time.monotonic())
 
     def _publish_unsent(self, since: float) -> None:
@@ -757,7 +792,9 @@ class ShellChannel:
 
     def close(self, environment: Environment) -> None:
         """Pass on no more; called before the relay is closed."""
-        forwarder = self._forwarders.pop(environment)
+        forwarder = self._forwarders.pop(environment, None)
+        if forwarder is None:
+            return
         forwarder.close(
             KernelError(
                 f"'{environment.name}' was stopped while it worked.",

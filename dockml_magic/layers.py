@@ -18,6 +18,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,13 @@ from dockml_magic import folders, labels
 from dockml_magic._version import __version__
 from dockml_magic.control import NonsenseError
 from dockml_magic.engine import Engine, ImageState, NotStartableError, make_archive
-from dockml_magic.errors import ConfigError, ImageBuildError, KernelMissingError, harmless
+from dockml_magic.errors import (
+    ConfigError,
+    EngineError,
+    ImageBuildError,
+    KernelMissingError,
+    harmless,
+)
 from dockml_magic.host_settings import CA_FILE, read_host_settings
 from dockml_magic.image_memory import ImageMemory
 from dockml_magic.requirements import Extras, hide_private, why_pip_failed
@@ -292,10 +299,32 @@ class _Script:
                     log_tail="\n".join(readable(self.lines)[-TAIL:]),
                 )
             if time.monotonic() >= self._next_beat:
-                self._next_beat = time.monotonic() + _BEAT
-                self._beats += 1
-                self.give({"alive": str(self._beats).encode()})
+                self._beat()
             time.sleep(_PAUSE)
+
+    def _beat(self) -> None:
+        """Say that somebody still waits for it."""
+        self._next_beat = time.monotonic() + _BEAT
+        self._beats += 1
+        self.give({"alive": str(self._beats).encode()})
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Say so while something else takes its time."""
+        is_over = threading.Event()
+
+        def beat() -> None:
+            while not is_over.wait(_BEAT):
+                with contextlib.suppress(EngineError):
+                    self._beat()
+
+        thread = threading.Thread(target=beat, name="dockml-beat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
 
     def _status(self, said: bytes) -> Status:
         try:
@@ -340,7 +369,8 @@ def _install(script: _Script, name: str, extras: Extras, given: Mapping[str, str
     script.start({"env": {**settings.env, **named, **_SETTINGS}}, files, network)
     status = script.wait("need_pip", "done")
     if status.phase == "need_pip":
-        wheel = pip_wheel(status.python, folders.cache_root() / "pips", name)
+        with script.waiting():
+            wheel = pip_wheel(status.python, folders.cache_root() / "pips", name)
         script.give({"pip.whl": wheel.read_bytes(), "pip.ready": b""})
         status = script.wait("done")
     if status.code:

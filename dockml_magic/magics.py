@@ -427,6 +427,7 @@ class DockerMagics(MagicLines):
                     f"'{known}' was started by another thread just now.",
                     hint=f"Use that one: %docker_env {known}",
                 )
+            opened: Opened | None = None
             try:
                 opened = open_environment(
                     name,
@@ -438,13 +439,15 @@ class DockerMagics(MagicLines):
                     warm=self.warm.take,
                     fresh=fresh,
                 )
+                self._take_in(opened.environment)
             except Stopped:  # a pull, which says more
                 raise
             except KeyboardInterrupt:
+                if opened is not None and known not in self.environments:
+                    opened.give_up()
                 raise StartStopped(known) from None
             finally:
                 self.warm.stop(known)  # one that is something else, or comes too late
-            self._take_in(opened.environment)
             self.warm.note_started(name, opened.environment, current_folder())
         return opened
 

@@ -210,6 +210,7 @@ class DockerProvisioner(KernelProvisionerBase):
                 container.abandon()
                 with contextlib.suppress(DockmlError):
                     await starting
+                    await asyncio.to_thread(container.end)  # it has come up in the last moment
                 raise
             self.container = container
         else:

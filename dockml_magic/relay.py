@@ -59,7 +59,7 @@ _LONGEST_PROBLEM = 500
 _MOST_ABORTED = 1000
 """How often a request is sent again that was aborted, with the cells behind one that failed."""
 
-_LOST_PATIENCE = 1.0
+_LOST_PATIENCE = 3.0
 """Seconds after which a connection that ended was not the kernel's end: that would be known by then."""
 
 _REMEMBERED = 50_000
@@ -74,7 +74,7 @@ NEVER_PASSED_ON = frozenset({"iopub_welcome", "shutdown_reply"})
 UNUSABLE = (MalformedMessageError, LookupError, TypeError, ValueError, AttributeError)
 """What looking into a message raises that is not what it should be."""
 
-_INTERRUPTED = {
+INTERRUPTED = {
     "status": "error",
     "ename": "KeyboardInterrupt",
     "evalue": "",
@@ -416,7 +416,7 @@ class Relay:
                 self._raise_if_closing()
                 events = dict(self._poller.poll(round(_LOOK_INTERVAL * 1000)))
                 if not events and self.is_interrupted and not probe:
-                    probe = self._ask_shell()
+                    probe = self.ask_shell()
                 if not events:
                     try:
                         was_told = self._look_after_kernel(tell, was_told=was_told)
@@ -433,14 +433,14 @@ class Relay:
                         self._is_at_it = False
                         reply = checked_reply(received["content"], content["code"])
                     elif probe and received["parent_header"].get("msg_id") == probe:
-                        idle, reply = True, reply or dict(_INTERRUPTED)
+                        idle, reply = True, reply or dict(INTERRUPTED)
             # The poll may have swallowed the signal of something that came right behind.
             self._pass_on(sink, msg_id, count)
         if count is not None and "execution_count" in reply:
             reply["execution_count"] = count
         return reply
 
-    def _ask_shell(self) -> str:
+    def ask_shell(self) -> str:
         """Send a request that is answered when the cell before it is done, and return its id.
 
         An interrupt that meets a kernel as it says that a cell has ended takes the rest of the words from it.

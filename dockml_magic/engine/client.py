@@ -79,6 +79,9 @@ _AROUND_A_FILE = 256 * 1024
 """Bytes of an archive of one file that are not the file: headers with its attributes, and padding."""
 
 STOP_TIMEOUT = 3
+
+_INTERRUPTED_PATIENCE = 2.0
+"""Seconds in which an engine has done what an interrupt kept us from hearing of."""
 """Seconds that a program has to end when it is told to."""
 
 
@@ -442,7 +445,10 @@ class DockerEngine:
             asked, variables = ask_for_gpus(spec.gpus, gpu_route(self.facts))
             host_config |= asked
             env |= variables
-        with self._translated(reference=spec.image, name=spec.name):
+        with (
+            self._translated(reference=spec.image, name=spec.name),
+            self._removed_if_interrupted(spec.name),
+        ):
             created = api.create_container(
                 image=spec.image,
                 name=spec.name,
@@ -458,6 +464,21 @@ class DockerEngine:
         container_id: str = created["Id"]
         log.debug("created container %s of %s", container_id[:12], spec.image)
         return container_id
+
+    @contextlib.contextmanager
+    def _removed_if_interrupted(self, name: str) -> Iterator[None]:
+        """Leave no container whose id an interrupt keeps from us. Its name is nobody else's."""
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException:
+            deadline = time.monotonic() + _INTERRUPTED_PATIENCE
+            with contextlib.suppress(EngineError):
+                while self.inspect(name) is None and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                self.remove(name)
+            raise
 
     def start(self, container_id: str) -> None:
         """Start it."""

@@ -364,7 +364,7 @@ class Engine(Protocol):
 
 _LOOK_INTERVAL = 0.02
 
-_REMOVAL_PATIENCE = 10.0
+_REMOVAL_PATIENCE = 30.0
 """Seconds for a removal that has begun, by --rm or by somebody else."""
 
 

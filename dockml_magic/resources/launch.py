@@ -174,6 +174,16 @@ def oom_kills():
     return 0
 
 
+def has_something(fd):
+    """Tell whether there is something to read, or the end of it."""
+    while True:
+        try:
+            return bool(select.select([fd], [], [], 0)[0])
+        except (OSError, select.error) as error:
+            if error.args[0] != errno.EINTR:  # which Python 2.7 leaves to us
+                raise
+
+
 def collect(pid):
     """Wait for the end of a child that was killed."""
     while True:
@@ -591,7 +601,10 @@ class Supervisor(object):
                 elif item == self.report_fd:
                     self._read_report()
                 elif subscriber is not None and item is subscriber.socket:
-                    self.recorder.receive(self._is_being_read())
+                    if (
+                        subscriber is self.recorder.subscriber
+                    ):  # nobody has just said to keep nothing
+                        self.recorder.receive(self._is_being_read())
                 elif item in self.connections:
                     self._receive(item)
             for item in writable:
@@ -809,7 +822,13 @@ class Supervisor(object):
         self.set_fd(read_fd)
         env = dict(os.environ)
         env.update(self.env)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # a limit of processes
+            os.close(read_fd)
+            os.close(write_fd)
+            self._fail({"problem": "a process for it cannot be started: %s" % error.strerror})
+            return
         if pid == 0:
             try:
                 os.setsid()
@@ -950,7 +969,7 @@ class Supervisor(object):
         self.kernel_pid = None
         self.recorder.running, self.recorder.retry_at = None, 0.0
         while self.report_fd is not None:
-            if not select.select([self.report_fd], [], [], 0)[0]:
+            if not has_something(self.report_fd):
                 os.close(self.report_fd)
                 self.report_fd = None
                 break
@@ -1096,7 +1115,10 @@ class Supervisor(object):
         if op == "signal":
             self.signal_kernel(int(message["signum"]))
         elif op == "start":
-            self.config = read_json(self.config_path)
+            try:
+                self.config = read_json(self.config_path)
+            except (IOError, OSError):  # somebody has wiped our folder: it is as it was
+                pass
             self.env = message.get("env") or self.env
             self.cwd = message.get("cwd") or self.cwd
             if self.kernel_pid is None:

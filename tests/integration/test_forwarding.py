@@ -457,6 +457,37 @@ def test_an_interrupt_that_a_cell_has_handled_is_none_of_the_next_one(notebook: 
     assert whole.printed("stderr") == ""
 
 
+KEEPS_ITS_REPLY = """
+import threading
+kernel = get_ipython().kernel
+send = kernel.session.send
+def keep(stream, kind, content=None, *more, **named):
+    if kind != "execute_reply":
+        return send(stream, kind, content, *more, **named)
+    kernel.session.send = send
+    if {seconds}:
+        threading.Timer({seconds}, send, (stream, kind, content) + more, named).start()
+    return {{"content": content}}
+kernel.session.send = keep
+"""
+
+
+@pytest.mark.parametrize("name", [PIP, TF])
+def test_a_cell_whose_reply_is_lost_ends_and_one_whose_reply_is_late_has_it(
+    notebook: Notebook, name: str
+) -> None:
+    """The kernel has not come to send it, where the next cell keeps the interpreter's lock."""
+    notebook.use(name, "--name", "late")
+    lost = notebook.run(KEEPS_ITS_REPLY.format(seconds=0))
+    assert (lost.reply["status"], lost.reply["ename"]) == ("error", "KeyboardInterrupt")
+    late = notebook.send(KEEPS_ITS_REPLY.format(seconds=8))
+    behind = notebook.send("time.sleep(12); print('behind')", stop_on_error=False)
+    assert notebook.finish(late).reply["status"] == "ok"
+    assert notebook.finish(behind).printed() == "behind\n"
+    assert notebook.ok("6 * 7").result == "42"
+    notebook.ok("%docker_stop late")
+
+
 STOPS = """%%docker_cell local
 import os, threading, time
 def stop():
