@@ -437,7 +437,13 @@ class _NearSource:
             taken.close()
 
     def drop(self) -> None:
-        self._stream.drop()
+        """Have it forgotten over there, soon: whoever collects garbage here may hold what is needed to ask for it."""
+
+        def drop() -> None:
+            with contextlib.suppress(DockmlError):
+                self._stream.drop()
+
+        threading.Thread(target=drop, name="dockml-drop", daemon=True).start()
 
 
 # --- a kernel in a container ------------------------------------------------------------------

@@ -407,9 +407,11 @@ class Forwarder:
         if request.replied or request.message.type != "execute_request":
             request.replied = True
             self._settle(request)
-        elif not request.probe:
-            with self.relay.shell_lock:
+        elif not request.probe and self.relay.shell_lock.acquire(blocking=False):
+            try:
                 request.probe = self.relay.ask_shell()
+            finally:
+                self.relay.shell_lock.release()
 
     def _has_lost_idle(self, request: Request, late: float) -> bool:
         """Tell whether a shared kernel has dropped a request's last output: we did not read, and it went on."""

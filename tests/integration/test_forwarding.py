@@ -481,11 +481,38 @@ def test_a_cell_whose_reply_is_lost_ends_and_one_whose_reply_is_late_has_it(
     lost = notebook.run(KEEPS_ITS_REPLY.format(seconds=0))
     assert (lost.reply["status"], lost.reply["ename"]) == ("error", "KeyboardInterrupt")
     late = notebook.send(KEEPS_ITS_REPLY.format(seconds=8))
-    behind = notebook.send("time.sleep(12); print('behind')", stop_on_error=False)
+    behind = notebook.send("import time; time.sleep(12); print('behind')", stop_on_error=False)
     assert notebook.finish(late).reply["status"] == "ok"
     assert notebook.finish(behind).printed() == "behind\n"
     assert notebook.ok("6 * 7").result == "42"
     notebook.ok("%docker_stop late")
+
+
+STOPS_BEHIND_A_BUSY_CELL = """%%docker_cell local
+import threading, time
+import dockml_magic.forwarding as forwarding
+patience, forwarding._REPLY_PATIENCE = forwarding._REPLY_PATIENCE, 0.3
+environments = get_ipython()._dockml_magics.environments
+stopping = threading.Thread(target=environments.stop, args=["gone"])
+stopping.start()
+ends = time.monotonic() + 3
+while time.monotonic() < ends: pass
+stopping.join()
+forwarding._REPLY_PATIENCE = patience
+"""
+
+
+def test_an_environment_behind_one_that_was_stopped_while_the_notebook_was_busy_is_heard(
+    notebook: Notebook,
+) -> None:
+    """The picker stops it so; with ipykernel 6 the busy thread is the one that has to let go of its sockets."""
+    for _ in range(3):
+        notebook.use(PIP, "--name", "gone")
+        notebook.ok("1 + 1")
+        notebook.ok(STOPS_BEHIND_A_BUSY_CELL)
+        notebook.use(PIP, "--name", "next")
+        assert notebook.ok("6 * 7").result == "42"
+        notebook.ok("%docker_stop next")
 
 
 STOPS = """%%docker_cell local

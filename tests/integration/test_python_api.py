@@ -5,13 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import docker
 import pytest
 
 import dockml_magic
 from dockml_magic import Environment
+from dockml_magic.engine import DockerEngine
 from dockml_magic.errors import (
     ConfigError,
     KernelDiedError,
@@ -19,6 +23,7 @@ from dockml_magic.errors import (
     RemoteCellError,
     UnknownNameError,
 )
+from dockml_magic.layers import list_packages
 from tests.integration.conftest import Image
 from tests.integration.notebook import containers_of
 from tests.waiting import wait_until
@@ -147,6 +152,33 @@ def test_a_start_that_fails_leaves_nothing(workspace: Path, bare: str) -> None:
     with pytest.raises(ConfigError, match="--no-such-option"):
         dockml_magic.start(bare, "--no-such-option")
     assert containers_of(workspace) == []
+
+
+@pytest.mark.parametrize("comes", ["before it is there", "as its id is on the way"])
+def test_an_interrupt_as_the_engine_creates_a_container_leaves_none(
+    engine: DockerEngine, workspace: Path, bare: str, monkeypatch: pytest.MonkeyPatch, comes: str
+) -> None:
+    found = engine.find_image(bare)
+    assert found is not None
+    create = docker.APIClient.create_container
+
+    names: list[str] = []
+
+    def interrupted(api: docker.APIClient, *arguments: Any, **named: Any) -> None:
+        names.append(named["name"])
+        if comes == "before it is there":
+            threading.Timer(0.5, create, [api, *arguments], named).start()
+        else:
+            create(api, *arguments, **named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(docker.APIClient, "create_container", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list_packages(found, bare, engine)
+    (name,) = names
+    assert engine.inspect(name) is None
+    time.sleep(1)
+    assert engine.inspect(name) is None
 
 
 @pytest.mark.parametrize("end", ["kill -9", "its end"])

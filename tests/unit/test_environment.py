@@ -55,6 +55,19 @@ def test_threads_that_hand_values_over_have_one_side(
     assert seen == made * 4
 
 
+def test_two_who_disconnect_it_close_what_was_opened_once(environment: Environment) -> None:
+    closed: list[bool] = []
+
+    def close() -> None:
+        closed.append(True)
+        if len(closed) < 3:
+            environment._disconnect()  # as another thread does meanwhile
+
+    environment._on_close = close
+    environment._disconnect()
+    assert closed == [True]
+
+
 @pytest.mark.parametrize("is_interrupted", [True, False])
 def test_an_interrupt_that_came_as_a_cell_ended_is_over_before_the_next_one(
     environment: Environment, monkeypatch: pytest.MonkeyPatch, *, is_interrupted: bool

@@ -9,11 +9,13 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 import dockml_magic
-from dockml_magic import planning
+from dockml_magic import magics, planning
+from dockml_magic.environment import Opened
 from dockml_magic.errors import (
     ConfigError,
     LineStopped,
     NoSuchEnvironmentError,
+    StartStopped,
     UnknownEnvironmentError,
     UnknownNameError,
 )
@@ -51,6 +53,26 @@ def state(shell: InteractiveShell) -> list[Any]:
         list(shell.input_transformers_cleanup),
         sorted(vars(shell)),
     ]
+
+
+@pytest.mark.parametrize(("how", "done"), [("new", "removed"), ("attached", "left")])
+def test_an_interrupt_as_a_start_ends_leaves_it_as_it_was(
+    shell: InteractiveShell, magic: Magic, monkeypatch: pytest.MonkeyPatch, how: str, done: str
+) -> None:
+    seen: list[str] = []
+    environment = SimpleNamespace(
+        remove=lambda: seen.append("removed"), detach=lambda: seen.append("left")
+    )
+    opened = Opened(environment=environment, how=how)  # type: ignore[arg-type]
+    monkeypatch.setattr(magics, "open_environment", lambda *_, **__: opened)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(magics.DockerMagics, "_take_in", interrupt)
+    with pytest.raises(StartStopped):
+        magic("docker_env me/mine:1")
+    assert seen == [done]
 
 
 def test_unloading_gives_everything_back(ipython: InteractiveShell) -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from importlib.metadata import entry_points
+from types import SimpleNamespace
 
 import pytest
 from jupyter_client.kernelspec import KernelSpec
@@ -96,6 +97,42 @@ def test_a_container_is_not_asked_to_end(
     if not (restart or container.stays):
         assert container.waited.wait(10)
     assert not container.asked.wait(0.1)
+
+
+def test_a_start_that_succeeds_as_it_is_given_up_leaves_nothing(
+    provisioner: DockerProvisioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    is_starting, may_end = threading.Event(), threading.Event()
+
+    class Container:
+        def __init__(self, *_: object) -> None: ...
+
+        def start(self) -> None:
+            is_starting.set()
+            may_end.wait(30)
+
+        def abandon(self) -> None:
+            done.append("abandoned")
+            may_end.set()
+
+        def end(self) -> None:
+            done.append("ended")
+
+    monkeypatch.setattr("dockml_magic.provisioner.KernelContainer", Container)
+    monkeypatch.setattr("dockml_magic.provisioner.engine_for", lambda options: None)
+    provisioner._plan = SimpleNamespace(choice=SimpleNamespace(options=None))  # type: ignore[assignment]
+
+    async def launch() -> None:
+        starting = asyncio.ensure_future(provisioner.launch_kernel([]))
+        await asyncio.to_thread(is_starting.wait, 30)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+
+    asyncio.run(launch())
+    assert done == ["abandoned", "ended"]
+    assert not provisioner.has_process
 
 
 def test_a_kernel_without_a_container_cannot_be_adopted(provisioner: DockerProvisioner) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -333,6 +334,23 @@ def test_the_last_word_of_one_that_goes_is_heard_though_it_is_told_something_mea
     wait_until(lambda: first.state.attached == 0)
     publisher.print("not seen")
     assert wait_recorded(take, "not seen") == ["not seen"]
+
+
+@extremes
+def test_who_says_to_keep_nothing_as_something_is_printed_ends_nothing(
+    machine: Machine, publish: Publish
+) -> None:
+    channel = keep(machine)
+    publisher = listen(channel, publish)
+    assert machine.process is not None
+    machine.process.send_signal(signal.SIGSTOP)
+    channel.keep(keep=False)
+    publisher.print("in the same moment")
+    time.sleep(0.5)  # it is on its way
+    machine.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: not channel.state.kept)
+    channel.signal(signal.SIGINT)
+    wait_until(lambda: machine.events("interrupted"), what=f"a signal to arrive\n{machine.log}")
 
 
 @newest
