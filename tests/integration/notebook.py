@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +21,8 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.client import KernelClient
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import KernelManager
+
+from tests.waiting import wait_until
 
 PATIENCE = 90.0
 """Seconds after which a message that does not come is a failure."""
@@ -97,6 +101,23 @@ class Notebook:
         self.client: BlockingKernelClient = self.manager.client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=PATIENCE)
+        # Whoever reads of a cell that did not end wants to know where the kernel was.
+        self._stacks = Path(tempfile.gettempdir(), f"stacks-{os.getpid()}-{id(self)}")
+        register = (
+            "import faulthandler, signal\n"
+            f"faulthandler.register(signal.SIGUSR1, open({str(self._stacks)!r}, 'w'))\n"
+            "del faulthandler, signal"
+        )
+        reply = self._reply(self.client.execute(register, silent=True, store_history=False))
+        assert reply["status"] == "ok", reply
+
+    def stacks(self) -> str:
+        """Return what the threads of the host kernel do."""
+        self.manager.signal_kernel(signal.SIGUSR1)
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: self._stacks.stat().st_size, timeout=5.0)
+        time.sleep(0.2)  # for the rest of it
+        return self._stacks.read_text()
 
     def __exit__(
         self,
@@ -107,6 +128,7 @@ class Notebook:
         self.client.stop_channels()
         if self.manager.has_kernel:
             self.manager.shutdown_kernel()
+        self._stacks.unlink(missing_ok=True)
 
     @property
     def pid(self) -> int:
@@ -162,7 +184,9 @@ class Notebook:
             try:
                 message = self.client.get_iopub_msg(timeout=max(0.0, deadline - time.monotonic()))
             except Empty:
-                raise AssertionError(f"not seen within {PATIENCE:.0f} s in {cell}") from None
+                raise AssertionError(
+                    f"not seen within {PATIENCE:.0f} s in {cell}\n{self.stacks()}"
+                ) from None
             parent = message["parent_header"].get("msg_id", "")
             self._cells.setdefault(parent, Cell()).messages.append(
                 (message["msg_type"], message["content"])
