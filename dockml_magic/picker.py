@@ -508,13 +508,13 @@ class ImagePicker:
         ).start()
 
     def _do(self, work: Callable[[], None], after: Callable[[], None]) -> None:
-        with self._errors_said():
-            try:
+        try:
+            with self._errors_said():
                 work()
-            finally:
-                self._starting = None
-                self._stop.layout.display = "none"
-        self._working.release()
+        finally:
+            self._starting = None
+            self._stop.layout.display = "none"
+            self._working.release()
         with self._errors_said():
             self._show_line()
             self._show_environments()

@@ -79,10 +79,10 @@ _AROUND_A_FILE = 256 * 1024
 """Bytes of an archive of one file that are not the file: headers with its attributes, and padding."""
 
 STOP_TIMEOUT = 3
+"""Seconds that a program has to end when it is told to."""
 
 _INTERRUPTED_PATIENCE = 2.0
 """Seconds in which an engine has done what an interrupt kept us from hearing of."""
-"""Seconds that a program has to end when it is told to."""
 
 
 def connect(name: str | None = None, *, timeout: float = _REQUEST_TIMEOUT) -> DockerEngine:

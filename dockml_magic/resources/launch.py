@@ -601,9 +601,8 @@ class Supervisor(object):
                 elif item == self.report_fd:
                     self._read_report()
                 elif subscriber is not None and item is subscriber.socket:
-                    if (
-                        subscriber is self.recorder.subscriber
-                    ):  # nobody has just said to keep nothing
+                    # In this round somebody may have said to keep nothing.
+                    if subscriber is self.recorder.subscriber:
                         self.recorder.receive(self._is_being_read())
                 elif item in self.connections:
                     self._receive(item)
