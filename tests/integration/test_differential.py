@@ -81,7 +81,7 @@ DEATHS = {
 NO_DROPS = (
     "import zmq\n"
     "_thread = get_ipython().kernel.iopub_socket.io_thread\n"
-    "_thread.schedule(lambda: _thread.socket.setsockopt(zmq.XPUB_NODROP, 1))\n"
+    "_thread.schedule(lambda to=_thread, option=zmq.XPUB_NODROP: to.socket.setsockopt(option, 1))\n"
     "del zmq, _thread"
 )
 """Has a kernel wait for a front end that is late, as a routed one does: these tests run on busy machines."""
