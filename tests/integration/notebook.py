@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -91,6 +91,8 @@ class Notebook:
         self._cells: dict[str, Cell] = {}
         self._replies: dict[str, dict[str, Any]] = {}
         self._finished: set[str] = set()
+        self._stacks = os.memfd_create("stacks")
+        weakref.finalize(self, os.close, self._stacks)
 
     def __enter__(self) -> Notebook:
         self.manager.start_kernel(cwd=str(self.folder), env={**os.environ, **self._variables})
@@ -102,22 +104,23 @@ class Notebook:
         self.client.start_channels()
         self.client.wait_for_ready(timeout=PATIENCE)
         # Whoever reads of a cell that did not end wants to know where the kernel was.
-        self._stacks = Path(tempfile.gettempdir(), f"stacks-{os.getpid()}-{id(self)}")
         register = (
             "import faulthandler, signal\n"
-            f"faulthandler.register(signal.SIGUSR1, open({str(self._stacks)!r}, 'w'))\n"
+            f"faulthandler.register(signal.SIGUSR1, open('/proc/{os.getpid()}/fd/{self._stacks}', 'w'))\n"
             "del faulthandler, signal"
         )
         reply = self._reply(self.client.execute(register, silent=True, store_history=False))
         assert reply["status"] == "ok", reply
 
     def stacks(self) -> str:
-        """Return what the threads of the host kernel do."""
+        """Return what the threads of the host kernel do; nothing of one that a server has started."""
+        if not self.manager.has_kernel:
+            return ""
         self.manager.signal_kernel(signal.SIGUSR1)
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: self._stacks.stat().st_size, timeout=5.0)
+            wait_until(lambda: os.fstat(self._stacks).st_size, timeout=5.0)
         time.sleep(0.2)  # for the rest of it
-        return self._stacks.read_text()
+        return os.pread(self._stacks, 1 << 20, 0).decode()
 
     def __exit__(
         self,
@@ -128,7 +131,6 @@ class Notebook:
         self.client.stop_channels()
         if self.manager.has_kernel:
             self.manager.shutdown_kernel()
-        self._stacks.unlink(missing_ok=True)
 
     @property
     def pid(self) -> int:
