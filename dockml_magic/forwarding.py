@@ -481,16 +481,20 @@ class Forwarder:
             if not request.replied:
                 if request.message.type == "execute_request":
                     self.front.say("error", told, request.message)
-                content = {"status": "error", "execution_count": request.count, **told}
-                aborted = self.failed(request)
-                self.front.answer(request.message, content)
-                self.front.abort(aborted)
-                request.replied = True
-                self.replied(request, content)
+                self._answer_failed(request, {"status": "error", **told})
             if request.idle_since is None:
                 self.front.say("status", {"execution_state": "idle"}, request.message)
                 request.idle_since = time.monotonic()
             self._settle(request)
+
+    def _answer_failed(self, request: Request, told: Mapping[str, Any]) -> None:
+        """Answer a request for its kernel, which will not; what waits behind a cell that failed is aborted."""
+        content = {"execution_count": request.count, **told}
+        aborted = self.failed(request)
+        self.front.answer(request.message, content)
+        self.front.abort(aborted)
+        request.replied = True
+        self.replied(request, content)
 
     def _settle(self, request: Request) -> None:
         if request.is_settled:
@@ -568,12 +572,7 @@ class Forwarder:
         """End the cell that would have been replied to by now, if we have asked for one."""
         for request in list(self.requests.values()):
             if request.probe and request.probe == probe and not request.replied:
-                content = dict(INTERRUPTED, execution_count=request.count)
-                aborted = self.failed(request)
-                self.front.answer(request.message, content)
-                self.front.abort(aborted)
-                request.replied = True
-                self.replied(request, content)
+                self._answer_failed(request, INTERRUPTED)
                 self._settle(request)
 
     # --- its questions ------------------------------------------------------------------------

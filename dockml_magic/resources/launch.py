@@ -174,25 +174,22 @@ def oom_kills():
     return 0
 
 
-def has_something(fd):
-    """Tell whether there is something to read, or the end of it."""
+def through_signals(call, *arguments):
+    """Call again where a signal has come between, which Python 2.7 leaves to us."""
     while True:
         try:
-            return bool(select.select([fd], [], [], 0)[0])
+            return call(*arguments)
         except (OSError, select.error) as error:
-            if error.args[0] != errno.EINTR:  # which Python 2.7 leaves to us
+            if error.args[0] != errno.EINTR:
                 raise
 
 
 def collect(pid):
     """Wait for the end of a child that was killed."""
-    while True:
-        try:
-            os.waitpid(pid, 0)
-            return
-        except OSError as error:
-            if error.errno != errno.EINTR:  # which Python 2.7 leaves to us
-                return
+    try:
+        through_signals(os.waitpid, pid, 0)
+    except OSError:  # it is collected
+        pass
 
 
 def listening_ports():
@@ -968,7 +965,7 @@ class Supervisor(object):
         self.kernel_pid = None
         self.recorder.running, self.recorder.retry_at = None, 0.0
         while self.report_fd is not None:
-            if not has_something(self.report_fd):
+            if not through_signals(select.select, [self.report_fd], [], [], 0)[0]:
                 os.close(self.report_fd)
                 self.report_fd = None
                 break

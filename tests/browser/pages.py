@@ -8,6 +8,7 @@ from pathlib import Path
 
 from playwright.sync_api import Error, Locator, Page, Request, expect
 
+from tests.integration.notebook import LONG_SLEEP
 from tests.waiting import wait_until
 
 PATIENCE_MS = 60_000
@@ -118,9 +119,7 @@ class NotebookPage:
 
     def run_until_stopped(self, mark: Path) -> Locator:
         """Run a cell that sets `x` and would go on for long, and press the stop button; return its output."""
-        output = self.start(
-            f"x = 42\nopen({mark.name!r}, 'w').close()\nimport time; [time.sleep(0.1) for _ in range(6000)]"
-        )
+        output = self.start(f"x = 42\nopen({mark.name!r}, 'w').close()\nimport time; {LONG_SLEEP}")
         wait_until(mark.exists, what="the cell to run")
         self.stop()
         return output

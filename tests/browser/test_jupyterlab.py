@@ -15,7 +15,7 @@ from playwright.sync_api import Page, expect
 from tests.browser.pages import NotebookPage
 from tests.browser.servers import Server
 from tests.integration.conftest import Image
-from tests.integration.notebook import containers_of
+from tests.integration.notebook import LONG_SLEEP, containers_of
 from tests.waiting import wait_until
 
 PROGRAM = "jupyterlab"
@@ -82,9 +82,7 @@ def test_a_notebook_runs_cells_in_a_container_and_its_stop_button_works(
     notebook.use(TF)
     version = notebook.run("import tensorflow as tf\nprint('TensorFlow', tf.__version__)")
     expect(version).to_contain_text("TensorFlow 1.10.0")
-    stopped = notebook.start(
-        "x = 42\nopen('sleeping', 'w').close()\nimport time; [time.sleep(0.1) for _ in range(6000)]"
-    )
+    stopped = notebook.start(f"x = 42\nopen('sleeping', 'w').close()\nimport time; {LONG_SLEEP}")
     wait_until((lab.folder / "sleeping").exists, what="the cell to run")
     notebook.stop()
     expect(stopped).to_contain_text("KeyboardInterrupt")

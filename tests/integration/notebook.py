@@ -27,6 +27,9 @@ from tests.waiting import wait_until
 PATIENCE = 90.0
 """Seconds after which a message that does not come is a failure."""
 
+LONG_SLEEP = "[time.sleep(0.1) for _ in range(6000)]"
+"""What a cell does that is to be interrupted: a signal between Python's last look and a long sleep would be lost."""
+
 IPYKERNELS = ("ipykernel7", "ipykernel6")
 
 
@@ -163,9 +166,8 @@ class Notebook:
     def ok(self, code: str, **more: Any) -> Cell:
         """Run a cell that must not fail."""
         cell = self.run(code, **more)
-        while (
-            cell.reply["status"] == "aborted"
-        ):  # an ipykernel before 6 does so just after an error
+        # An ipykernel before 6 does so just after an error.
+        while cell.reply["status"] == "aborted":
             cell = self.run(code, **more)
         assert cell.reply["status"] == "ok", cell.traceback or cell.reply
         return cell

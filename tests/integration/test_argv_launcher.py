@@ -19,7 +19,7 @@ from dockml_magic.container import PORT_NAMES
 from dockml_magic.kernelspecs import build_kernel_json
 from dockml_magic.options import RunOptions
 from tests.integration.conftest import Image
-from tests.integration.notebook import PATIENCE, containers_of, never_taken_for_dead
+from tests.integration.notebook import LONG_SLEEP, PATIENCE, containers_of, never_taken_for_dead
 from tests.ports import free_ports
 from tests.waiting import wait_until
 
@@ -132,7 +132,7 @@ def test_cells_run_over_the_given_ports_of_this_machine_only(launch: Launch) -> 
 def test_sigint_interrupts_the_cell_and_keeps_its_variables(launch: Launch) -> None:
     launched = launch()
     msg_id = launched.client.execute(
-        "x = 42; open('sleeping', 'w').close(); import time; [time.sleep(0.1) for _ in range(6000)]"
+        f"x = 42; open('sleeping', 'w').close(); import time; {LONG_SLEEP}"
     )
     wait_until((launched.folder / "sleeping").exists, what="the cell to run")
     launched.process.send_signal(signal.SIGINT)

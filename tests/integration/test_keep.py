@@ -20,6 +20,7 @@ from dockml_magic.relay import Relay
 from tests.integration.conftest import Image
 from tests.integration.notebook import (
     IPYKERNELS,
+    LONG_SLEEP,
     Notebook,
     containers_of,
     holding_starts,
@@ -283,9 +284,7 @@ def test_one_that_is_kept_later_goes_when_it_is_stopped(open_notebook: OpenNoteb
 def test_the_stop_button_while_attaching_interrupts_the_cell(open_notebook: OpenNotebook) -> None:
     first = open_notebook()
     first.ok(KEPT.format(BARE))
-    cell = first.send(
-        "import time; print('asleep', flush=True); [time.sleep(0.1) for _ in range(6000)]"
-    )
+    cell = first.send(f"import time; print('asleep', flush=True); {LONG_SLEEP}")
     first.wait_printed(cell, "asleep")
     first.kill()
     second = open_notebook(IPYKERNELS[1])

@@ -25,7 +25,7 @@ from dockml_magic.errors import (
 )
 from dockml_magic.layers import list_packages
 from tests.integration.conftest import Image
-from tests.integration.notebook import containers_of
+from tests.integration.notebook import LONG_SLEEP, containers_of
 from tests.waiting import wait_until
 
 SCRIPT = """
@@ -91,9 +91,7 @@ def test_interrupt_from_another_thread_stops_the_cell_and_keeps_variables(
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(RemoteCellError, match="KeyboardInterrupt"):
-        environment.run(
-            "x = 42; open('sleeping', 'w').close(); import time; [time.sleep(0.1) for _ in range(6000)]"
-        )
+        environment.run(f"x = 42; open('sleeping', 'w').close(); import time; {LONG_SLEEP}")
     thread.join()
     assert environment.run("x").text == "42"
 

@@ -14,7 +14,7 @@ import pexpect
 import pytest
 
 from tests.integration.conftest import Image
-from tests.integration.notebook import PATIENCE, containers_of, holding_starts
+from tests.integration.notebook import LONG_SLEEP, PATIENCE, containers_of, holding_starts
 from tests.machine.packages import install
 from tests.waiting import wait_until
 
@@ -126,7 +126,7 @@ def test_ctrl_c_stops_the_remote_cell_and_keeps_its_variables(terminal: Terminal
         terminal.run(f"%docker_env {name}")
         mark = terminal.folder / f"sleeping-{len(name)}"
         terminal.process.sendline(
-            f"x = 42; open({mark.name!r}, 'w').close(); import time; [time.sleep(0.1) for _ in range(6000)]"
+            f"x = 42; open({mark.name!r}, 'w').close(); import time; {LONG_SLEEP}"
         )
         wait_until(mark.exists, what="the cell to run")
         terminal.process.sendintr()
@@ -268,9 +268,7 @@ def test_at_the_real_prompt_cells_are_edited_run_and_stopped_as_local_ones(
     screen.type("Ada")
     screen.wait_for("Out[5]: 'AdaAda'")
     screen.wait_for("In [6]:")
-    screen.type(
-        "open('sleeping', 'w').close(); import time; [time.sleep(0.1) for _ in range(6000)]"
-    )
+    screen.type(f"open('sleeping', 'w').close(); import time; {LONG_SLEEP}")
     wait_until((workspace / "sleeping").exists, what="the cell to run")
     screen.press("C-c")
     screen.wait_for("KeyboardInterrupt")

@@ -10,6 +10,7 @@ import pytest
 from tests.integration.conftest import Image, OpenNotebook
 from tests.integration.notebook import (
     IPYKERNELS,
+    LONG_SLEEP,
     PATIENCE,
     Notebook,
 )
@@ -182,7 +183,7 @@ def test_the_stop_button_ends_the_wait_for_an_environment_that_is_busy(notebook:
         "import threading, time\n"
         "class Slow:\n"
         "    def __iter__(self): return self\n"
-        f"    def __next__(self): open({str(mark)!r}, 'w').close(); [time.sleep(0.1) for _ in range(6000)]\n"
+        f"    def __next__(self): open({str(mark)!r}, 'w').close(); {LONG_SLEEP}\n"
         "slow = Slow()"
     )
     notebook.ok("%docker_cp -q new:slow local:")

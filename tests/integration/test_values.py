@@ -19,7 +19,7 @@ from dockml_magic.engine import DockerEngine
 from dockml_magic.errors import ExchangeError, KernelDiedError, NoMemoryError
 from dockml_magic.exchange import OwnKernel, hand_over
 from tests.integration.conftest import Image, OpenNotebook, StartEnvironments
-from tests.integration.notebook import IPYKERNELS, Notebook
+from tests.integration.notebook import IPYKERNELS, LONG_SLEEP, Notebook
 from tests.waiting import interrupt_when, wait_until
 
 BARE = "bare:3.11"
@@ -302,7 +302,7 @@ def test_an_interrupt_stops_what_a_kernel_does_for_a_hand_over_piece_by_piece(
     with dockml_magic.start(image(f"dockml/{BARE}")) as far:
         far.run(
             "import time\ndef slow():\n    open('/tmp/asked', 'w').close()\n"
-            "    [time.sleep(0.1) for _ in range(6000)]\n    yield\n"
+            f"    {LONG_SLEEP}\n    yield\n"
             "slowly = slow(); after = 'alive'"
         )
         values = far.get("slowly")
@@ -445,8 +445,7 @@ def test_the_stop_button_ends_the_wait_for_a_value_and_not_anothers_cell(
 def test_the_stop_button_ends_what_a_kernel_does_for_a_hand_over(local: Notebook) -> None:
     local.use("aa")
     local.ok(
-        "import time\ndef slow():\n    yield 1\n    [time.sleep(0.1) for _ in range(6000)]\n"
-        "slowly = slow()\nafter = 'alive'"
+        f"import time\ndef slow():\n    yield 1\n    {LONG_SLEEP}\nslowly = slow()\nafter = 'alive'"
     )
     local.use("local")
     local.ok("hand_over(a.side, own, {'slowly': 'slowly'}); assert next(slowly) == 1")

@@ -147,6 +147,12 @@ def listen(channel: ControlChannel, publish: Publish) -> Publisher:
     return publisher
 
 
+def attach(channel: ControlChannel) -> None:
+    """Be the notebook that reads what the kernel publishes."""
+    channel.attach()
+    wait_until(lambda: channel.state.attached == 1)
+
+
 def wait_until_read(machine: Machine, publisher: Publisher) -> None:
     """Return when a supervisor that `NOTES` has read all that was published."""
     noted = machine.folder / "noted"
@@ -242,8 +248,7 @@ def test_a_kernel_that_ends_in_a_cell_is_busy_no_more(
 def test_the_newest_is_held_up_to_the_limit(machine: Machine, publish: Publish, take: Take) -> None:
     channel = keep(machine, "launch.RECORDED, launch.TAIL = 100000, 60.0")
     publisher = listen(channel, publish)
-    channel.attach()  # nobody takes anything meanwhile
-    wait_until(lambda: channel.state.attached == 1)
+    attach(channel)  # nobody takes anything meanwhile
     for n in range(20):
         publisher.print(str(n).ljust(20_000))
     publisher.print("too large " + "x" * 300_000)
@@ -286,8 +291,7 @@ def test_while_a_notebook_is_attached_only_the_last_second_is_held(
 ) -> None:
     channel = keep(machine, f"{NOTES}{CLOCK}launch.TAIL = 60.0")
     publisher = listen(channel, publish)
-    channel.attach()
-    wait_until(lambda: channel.state.attached == 1)
+    attach(channel)
     publisher.print("long ago")
     wait_until_read(machine, publisher)
     (machine.folder / "clock").write_text("100")
@@ -321,8 +325,7 @@ def test_the_last_word_of_one_that_goes_is_heard_though_it_is_told_something_mea
     first = keep(machine, f"{NOTES}launch.TAIL = 600.0")
     publisher = listen(first, publish)
     leaves = machine.connect()
-    leaves.attach()
-    wait_until(lambda: first.state.attached == 1)
+    attach(leaves)
     publisher.print("seen")
     wait_until_read(machine, publisher)
     assert machine.process is not None

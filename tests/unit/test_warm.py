@@ -92,9 +92,8 @@ def stand_ins(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> type[Stand
     monkeypatch.setattr(planning.engines, "connect", lambda name: engine)
     monkeypatch.setattr(warm, "Environment", StandIn)
     monkeypatch.setattr(warm, "DEBOUNCE", 0.02)
-    monkeypatch.setattr(
-        segments, "find_available_memory", lambda: 4 << 30
-    )  # whatever else runs here
+    # Whatever else runs here.
+    monkeypatch.setattr(segments, "find_available_memory", lambda: 4 << 30)
     monkeypatch.setattr(StandIn, "made_ones", [])
     monkeypatch.setattr(StandIn, "may_start", threading.Event())
     StandIn.may_start.set()
