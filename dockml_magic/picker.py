@@ -1,9 +1,10 @@
 """The image picker: find an image, start it, look after what runs, all in one widget.
 
-It is made of ordinary ipywidgets, whose callbacks run in the notebook's kernel, one after the other with
-its cells. What takes time (a pull, a start, a stop) has a thread of its own therefore, one at a time, and
-reports into the picker: the page, the cells and the Stop button stay free. A second thread asks the
-engine for figures while environments run.
+It is made of ordinary ipywidgets, whose callbacks run in the notebook's kernel: in its main thread, one
+after the other with its cells, or in that of a subshell. JupyterLab with ipykernel 7 uses both, for the parts
+of one picker, so the callbacks take turns by a lock. What takes time (a pull, a start, a stop) has a thread
+of its own therefore, one at a time, and reports into the picker: the page, the cells and the Stop button stay
+free. A second thread asks the engine for figures while environments run.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import html
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol
 
 import ipywidgets as widgets
 
@@ -132,6 +134,25 @@ _STYLE = """<style>
 </style>"""
 
 
+P = ParamSpec("P")
+
+
+def _in_turn(
+    method: Callable[Concatenate[ImagePicker, P], None],
+) -> Callable[Concatenate[ImagePicker, P], None]:
+    """Have what chooses, or shows what is chosen, take turns with all else that does in other threads.
+
+    The last one to come sees what all before it have chosen, and shows that.
+    """
+
+    @wraps(method)
+    def in_turn(self: ImagePicker, /, *args: P.args, **keywords: P.kwargs) -> None:
+        with self._choosing:
+            method(self, *args, **keywords)
+
+    return in_turn
+
+
 class Notebook(Protocol):
     """What a picker needs of the notebook it is in: `magics.DockerMagics` is one."""
 
@@ -183,6 +204,7 @@ class ImagePicker:
         self._stopping = threading.Event()
         self._starting: Environment | None = None
         self._closed = threading.Event()
+        self._choosing = threading.RLock()
         self._showing = threading.RLock()
         self._rows: dict[Environment, _EnvironmentRow] = {}
         self._is_shown = False
@@ -337,6 +359,7 @@ class ImagePicker:
 
     # --- finding ------------------------------------------------------------------------------
 
+    @_in_turn
     def _choose_framework(self, _: Any) -> None:
         versions = self._selection.versions(self._framework.value)
         with self._version.hold_sync():
@@ -347,6 +370,7 @@ class ImagePicker:
             self._version.disabled = not self._framework.value
         self._find()
 
+    @_in_turn
     def _find(self, _: Any = None) -> None:
         """Show what meets the filter; called at every keystroke."""
         found = self._selection.find(
@@ -368,6 +392,7 @@ class ImagePicker:
             f"<span class='dockml-muted' role='status'>of {len(found)}{shown}</span>"
         )
 
+    @_in_turn
     def _choose_row(self, _: Any) -> None:
         self._list.index = self._number.value - 1 if self._number.value else None
 
@@ -385,6 +410,7 @@ class ImagePicker:
         index = self._list.index
         return self._found[index] if index is not None and index < len(self._found) else None
 
+    @_in_turn
     def _show_row(self, _: Any = None) -> None:
         row = self._chosen
         with self._number.hold_sync(), _silent(self._number, self._choose_row, "value"):
@@ -412,6 +438,7 @@ class ImagePicker:
             gpus=self._gpu_choice.value, memory=self._memory.value, ports=self._ports.value
         )
 
+    @_in_turn
     def _show_line(self, _: Any = None) -> None:
         row = self._chosen
         self._start.disabled = row is None or self._working.locked()
@@ -432,6 +459,7 @@ class ImagePicker:
                 return row.name, parse_words("%docker_env", self._words())
         return "", RunOptions()
 
+    @_in_turn
     def _warm_chosen(self) -> None:
         """Have what is chosen wait ready, if its image is here and this is looked at; see `warm`."""
         if not self._is_shown or self._working.locked():
@@ -471,9 +499,11 @@ class ImagePicker:
     def _look_at_images(self) -> None:
         """Show what images are here now, where that has changed."""
         if set(engine_for(RunOptions()).local_references()) != set(self._local):
-            self._selection = self._read_images()
-            self._show_top()
-            self._find()
+            selection = self._read_images()
+            with self._choosing:
+                self._selection = selection
+                self._show_top()
+                self._find()
 
     def _note_start(self, environment: Environment) -> None:
         self._starting = environment

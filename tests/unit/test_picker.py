@@ -16,6 +16,7 @@ from dockml_magic.errors import ConfigError, DockmlError
 from dockml_magic.options import RunOptions
 from dockml_magic.picker import ImagePicker
 from dockml_magic.pull import PullProgress
+from dockml_magic.selection import Row
 from dockml_magic.warm import Waiting, WarmEnvironments
 from tests.unit.fake_engine import FakeEngine
 from tests.waiting import wait_until
@@ -127,6 +128,40 @@ def test_the_next_thing_can_be_done_while_the_images_are_listed_anew(
     wait_until_done(picker)
     assert "Wait until" not in picker._log.value
     assert "me/new:1" in picker._local
+
+
+def test_what_is_chosen_in_two_threads_at_once_is_both_shown(
+    picker: ImagePicker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picker._filter.value = ""
+    find, is_in, may_end = picker._selection.find, threading.Event(), threading.Event()
+
+    def find_slowly(*words: Any, **choices: Any) -> list[Row]:
+        found = find(*words, **choices)
+        if threading.current_thread() is subshell:
+            is_in.set()
+            may_end.wait(30)
+        return found
+
+    monkeypatch.setattr(picker._selection, "find", find_slowly)
+
+    def choose_framework() -> None:
+        picker._framework.value = "pytorch"
+
+    def choose_processor() -> None:
+        picker._processor.value = "gpu"
+
+    subshell = threading.Thread(target=choose_framework)
+    main = threading.Thread(target=choose_processor)
+    subshell.start()
+    assert is_in.wait(30)
+    main.start()
+    main.join(0.5)  # it waits; without turns it were done, and overtaken
+    may_end.set()
+    subshell.join(30)
+    main.join(30)
+    assert {(row.image.framework, row.image.gpu) for row in picker._found} == {("pytorch", True)}
+    assert picker._list.options == tuple(row.label for row in picker._found[:200])
 
 
 def test_what_goes_wrong_is_said_in_the_picker(
