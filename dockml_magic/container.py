@@ -81,7 +81,6 @@ GRACE = 2.0
 START_TIMEOUT = 60.0
 """Seconds from the container's start to a bound kernel. Pulls and bundles are not counted."""
 
-_SETTLE_TIMEOUT = 1.0
 STOP_TIMEOUT = 3.0
 
 _NOTICE = 1.0
@@ -101,12 +100,13 @@ _LONGEST_LINE = 2000
 _CRASH_LINES = 200
 """Lines of a log among which Python's own report of a crash begins."""
 
-_LOG_PATIENCE = 0.5
+_LOG_PATIENCE = 2.0
 _LOG_INTERVAL = 0.05
 """Seconds to wait for a log that is still being written, and from one look to the next."""
 
+_KERNEL_ENDED = "dockml: the kernel has ended\n"
 _KERNEL_STARTS = "dockml: another kernel starts\n"
-"""What the supervisor writes to the log between two kernels."""
+"""What the supervisor writes to the log, after what a kernel wrote and before what the next one does."""
 
 _CRASH = "Fatal Python error: "
 
@@ -771,8 +771,11 @@ class KernelContainer:
     def settle_signals(self) -> None:
         """Return when what `signal` was called with has reached the kernel, and can meet no later cell."""
         if self._control is not None:
+            deadline = time.monotonic() + _PATIENCE
             with contextlib.suppress(KernelError):
-                self._control.settle(_SETTLE_TIMEOUT)
+                while not self._control.settle(_SILENCE):
+                    if time.monotonic() > deadline or self.find_pause():
+                        break
 
     def _interrupt_by_message(self) -> None:
         """Send an interrupt_request, and leave the waiting for its reply to a thread."""
@@ -907,18 +910,17 @@ class KernelContainer:
         return f"{memory / 1024**2:.0f} MiB (--memory)" if memory else ""
 
     def _whole_log(self) -> str:
-        """Return the end of the container's log once it stays as it is.
+        """Return the end of the container's log, once it holds all that the kernel wrote.
 
         The supervisor tells of an end at once; the engine copies what was written to the log in its own time.
         """
         deadline = time.monotonic() + _LOG_PATIENCE
-        log = self.engine.logs(self.container_id, _CRASH_LINES)
-        while self.state.phase != "gone" and time.monotonic() < deadline:
+        while True:
+            log = self.engine.logs(self.container_id, _CRASH_LINES)
+            is_whole = _KERNEL_ENDED in log.rpartition(_KERNEL_STARTS)[2]
+            if is_whole or self.state.phase != "exited" or time.monotonic() > deadline:
+                return log
             time.sleep(_LOG_INTERVAL)
-            before, log = log, self.engine.logs(self.container_id, _CRASH_LINES)
-            if log and log == before:
-                break
-        return log
 
     def ask_to_end(self) -> None:
         """Tell the container to end itself; the engine removes it then."""
@@ -1147,7 +1149,7 @@ def _hint_of_kernelspecs(report: Mapping[str, Any]) -> str:
 
 def _last_lines(log: str) -> str:
     """Return what the last kernel wrote to the log at the end; of Python's report of a crash the beginning."""
-    lines = log.rpartition(_KERNEL_STARTS)[2].strip().splitlines()
+    lines = log.rpartition(_KERNEL_STARTS)[2].replace(_KERNEL_ENDED, "").strip().splitlines()
     crashes = [place for place, line in enumerate(lines) if line.startswith(_CRASH)]
     first = crashes[-1] if crashes else max(0, len(lines) - LOG_LINES)
     return "\n".join(line[:_LONGEST_LINE] for line in lines[first : first + LOG_LINES])

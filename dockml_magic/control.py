@@ -213,14 +213,14 @@ class ControlChannel:
         asked_at = self._asked_at
         return 0.0 if asked_at is None else time.monotonic() - asked_at
 
-    def settle(self, timeout: float) -> None:
-        """Return when the supervisor has done all that it was told, a signal for one, or after `timeout` seconds."""
+    def settle(self, timeout: float) -> bool:
+        """Tell whether the supervisor has done all that it was told, a signal for one, within `timeout` seconds."""
         with self._changed:
             # Twice: the first thing that is heard may be from before.
             enough = self._heard + 2
             for _ in range(2):
                 self._send({"op": "say"})
-            self._changed.wait_for(
+            return self._changed.wait_for(
                 lambda: self._heard >= enough or self._state.phase == "gone", timeout
             )
 

@@ -263,6 +263,8 @@ def _remove_entry(top: int, name: str) -> None:
             for inner in os.listdir(folder):  # noqa: PTH208 - by descriptor
                 try:
                     os.unlink(inner, dir_fd=folder)
+                except FileNotFoundError:  # the container removes it too
+                    continue
                 except IsADirectoryError:
                     os.rename(inner, secrets.token_hex(16), src_dir_fd=folder, dst_dir_fd=top)
         finally:

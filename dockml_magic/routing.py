@@ -400,7 +400,13 @@ class Router:
             shell.execution_count = count
 
     def _seen(self, reply: dict[str, Any]) -> dict[str, Any]:
-        """Return the reply to a cell that ran here; where it failed, those behind it are aborted."""
+        """Return the reply to a cell that ran here; where it failed, those behind it are aborted.
+
+        No interrupt disturbs it from here on: what ipykernel 7 does then is to send the reply, part by part.
+        """
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self.kernel.saved_sigint_handler)
         if reply["status"] == "error" and self._channel is not None:
             self._channel.own_cell_failed()
         return reply

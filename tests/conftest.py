@@ -8,6 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
+from jupyter_client.connect import LocalPortCache
+
+from tests.ports import free_ports
 
 pytest_plugins = ["tests.order"]
 
@@ -28,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell's `make test &` has SIGINT ignored, and all that it starts: no test of an interrupt could pass.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A kernel binds its ports seconds after they were found: until then another worker's kernel may.
+    LocalPortCache.find_available_port = lambda _cache, _ip: free_ports(1)[0]  # type: ignore[method-assign]
     config.addinivalue_line("markers", "docker: starts containers, " + NEEDS_DOCKER)
 
 

@@ -17,7 +17,7 @@ _LONGEST_PAUSE = 0.05
 """Seconds between two looks, which may ask an engine or a page: what takes long is looked at less often."""
 
 
-def wait_until(condition: Callable[[], object], timeout: float = 30.0, what: str = "") -> None:
+def wait_until(condition: Callable[[], object], timeout: float = 60.0, what: str = "") -> None:
     """Return as soon as `condition` holds.
 
     Raises
@@ -44,7 +44,9 @@ def wait_for_engine(process: subprocess.Popen[bytes], path: Path) -> None:
             return b" 200 " in connection.recv(100)
         return False
 
-    wait_until(lambda: process.poll() is not None or answers(), what="an engine of the tests")
+    wait_until(
+        lambda: process.poll() is not None or answers(), timeout=90.0, what="an engine of the tests"
+    )
 
 
 def interrupt_when(

@@ -995,6 +995,10 @@ class Supervisor(object):
             else:
                 self._attempt()
             return
+        # Never to wait for: nobody may read what we write.
+        if through_signals(select.select, [], [sys.stderr.fileno()], [], 0)[1]:
+            print("dockml: the kernel has ended", file=sys.stderr)
+            sys.stderr.flush()
         self.state["exit"] = {"code": code, "out_of_memory": oom_kills() > self.oom_before}
         self.state["phase"] = "exited"
         self.tell()

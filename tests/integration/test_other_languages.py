@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -476,8 +477,15 @@ def test_r_cells_behind_one_that_failed_or_was_stopped_are_aborted(
 ) -> None:
     """R's kernel aborts them itself, and says no idle for them."""
     in_r.ok("kept <- 1")
-    msg_id = in_r.send(f"Sys.sleep(1); cat('here\\n'); flush.console(); Sys.sleep(0.5); {end}")
+    go_on = in_r.folder / "go-on"
+    go_on.unlink(missing_ok=True)
+    msg_id = in_r.send(
+        "while (!file.exists('go-on')) Sys.sleep(0.1)\n"
+        f"cat('here\\n'); flush.console(); Sys.sleep(0.5); {end}"
+    )
     behind = in_r.send("kept <- 2")
+    time.sleep(1)  # it is there by then
+    go_on.touch()
     in_r.wait_printed(msg_id, "here")
     if "600" in end:
         in_r.interrupt()

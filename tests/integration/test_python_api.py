@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,13 +158,15 @@ def test_an_interrupt_as_the_engine_creates_a_container_leaves_none(
     found = engine.find_image(bare)
     assert found is not None
     create = docker.APIClient.create_container
-
+    monkeypatch.setattr("dockml_magic.engine.client._INTERRUPTED_PATIENCE", 60.0)
     names: list[str] = []
+    late: list[threading.Timer] = []
 
     def interrupted(api: docker.APIClient, *arguments: Any, **named: Any) -> None:
         names.append(named["name"])
         if comes == "before it is there":
-            threading.Timer(0.5, create, [api, *arguments], named).start()
+            late.append(threading.Timer(0.5, create, [api, *arguments], named))
+            late[0].start()
         else:
             create(api, *arguments, **named)
         raise KeyboardInterrupt
@@ -173,9 +174,9 @@ def test_an_interrupt_as_the_engine_creates_a_container_leaves_none(
     monkeypatch.setattr(docker.APIClient, "create_container", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list_packages(found, bare, engine)
+    for timer in late:
+        timer.join()
     (name,) = names
-    assert engine.inspect(name) is None
-    time.sleep(1)
     assert engine.inspect(name) is None
 
 
@@ -188,6 +189,6 @@ def test_the_end_of_a_script_ends_its_container(workspace: Path, bare: str, end:
     wait_until((workspace / "sleeping").exists, what="the cell to run")
     if end == "kill -9":
         script.kill()
-    code = script.wait(timeout=30)
+    code = script.wait(timeout=90)
     assert code == (-9 if end == "kill -9" else 0)
     wait_until(lambda: not containers_of(workspace), what="no container")

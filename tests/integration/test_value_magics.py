@@ -33,12 +33,17 @@ image = "{TF_PY27}"
 """
 
 
+PATIENT = "from dockml_magic import value_magics; value_magics._PATIENCE = 60.0"
+"""Has a kernel say which names it has, however busy its machine is."""
+
+
 @pytest.fixture(scope="module", params=IPYKERNELS)
 def shared(request: pytest.FixtureRequest, open_notebook: OpenNotebook) -> Iterator[Notebook]:
     """A notebook with environments on Python 2.7, 3.6 and 3.11, for all of these tests."""
     with open_notebook(request.param, BARE, TF, TF_PY27, project=PROJECT) as notebook:
         for name in ("new", "tf1.10", "old"):
             notebook.use(name)
+        notebook.ok(f"%%docker_cell local\n{PATIENT}")
         yield notebook
 
 
@@ -198,7 +203,7 @@ def test_values_are_handed_over_in_a_terminal(workspace: Path, image: Image) -> 
     image(BARE)
     terminal = Terminal(workspace, "--simple-prompt")
     try:
-        terminal.run("%load_ext dockml_magic", "words = ['one', 'two']")
+        terminal.run("%load_ext dockml_magic", PATIENT, "words = ['one', 'two']")
         shown = terminal.run(
             f"%%docker_cell {BARE} --name bare -i words -o lengths",
             "lengths = [len(w) for w in words]",
@@ -213,4 +218,4 @@ def test_values_are_handed_over_in_a_terminal(workspace: Path, image: Image) -> 
         assert "Did you mean words?" in terminal.run("%docker_cp bare:wrds again")
         assert terminal.is_at_home
     finally:
-        terminal.process.close(force=True)
+        terminal.end()

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import dockml_magic
-from dockml_magic import trust
+from dockml_magic import labels, trust
+from dockml_magic.engine import DockerEngine
 from dockml_magic.project import find_project
 from tests.integration.conftest import Image
 from tests.integration.notebook import IPYKERNELS, Notebook, containers_of, python_with
@@ -202,13 +203,21 @@ def test_a_line_that_comes_early_waits_for_the_one_that_starts(
         assert len(containers_of(project)) == 1
 
 
-def test_a_kernel_that_ends_while_one_starts_leaves_no_container(project: Path) -> None:
+def test_a_kernel_that_ends_while_one_starts_leaves_no_container(
+    project: Path, engine: DockerEngine
+) -> None:
+    ours = {labels.WORKSPACE: str(project)}
     with Notebook(project, python_with(IPYKERNELS[0])) as notebook:
         notebook.ok(LOAD)
-        wait_until(lambda: containers_of(project), what="a container")
+        # One that was created and is not started would wait for `dockml prune`.
+        wait_until(
+            lambda: [one for one in engine.list(ours) if one.status == "running"],
+            what="a container that runs",
+        )
         notebook.manager.shutdown_wait_time = 5.0  # as a front end has it
         notebook.manager.shutdown_kernel()  # which kills it where the start takes longer than 5 s
-        wait_until(lambda: not containers_of(project), what="no container")
+        # Where nobody has come to it by then, it waits for a minute.
+        wait_until(lambda: not containers_of(project), timeout=90.0, what="no container")
 
 
 def test_cells_run_while_one_starts_and_what_cannot_start_says_why(project: Path) -> None:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -418,6 +419,18 @@ def test_a_kernel_that_a_signal_ended_says_which(dead: KernelContainer) -> None:
     assert "SIGSEGV" in error.message
 
 
+def test_what_a_kernel_wrote_last_is_waited_for(
+    dead: KernelContainer, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = "dockml: the kernel has ended\n"
+    looks = iter(["", "said\n", "said\n", f"said\nlast\n{ended}"])
+    monkeypatch.setattr(engine, "logs", lambda *_: next(looks))
+    dead.container_id = "one"
+    state = KernelState(phase="exited", exit_code=1)
+    dead._control = SimpleNamespace(state=state)  # type: ignore[assignment]
+    assert dead.death(state, "It died").log_tail == "said\nlast"
+
+
 @pytest.mark.parametrize(
     ("log", "shown"),
     [
@@ -425,7 +438,11 @@ def test_a_kernel_that_a_signal_ended_says_which(dead: KernelContainer) -> None:
         ("one\ntwo\n", "one\ntwo"),
         ("".join(f"{n}\n" for n in range(30)), "\n".join(str(n) for n in range(10, 30))),
         ("of the last\ndockml: another kernel starts\n", ""),
-        ("of the last\ndockml: another kernel starts\nits own\n", "its own"),
+        (
+            "of the last\ndockml: the kernel has ended\ndockml: another kernel starts\nits own\n"
+            "dockml: the kernel has ended\n",
+            "its own",
+        ),
         (
             "said\nFatal Python error: Aborted\n" + "frame\n" * 40,
             "Fatal Python error: Aborted" + "\nframe" * 19,

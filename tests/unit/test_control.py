@@ -279,4 +279,4 @@ def test_it_is_settled_when_what_was_told_before_has_been_done(peer: Peer) -> No
 
 
 def test_one_that_does_not_answer_is_not_waited_for(peer: Peer) -> None:
-    peer.channel.settle(0.05)
+    assert not peer.channel.settle(0.05)

@@ -93,12 +93,18 @@ ALIVE = {
 }
 
 
+def be_patient(monkeypatch: pytest.MonkeyPatch, seconds: float = 30.0) -> None:
+    """Wait for the answer to a ping as long as a busy machine may take for it, or as long as this."""
+    for name in ("_PING", "_LONG_PING"):
+        monkeypatch.setattr(f"dockml_magic.engine.pings.{name}", seconds)
+
+
 @pytest.fixture(params=["unix", "tcp"])
 def slow(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[SlowEngine]:
     monkeypatch.setattr(docker.APIClient, "__init__", REAL_INIT)
-    monkeypatch.setattr("dockml_magic.engine.pings._LONG_PING", 0.5)
+    be_patient(monkeypatch)
     is_unix = request.param == "unix"
     listener = socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET, socket.SOCK_STREAM)
     listener.bind(str(tmp_path / "s") if is_unix else ("127.0.0.1", 0))
@@ -107,15 +113,10 @@ def slow(
     engine.close()
 
 
-def be_patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for the answer to a ping as long as a busy machine may take for it."""
-    for name in ("_PING", "_LONG_PING"):
-        monkeypatch.setattr(f"dockml_magic.engine.pings.{name}", 30.0)
-
-
 def test_an_engine_that_takes_a_connection_and_never_answers_is_told_of(
-    slow: SlowEngine,
+    slow: SlowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    be_patient(monkeypatch, 0.5)
     slow.answers.clear()
     since = time.monotonic()
     with pytest.raises(EngineUnreachableError, match="it hangs") as caught:
@@ -129,6 +130,7 @@ def test_an_engine_that_begins_to_hang_is_told_of_by_the_next_call_and_answers_l
 ) -> None:
     engine = connect(slow.endpoint)
     slow.answers.clear()
+    be_patient(monkeypatch, 0.5)
     since = time.monotonic()
     with pytest.raises(EngineUnreachableError, match="it hangs"):
         engine.list({})
@@ -141,7 +143,6 @@ def test_an_engine_that_begins_to_hang_is_told_of_by_the_next_call_and_answers_l
 def test_a_call_that_is_only_slow_is_waited_for(
     slow: SlowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    be_patient(monkeypatch)
     monkeypatch.setattr("dockml_magic.engine.pings.QUIET", 0.05)
     engine = connect(slow.endpoint)
     slow.answers[b"/containers/json"] = (1.5, b"[]")
@@ -155,9 +156,8 @@ def test_a_call_that_is_only_slow_is_waited_for(
 def test_an_engine_that_waits_for_its_turn_on_an_overloaded_machine_gets_longer_to_answer(
     slow: SlowEngine, monkeypatch: pytest.MonkeyPatch, load: str
 ) -> None:
-    monkeypatch.setattr("dockml_magic.engine.pings._PING", 0.1)
-    monkeypatch.setattr("dockml_magic.engine.pings._LONG_PING", 30.0)
     engine = connect(slow.endpoint)
+    monkeypatch.setattr("dockml_magic.engine.pings._PING", 0.1)
     hangs = "9999" not in load
     after = 120.0 if hangs else 2.5
     slow.answers |= {b"/_ping": (1.0, b"OK"), b"/containers/json": (after, b"[]")}

@@ -390,9 +390,10 @@ def test_who_takes_and_does_not_read_stops_nobody(
 def test_the_next_kernel_is_listened_to_as_well(
     machine: Machine, publish: Publish, take: Take
 ) -> None:
-    channel = keep(machine)
+    channel = keep(machine, NOTES)
     publisher = listen(channel, publish)
     publisher.print("of the first")
+    wait_until_read(machine, publisher)
     channel.signal(signal.SIGKILL)
     wait_for(channel, "exited")
     publisher.close()
