@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from dockml_magic.errors import KernelError, harmless
+from dockml_magic.interrupts import interrupts_later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +259,7 @@ class ControlChannel:
         """Send a line as a whole: other threads send, too, and a signal handler in the middle of this."""
         self._unsent.append(json.dumps(message).encode() + b"\n")
         while self._unsent:
-            with self._sending:
+            with interrupts_later(), self._sending:
                 if self._is_sending:  # a handler in the middle of this, which looks again
                     return
                 try:

@@ -40,6 +40,7 @@ from dockml_magic.errors import (
     harmless,
 )
 from dockml_magic.handover import end_handover, find_handed_over, hand_over
+from dockml_magic.interrupts import interrupts_later
 from dockml_magic.messages import Message
 from dockml_magic.options import RunOptions, parse_words
 from dockml_magic.planning import KernelPlan, engine_for, make_plan
@@ -300,14 +301,14 @@ class Environment:
                         else:
                             missed.add(message)
                     if missed is not None and missed.is_full:
-                        with _interrupts_later():
+                        with interrupts_later():
                             self._show_missed(
                                 missed, OutputState(busy=False, dropped=0, takes=True), show
                             )
                             missed = None
                 elif isinstance(read, OutputState):
                     if missed is not None:
-                        with _interrupts_later():
+                        with interrupts_later():
                             self._show_missed(missed, read, show)
                             missed = None
                     if not read.busy:
@@ -444,10 +445,15 @@ class Environment:
         relay.is_shared = lambda: container.state.kept or container.state.attached > 1
         relay.was_shared = lambda: container.was_shared
         self._generation = container.state.generation
-        relay.make_ready()
-        container.attach()
-        if self._opened is not None:
-            self._on_close = self._opened(self, relay)
+        try:
+            relay.make_ready()
+            container.attach()
+            if self._opened is not None:
+                self._on_close = self._opened(self, relay)
+        except BaseException:
+            self._generation = -1  # what comes next connects again
+            self._disconnect()
+            raise
 
     def _disconnect(self) -> None:
         relay, self._relay = self._relay, None
@@ -599,8 +605,6 @@ class Environment:
         """
         relay = self._running_relay()
         stores = content.get("store_history", True) and not content.get("silent")
-        if count is not None and stores:
-            relay.count_as(count)
         reply = relay.execute(header, content, sink, count=count, tell=self.tell)
         if stores:
             counted = reply.get("execution_count") or 0
@@ -1079,9 +1083,12 @@ class Environments:
         self.tell_change()
 
     def tell_change(self) -> None:
-        """Call all of `changed`."""
+        """Call all of `changed`. What fails in one is not the matter of who changed something."""
         for changed in list(self.changed):
-            changed()
+            try:
+                changed()
+            except Exception:  # noqa: BLE001  # a page that shows it
+                _log.debug("told of a change", exc_info=True)
 
     def __iter__(self) -> Iterator[Environment]:
         return iter(list(self._running.values()))
@@ -1157,26 +1164,27 @@ class Environments:
     def stop(self, name: str) -> None:
         """Stop one and forget it; cells go back to the notebook's own kernel if it was active."""
         self.get(name).raise_if_not_stoppable()
-        environment = self._take_out(name)
-        environment.stop()
+        self._take_out(name, lambda environment: environment.stop())
 
     def remove(self, name: str) -> None:
         """Stop one and remove its container, also where it was kept."""
-        environment = self._take_out(name)
-        environment.remove()
+        self._take_out(name, lambda environment: environment.remove())
 
     def detach(self, name: str) -> None:
         """Leave one that is kept, and forget it here."""
-        environment = self._take_out(name)
-        environment.detach()
+        self._take_out(name, lambda environment: environment.detach())
 
-    def _take_out(self, name: str) -> Environment:
-        environment = self.get(name)
-        del self._running[name]
-        if self._active is environment:
-            self._active = None
-        self.tell_change()
-        return environment
+    def _take_out(self, name: str, end: Callable[[Environment], None]) -> None:
+        """Forget one, and end it, whatever comes in between: nobody else knows of it then."""
+        environment = self._running.pop(name, None)
+        if environment is None:  # another thread was faster
+            raise UnknownEnvironmentError(name, self._running)
+        try:
+            if self._active is environment:
+                self._active = None
+            self.tell_change()
+        finally:
+            end(environment)
 
     def stop_all(self) -> None:
         """Stop all of them but those that are kept, whatever goes wrong with one."""
@@ -1238,22 +1246,6 @@ def raise_remote_error(reply: Mapping[str, Any]) -> None:
             str(reply.get("evalue", "")),
             [str(line) for line in lines] if isinstance(lines, list) else [],
         )
-
-
-@contextmanager
-def _interrupts_later() -> Iterator[None]:
-    """Let an interrupt come after this: not between what is shown and the note that it was, or it is shown twice."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    saved = signal.signal(signal.SIGINT, lambda signum, _: came.append(signum))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, saved)
-    if came:
-        raise KeyboardInterrupt
 
 
 class Missed:
@@ -1344,8 +1336,13 @@ def _event_loop() -> asyncio.AbstractEventLoop:
     global _loop
     with _loop_lock:
         if _loop is None:
-            _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="dockml-loop", daemon=True).start()
+            loop = asyncio.new_event_loop()
+            try:
+                threading.Thread(target=loop.run_forever, name="dockml-loop", daemon=True).start()
+            except BaseException:
+                loop.close()
+                raise
+            _loop = loop
     return _loop
 
 
@@ -1362,9 +1359,10 @@ def _run(work: Awaitable[T], begun: Callable[[Future[T]], None] = lambda _: None
         finally:
             ended.set()
 
-    future = asyncio.run_coroutine_threadsafe(watched(), _event_loop())
-    begun(future)
+    with interrupts_later():
+        future = asyncio.run_coroutine_threadsafe(watched(), _event_loop())
     try:
+        begun(future)
         return future.result()
     except (KeyboardInterrupt, CancelledError):
         future.cancel()

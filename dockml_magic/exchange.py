@@ -437,13 +437,20 @@ class _NearSource:
             taken.close()
 
     def drop(self) -> None:
-        """Have it forgotten over there, soon: whoever collects garbage here may hold what is needed to ask for it."""
+        _drop_soon(self._stream)
 
-        def drop() -> None:
-            with contextlib.suppress(DockmlError):
-                self._stream.drop()
 
-        threading.Thread(target=drop, name="dockml-drop", daemon=True).start()
+def _drop_soon(stream: Stream) -> None:
+    """Have an iterator forgotten over there, and wait for nothing.
+
+    Whoever collects garbage, here or in a container, may hold what is needed to ask for it, or wait for each other.
+    """
+
+    def drop() -> None:
+        with contextlib.suppress(DockmlError):  # it is gone already
+            stream.drop()
+
+    threading.Thread(target=drop, name="dockml-drop", daemon=True).start()
 
 
 # --- a kernel in a container ------------------------------------------------------------------
@@ -825,13 +832,7 @@ def _ticket_for(stream: Stream) -> StreamTicket:
         finally:
             taken.close()
 
-    def drop() -> None:
-        try:
-            stream.drop()
-        except DockmlError:
-            log.debug("that iterator is gone already")
-
-    return StreamTicket(fetch, drop)
+    return StreamTicket(fetch, lambda: _drop_soon(stream))
 
 
 def _expression(path: str) -> str:

@@ -269,11 +269,14 @@ class Forwarder:
     def open(self) -> None:
         """Begin to read."""
         self.relay.let_go = self._resume
+        self.relay.is_used = lambda: any(r not in self._held for r in list(self.requests.values()))
+        self.relay.reader = self.front.shell_thread
         self._resume()
 
     def close(self, error: DockmlError) -> None:
         """Read no more; what was under way ends with an error. The relay may be closed then."""
         self.relay.let_go = lambda: None
+        self.relay.is_used = lambda: False
         self.front.run_in(self.front.iopub.thread, self._stop_reading_output)
         self.front.run_in(self.front.shell_thread, partial(self._stop_reading_replies, error))
 
@@ -300,6 +303,8 @@ class Forwarder:
         if self._is_open:
             self.front.loop.add_reader(self._shell_fd, self._read_replies)
             self.front.loop.add_reader(self._stdin_fd, self._read_questions)
+            if self._held and not self.relay.abandoned:
+                self._send_held()
             self._read_replies()
             self._read_questions()
 
@@ -333,15 +338,22 @@ class Forwarder:
             request.replied = True  # these have no reply
         self.requests[message.id] = request
         if self.relay.abandoned or self._held:
-            self._held_since = time.monotonic()
-            self._held.append(request)
+            self._hold(request)
         else:
             self._send(request, is_first=not ahead)
         if self._looks is None:
             self._looks = self.front.loop.call_later(_LOOK_INTERVAL, self._look)
 
+    def _hold(self, request: Request) -> None:
+        self._held_since = time.monotonic()
+        self._held.append(request)
+
     def _send(self, request: Request, *, is_first: bool) -> None:
-        with self.relay.shell_lock:
+        """Send a request, unless another thread has a cell run there: it is sent after that."""
+        if self._held or not self.relay.shell_lock.acquire(blocking=False):
+            self._hold(request)
+            return
+        try:
             if request.counts and is_first:
                 with contextlib.suppress(KernelError):  # it is being stopped, and this told of it
                     self.relay.count_as(request.count)
@@ -351,9 +363,11 @@ class Forwarder:
             send(self.relay.shell, request.message.signed_by(self.relay.session))
             if _has_arrived(self.relay.shell):
                 self.front.loop.call_soon(self._read_replies)
+        finally:
+            self.relay.shell_lock.release()
 
     def _send_held(self) -> None:
-        """Send what waited for the end of cells that nobody waits for."""
+        """Send what waited for the end of cells that nobody waits for, or of another thread's."""
         self.relay.abandoned.clear()
         held, self._held = self._held, []
         is_first = True
@@ -888,6 +902,8 @@ class ShellChannel:
     def own_cell_failed(self) -> None:
         """Note what waits behind the cell that has just failed in the notebook's own kernel."""
         parent = self._kernel.get_parent("shell")
+        if parent["header"].get("subshell_id") is not None:  # what waits there, ipykernel aborts
+            return
         if _stops_on_error(parent.get("content", {})):
             self._abort_behind(parent["header"]["msg_id"])
 

@@ -1,9 +1,9 @@
 """The image picker: find an image, start it, look after what runs, all in one widget.
 
 It is made of ordinary ipywidgets, whose callbacks run in the notebook's kernel: in its main thread, one
-after the other with its cells, or in that of a subshell. JupyterLab with ipykernel 7 uses both, for the parts
-of one picker, so the callbacks take turns by a lock. What takes time (a pull, a start, a stop) has a thread
-of its own therefore, one at a time, and reports into the picker: the page, the cells and the Stop button stay
+after the other with its cells, or in that of a subshell. With JupyterLab and ipykernel 7 it is both, for the
+parts of one picker, so the callbacks take turns by a lock. What takes time (a pull, a start, a stop) has a
+thread of its own, one at a time, and reports into the picker: the page, the cells and the Stop button stay
 free. A second thread asks the engine for figures while environments run.
 """
 
@@ -23,7 +23,7 @@ from dockml_magic.catalogue import Image
 from dockml_magic.container import describe_kernel
 from dockml_magic.engine import ContainerStats
 from dockml_magic.environment import Environment, Environments
-from dockml_magic.errors import ConfigError, DockmlError, PullStopped
+from dockml_magic.errors import ConfigError, DockmlError, KernelError, PullStopped
 from dockml_magic.fit import VERDICTS, Fit, judge
 from dockml_magic.folders import current_folder
 from dockml_magic.gpu import HostGpus, find_gpus
@@ -407,8 +407,8 @@ class ImagePicker:
 
     @property
     def _chosen(self) -> Row | None:
-        index = self._list.index
-        return self._found[index] if index is not None and index < len(self._found) else None
+        index, found = self._list.index, self._found  # another thread may find others
+        return found[index] if index is not None and index < len(found) else None
 
     @_in_turn
     def _show_row(self, _: Any = None) -> None:
@@ -528,14 +528,18 @@ class ImagePicker:
         if not self._working.acquire(blocking=False):
             self._say("Wait until what was begun is done.")
             return
-        self._stopping.clear()
-        self._lines.clear()
-        self._stop.disabled = False
-        self._stop.layout.display = None if can_stop else "none"
-        self._show_line()
-        threading.Thread(
-            target=self._do, args=(work, after), name="dockml-picker", daemon=True
-        ).start()
+        try:
+            self._stopping.clear()
+            self._lines.clear()
+            self._stop.disabled = False
+            self._stop.layout.display = None if can_stop else "none"
+            self._show_line()
+            threading.Thread(
+                target=self._do, args=(work, after), name="dockml-picker", daemon=True
+            ).start()
+        except BaseException:
+            self._working.release()
+            raise
 
     def _do(self, work: Callable[[], None], after: Callable[[], None]) -> None:
         try:
@@ -655,11 +659,14 @@ class ImagePicker:
                 if not rows or self._closed.is_set():
                     self._is_looking = False
                     return
-            for environment, row in rows.items():
-                row.show_figures(environment, before)
-                row.show(_about(environment), is_active=environment is self._environments.active)
-            if self._gpus.gpus:
-                self._gpu_figures.value = _gpu_figures(find_gpus())
+            try:
+                for environment, row in rows.items():
+                    row.show_figures(environment, before)
+                if self._gpus.gpus:
+                    self._gpu_figures.value = _gpu_figures(find_gpus())
+                self._show_environments()
+            except Exception:  # of something that ends just now; the next look is another
+                log.debug("figures", exc_info=True)
             self._closed.wait(FIGURES_INTERVAL)
 
     # --- showing ------------------------------------------------------------------------------
@@ -682,7 +689,8 @@ class ImagePicker:
         """Take it away. What it started runs on."""
         self._closed.set()
         self._give_up()
-        self._notebook.warm.pick("", RunOptions(), self._folder)
+        with self._choosing:
+            self._notebook.warm.pick("", RunOptions(), self._folder)
         with contextlib.suppress(ValueError):
             self._environments.changed.remove(self._show_environments)
         _close(self._box)
@@ -783,8 +791,9 @@ def _this_notebook() -> Notebook:
 def _about(environment: Environment) -> str:
     """Return what is to be said of an environment besides its name."""
     state = "kept" if environment.waits_for_kernel else "dead"
-    if environment.is_alive:
-        state = describe_kernel(environment.report).partition(",")[0]
+    with contextlib.suppress(KernelError):  # it ends just now
+        if environment.is_alive:
+            state = describe_kernel(environment.report).partition(",")[0]
     image = "" if environment.reference == environment.name else f" · {environment.reference}"
     return state + image
 

@@ -30,6 +30,7 @@ from dockml_magic.errors import (
     KernelPausedError,
     KernelStartTimeoutError,
 )
+from dockml_magic.interrupts import interrupts_later
 from dockml_magic.messages import MalformedMessageError, Message, receive
 
 log = logging.getLogger(__name__)
@@ -156,6 +157,11 @@ class Relay:
         Tells whether others have been attached, and may have set the kernel's count.
     has_comm : callable
         Tells whether a comm, by its id, is one of this notebook's.
+    is_used : callable
+        Tells whether the kernel works on what another passes on: its answers are that one's to read. Who comes from
+        another thread, a subshell's for one, has to wait.
+    reader : Thread, optional
+        The thread in which that one reads, which must not wait therefore.
     """
 
     def __init__(
@@ -186,6 +192,9 @@ class Relay:
         self.is_shared: Callable[[], bool] = lambda: False
         self.was_shared: Callable[[], bool] = lambda: False
         self.has_comm: Callable[[str], bool] = lambda _: False
+        self.is_used: Callable[[], bool] = lambda: False
+        self.reader: threading.Thread | None = None
+        self._holder: int | None = None
         self._context = zmq.Context(io_threads=1)
         # What nobody closes is closed before it is collected: of a context in a cycle, pyzmq's `__del__` does not find
         # the sockets, whose weak references have gone by then, and waits for ever for them to be closed.
@@ -332,27 +341,28 @@ class Relay:
         deadline = time.monotonic() + READY_TIMEOUT
         ask_at = time.monotonic()
         answered = heard = False
-        while not (answered and heard):
-            self._raise_if_closing()
-            self._raise_if_dead()
-            now = time.monotonic()
-            if now > deadline:
-                raise KernelStartTimeoutError(
-                    f"The kernel did not answer within {READY_TIMEOUT:.0f} s.",
-                    hint="Start it again.",
-                )
-            if now >= ask_at:
-                self.session.send(self.shell, "kernel_info_request", {})
-                # A kernel that is not up yet would answer them all, and only then run the first cell.
-                ask_at = now + (_PROBE_INTERVAL if answered else _ASK_INTERVAL)
-            for socket, _ in self._poller.poll(round(_PROBE_INTERVAL * 1000)):
-                if socket is self.shell:
-                    self.kernel_info = _plain_info(self._receive(self.shell)["content"])
-                    answered = True
-                    ask_at = time.monotonic() + _PROBE_INTERVAL
-                elif socket is self.iopub:
-                    self.iopub.recv_multipart()
-                    heard = True
+        with self.shell_lock, self.iopub_lock:  # a cell that comes meanwhile waits
+            while not (answered and heard):
+                self._raise_if_closing()
+                self._raise_if_dead()
+                now = time.monotonic()
+                if now > deadline:
+                    raise KernelStartTimeoutError(
+                        f"The kernel did not answer within {READY_TIMEOUT:.0f} s.",
+                        hint="Start it again.",
+                    )
+                if now >= ask_at:
+                    self.session.send(self.shell, "kernel_info_request", {})
+                    # A kernel that is not up yet would answer them all, and only then run the first cell.
+                    ask_at = now + (_PROBE_INTERVAL if answered else _ASK_INTERVAL)
+                for socket, _ in self._poller.poll(round(_PROBE_INTERVAL * 1000)):
+                    if socket is self.shell:
+                        self.kernel_info = _plain_info(self._receive(self.shell)["content"])
+                        answered = True
+                        ask_at = time.monotonic() + _PROBE_INTERVAL
+                    elif socket is self.iopub:
+                        self.iopub.recv_multipart()
+                        heard = True
 
     def execute(
         self,
@@ -394,7 +404,7 @@ class Relay:
         self.is_interrupted = self.missed_interrupt = self._is_at_it = was_told = False
         since = time.monotonic()
         # In this order: an interrupt may come between the last message and the letting go.
-        with self._interrupts_passed_on(), self._held():
+        with self._interrupts_passed_on(), self._held(self.shell_lock, self.iopub_lock):
             while self.abandoned and time.monotonic() < since + ABANDONED_PATIENCE:
                 self._raise_if_closing()
                 events = dict(self._poller.poll(round(_LOOK_INTERVAL * 1000)))
@@ -408,6 +418,12 @@ class Relay:
                     if socket in events:
                         self._receive(socket)
             self.abandoned.clear()
+            if (
+                count is not None
+                and not content.get("silent")
+                and content.get("store_history", True)
+            ):
+                self.count_as(count)
             self.session.send(self.shell, _request(header, content))
             reply: dict[str, Any] | None = None
             idle = False
@@ -488,7 +504,8 @@ class Relay:
         content = {"code": code, "silent": True, "store_history": False, "user_expressions": {}}
         with self.shell_lock:
             self._raise_if_closing()
-            self.session.send(self.shell, _request(header, {**content, "allow_stdin": False}))
+            with interrupts_later():  # half a message would have the next one for its rest
+                self.session.send(self.shell, _request(header, {**content, "allow_stdin": False}))
         self.next_count = count
 
     @property
@@ -505,7 +522,8 @@ class Relay:
     def forward(self, message: Mapping[str, Any]) -> None:
         """Send a front end's message to the kernel as it is; what comes of it arrives on its own."""
         self.note_sent(message["header"]["msg_id"])
-        with self._held_shell():
+        with self._letting_go(), self.shell_lock:
+            self._raise_if_closing()
             self.session.send(
                 self.shell,
                 {
@@ -521,8 +539,11 @@ class Relay:
         self, msg_type: str, content: Mapping[str, Any], timeout: float
     ) -> dict[str, Any] | None:
         """Send any other shell request and return its reply's content, None if none comes in time."""
-        with self._held_shell():
-            return self._request(self.shell, msg_type, content, timeout)
+        deadline = time.monotonic() + timeout
+        if not self._wait_for_turn(deadline):
+            return None
+        with self._held(self.shell_lock):
+            return self._request(self.shell, msg_type, content, deadline - time.monotonic())
 
     def request_on_control(
         self, msg_type: str, content: Mapping[str, Any], timeout: float
@@ -540,8 +561,10 @@ class Relay:
         timeout: float,
     ) -> dict[str, Any] | None:
         deadline = time.monotonic() + timeout
-        sent: Any = self.session.send(socket, msg_type, dict(content))
+        sent = self.session.msg(msg_type, dict(content))
         self.note_sent(sent["header"]["msg_id"])
+        with interrupts_later():
+            self.session.send(socket, sent)
         while (left := deadline - time.monotonic()) > 0:
             self._raise_if_closing()
             if socket.poll(round(min(left, _LOOK_INTERVAL) * 1000)):
@@ -646,12 +669,17 @@ class Relay:
         tell: Callable[[str], None],
     ) -> tuple[dict[str, Any], list[Any]]:
         socket, session = self._asking()
-        sent: Any = session.send(socket, msg_type, dict(content), buffers=list(buffers))
+        message = session.msg(msg_type, dict(content))
         stop: KeyboardInterrupt | None = None
         deadline = float("inf")
-        was_told = False
+        is_sent = was_told = False
         while True:
+            answer: dict[str, Any] | None = None
             try:
+                if not is_sent:
+                    with interrupts_later():
+                        session.send(socket, message, buffers=list(buffers))
+                        is_sent = True
                 self._raise_if_closing()
                 if stop is not None and time.monotonic() > deadline:
                     raise stop
@@ -665,20 +693,23 @@ class Relay:
                         tell(str(paused))
                         was_told = True
                     continue
-                received = self._receive(socket, session)
+                with interrupts_later():
+                    received = self._receive(socket, session)
+                    if received["parent_header"].get("msg_id") == message["header"]["msg_id"]:
+                        answer = received
             except KeyboardInterrupt as error:
-                if stop is not None:
+                if stop is not None or answer is not None or not is_sent:
                     raise
                 stop, deadline = error, time.monotonic() + _LET_GO_PATIENCE
                 if not interrupted():
                     raise
                 self.interrupt()
                 continue
-            if received["parent_header"].get("msg_id") == sent["header"]["msg_id"]:
+            if answer is not None:
                 self._make_room(session)
                 if stop is not None:
                     raise stop
-                return received["content"], received["buffers"]
+                return answer["content"], answer["buffers"]
 
     def _make_room(self, session: Session) -> None:
         """Take in what was published for what is asked, where nobody else reads.
@@ -738,23 +769,50 @@ class Relay:
             self._close()
 
     @contextmanager
-    def _held(self) -> Iterator[None]:
-        """Hold all sockets, and let those go on who pass messages on between the cells."""
-        try:
-            with self.shell_lock, self.iopub_lock:
+    def _held(self, *locks: threading.RLock) -> Iterator[None]:
+        """Hold sockets while nobody else's answers come by them, and let those go on who pass messages on."""
+        while True:
+            self._wait_for_turn()
+            with self._letting_go(), contextlib.ExitStack() as held:
+                for lock in locks:
+                    held.enter_context(lock)
                 self._raise_if_closing()
-                yield
+                if self.is_used() and self._holder is None:  # that came first
+                    continue
+                outer, self._holder = self._holder, threading.get_ident()
+                try:
+                    yield
+                finally:
+                    self._holder = outer
+            return
+
+    @contextmanager
+    def _letting_go(self) -> Iterator[None]:
+        try:
+            yield
         finally:
             self.let_go()
 
-    @contextmanager
-    def _held_shell(self) -> Iterator[None]:
-        try:
-            with self.shell_lock:
-                self._raise_if_closing()
-                yield
-        finally:
-            self.let_go()
+    def _wait_for_turn(self, deadline: float = float("inf")) -> bool:
+        """Wait until nobody else's answers are to come; tell whether that was in time.
+
+        Raises
+        ------
+        KernelError
+            If the kernel dies or is stopped; or in the thread that reads these answers.
+        """
+        while self.is_used() and self._holder != threading.get_ident():
+            if threading.current_thread() is self.reader:
+                raise KernelError(
+                    "The kernel works on a cell, whose end is awaited in this thread.",
+                    hint="Ask it in a cell, or in a thread of your own.",
+                )
+            self._raise_if_closing()
+            self._raise_if_dead()
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_PROBE_INTERVAL)
+        return True
 
     def _pass_on(self, sink: Sink, msg_id: str, count: int | None) -> bool:
         """Pass on all that has arrived; return whether the kernel is idle again."""

@@ -296,13 +296,17 @@ class Router:
 
     def _when_interrupted_idle(self, handler: Any) -> Any:
         """Set what SIGINT does between this kernel's cells; return what it did."""
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in a cell
-            was = self.kernel.saved_sigint_handler
+        now = signal.getsignal(signal.SIGINT)
+        idle = getattr(self.kernel, "saved_sigint_handler", now)
+        if (
+            now != idle
+        ):  # a cell runs: with Python's own handler, ipykernel's where it awaits, or one of its own
             self.kernel.saved_sigint_handler = handler
-            return was
-        if threading.current_thread() is threading.main_thread():
-            return signal.signal(signal.SIGINT, handler)
-        return signal.getsignal(signal.SIGINT)
+        elif threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+        else:  # a subshell's; it is for the main thread to set
+            self.kernel.io_loop.add_callback(signal.signal, signal.SIGINT, handler)
+        return idle
 
     def _note_comm(self, environment: Environment, message: Message) -> bool:
         return note_comm(self.kernel, environment, message)
@@ -327,14 +331,16 @@ class Router:
             count = self.shell.execution_count
             reply: dict[str, Any] = {"status": "ok", "user_expressions": {}, "payload": []}
             stores = store_history and not silent
-            if stores and self.shell.history_manager is not None:
-                # IPython looks at the last input when one of our lines displays a result.
-                ours = "\n".join(piece.code for piece in pieces if piece.is_ours)
-                with self._channel.writing_later() if self._channel else contextlib.nullcontext():
-                    self.shell.history_manager.store_inputs(
-                        count, ours if len(pieces) > 1 else code, code
-                    )
             try:
+                if stores and self.shell.history_manager is not None:
+                    # IPython looks at the last input when one of our lines displays a result.
+                    ours = "\n".join(piece.code for piece in pieces if piece.is_ours)
+                    with (
+                        self._channel.writing_later() if self._channel else contextlib.nullcontext()
+                    ):
+                        self.shell.history_manager.store_inputs(
+                            count, ours if len(pieces) > 1 else code, code
+                        )
                 for piece in pieces:
                     is_last = piece is pieces[-1]
                     content = {

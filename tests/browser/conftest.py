@@ -97,6 +97,11 @@ def page(
     context.route(SCRIPTS, lambda route: route.fulfill(response=route.fetch()))
     page = context.new_page()
     page.on("requestfailed", lambda request: print(request.failure, request.url))
+    # What asks the server every few seconds may meet a change of the network, too.
+    page.add_locator_handler(
+        page.locator(".jp-Dialog", has_text="Server Connection Error"),
+        lambda dialog: dialog.locator(".jp-mod-accept").click(),
+    )
     page.set_default_timeout(PATIENCE_MS)
     expect.set_options(timeout=PATIENCE_MS)
     failed_before = request.session.testsfailed

@@ -125,8 +125,10 @@ class NotebookPage:
         return output
 
     def stop(self) -> None:
-        """Press the stop button."""
+        """Press the stop button; return when the cell has ended: what is sent before its reply may be aborted."""
         self.page.locator(_STOP).click()
+        running = self.notebook.locator(".jp-InputArea-prompt", has_text="[*]")
+        expect(running).to_have_count(0)
 
     def restart(self) -> None:
         """Restart the kernel from the menu."""

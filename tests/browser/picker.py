@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from playwright.sync_api import Locator, expect
 
 from tests.browser.pages import NotebookPage
@@ -46,6 +48,10 @@ class Picker:
         """Press a button once what was begun before is done: until then it would only say so."""
         expect(self.start).to_be_enabled()
         self.button(name).nth(which).click()
+
+    def row(self, name: str) -> Locator:
+        """The image of this name; another test's registry may have one that ends so."""
+        return self.rows.filter(has_text=re.compile(rf"^\s*{re.escape(name)}\s"))
 
     def environment(self, name: str) -> Locator:
         """The row of something that runs."""

@@ -179,7 +179,7 @@ def test_a_breakpoint_set_in_the_margin_stops_inside_the_container(
     page = notebook.page
     cell = notebook.cells.count() - 1
     notebook.run(GREET)
-    page.locator(".jp-DebuggerBugButton:visible").click()
+    page.locator(".jp-DebuggerBugButton[aria-disabled=false]:visible").click()
     margin = notebook.cells.nth(cell).locator(".cm-breakpoint-gutter .cm-gutterElement")
     margin.nth(3).click()  # the first is a spacer
     expect(page.locator(".jp-DebuggerBreakpoints-body")).to_contain_text("3")

@@ -5,7 +5,7 @@ How they start a kernel of ours is in `test_kernelspecs.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,17 @@ import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 
 from tests.integration.conftest import Image, StartKernel
-from tests.integration.notebook import IPYKERNELS, PATIENCE, Cell, Notebook, python_with
+from tests.integration.notebook import (
+    IPYKERNELS,
+    LONG_SLEEP,
+    PATIENCE,
+    Cell,
+    Notebook,
+    python_with,
+)
 from tests.integration.test_kernelspecs import notebook_of, run
 from tests.integration.test_terminal import plain
+from tests.waiting import wait_until
 
 WIDGETS = "dockml/widgets:3.11"
 BARE = "dockml/bare:3.11"
@@ -93,6 +101,78 @@ def test_all_messages_are_of_one_session(workspace: Path, image: Image, ipykerne
         assert len({message["header"]["session"] for message in messages}) == 1
 
 
+def in_a_subshell(notebook: Notebook) -> Callable[[str, dict[str, Any]], str]:
+    """Make a subshell; give a function that sends a message of a type and content there, and returns its id."""
+    session = notebook.client.session
+    notebook.client.control_channel.send(session.msg("create_subshell_request"))
+    subshell = notebook.client.get_control_msg(timeout=PATIENCE)["content"]["subshell_id"]
+
+    def send(kind: str, content: dict[str, Any]) -> str:
+        message = session.msg(kind, content)
+        message["header"]["subshell_id"] = subshell
+        notebook.client.shell_channel.send(message)
+        msg_id: str = message["header"]["msg_id"]
+        notebook._cells[msg_id] = Cell()
+        return msg_id
+
+    return send
+
+
+def test_a_cell_that_fails_in_a_subshell_aborts_none_of_the_main_one(workspace: Path) -> None:
+    with Notebook(workspace, python_with("ipykernel7")) as notebook:
+        notebook.ok("%load_ext dockml_magic")
+        send = in_a_subshell(notebook)
+        cells = notebook.send_all(
+            "first = 1", "import os, time\nwhile not os.path.exists('go-on'): time.sleep(0.05)", "3"
+        )
+        notebook.finish(cells[0])
+        failed = notebook.finish(send("execute_request", {"code": "1 / 0", "stop_on_error": True}))
+        (workspace / "go-on").touch()
+        assert failed.reply["ename"] == "ZeroDivisionError"
+        assert [notebook.finish(cell).reply["status"] for cell in cells[1:]] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("first", ["the main shell", "the subshell"])
+def test_cells_of_both_shells_take_turns_in_a_container(
+    workspace: Path, image: Image, first: str
+) -> None:
+    """As where a widget's button runs something there that a cell works in."""
+    image(BARE)
+    wait = "open('began', 'w').close()\nimport os, time\nwhile not os.path.exists('go-on'): time.sleep(0.05)\n"
+    with Notebook(workspace, python_with("ipykernel7")) as notebook:
+        notebook.ok("%load_ext dockml_magic")
+        notebook.use(BARE)
+        send = in_a_subshell(notebook)
+        shells = [notebook.send, lambda code: send("execute_request", {"code": code})]
+        if first == "the subshell":
+            shells.reverse()
+        long = shells[0](wait + "'long'")
+        wait_until((workspace / "began").exists, what="the first to run")
+        short = shells[1]("'short'")
+        (workspace / "go-on").touch()
+        assert notebook.finish(long).result == "'long'"
+        assert notebook.finish(short).result == "'short'"
+        assert notebook.ok("'next'").result == "'next'"
+
+
+def test_the_stop_button_works_where_a_subshell_has_loaded_the_extension(
+    workspace: Path, image: Image
+) -> None:
+    """As a widget's callback does that makes an `ImagePicker`."""
+    image(BARE)
+    with Notebook(workspace, python_with("ipykernel7")) as notebook:
+        load = {"code": "%load_ext dockml_magic", "stop_on_error": True}
+        assert (
+            notebook.finish(in_a_subshell(notebook)("execute_request", load)).reply["status"]
+            == "ok"
+        )
+        notebook.use(BARE)
+        cell = notebook.send(f"open('sleeping', 'w').close(); import time; {LONG_SLEEP}")
+        wait_until((workspace / "sleeping").exists, what="the cell to run")
+        notebook.interrupt()
+        assert notebook.finish(cell).reply["ename"] == "KeyboardInterrupt"
+
+
 def test_what_a_widget_prints_comes_before_idle_also_where_messages_take_a_subshell(
     workspace: Path, image: Image
 ) -> None:
@@ -107,16 +187,11 @@ def test_what_a_widget_prints_comes_before_idle_also_where_messages_take_a_subsh
             for content in cell.of("comm_open")
             if content["data"]["state"].get("_model_name") == "IntSliderModel"
         )
-        session = notebook.client.session
-        notebook.client.control_channel.send(session.msg("create_subshell_request"))
-        subshell = notebook.client.get_control_msg(timeout=PATIENCE)["content"]["subshell_id"]
         data = {"method": "update", "state": {"value": 7}, "buffer_paths": []}
-        message = session.msg("comm_msg", {"comm_id": slider, "data": data})
-        message["header"]["subshell_id"] = subshell
-        notebook.client.shell_channel.send(message)
-        msg_id = message["header"]["msg_id"]
-        notebook._cells[msg_id] = Cell()
-        moved = notebook.wait(msg_id, lambda cell: cell.is_idle)
+        send = in_a_subshell(notebook)
+        moved = notebook.wait(
+            send("comm_msg", {"comm_id": slider, "data": data}), lambda cell: cell.is_idle
+        )
         assert moved.printed() == "moved to 7\n"
         assert notebook.ok("slider.value").result == "7"
 

@@ -440,6 +440,30 @@ def test_an_interrupt_that_comes_before_a_piece_has_begun_stops_the_cell(
     assert notebook.ok("second").result == "0"
 
 
+def test_an_interrupt_before_the_first_piece_ends_the_cell_with_a_reply(notebook: Notebook) -> None:
+    notebook.use(PIP)
+    notebook.ok(
+        "%%docker_cell local\n"
+        "typed = get_ipython().history_manager\n"
+        "def interrupted(*words):\n"
+        "    del typed.store_inputs\n"
+        "    raise KeyboardInterrupt\n"
+        "typed.store_inputs = interrupted"
+    )
+    assert notebook.run("1\n%docker_ps").reply["ename"] == "KeyboardInterrupt"
+    assert notebook.ok("1 + 1").result == "2"
+
+
+def test_the_stop_button_works_where_a_cell_that_awaits_has_loaded_the_extension(
+    fresh: Notebook,
+) -> None:
+    fresh.ok("import asyncio\nawait asyncio.sleep(0)\n%load_ext dockml_magic")
+    fresh.use(PIP)
+    cell = sleeping(fresh)
+    fresh.interrupt()
+    assert fresh.finish(cell).reply["ename"] == "KeyboardInterrupt"
+
+
 def test_an_interrupt_between_cells_disturbs_nothing(notebook: Notebook) -> None:
     notebook.use(PIP)
     notebook.interrupt()

@@ -419,6 +419,18 @@ def test_a_kernel_that_a_signal_ended_says_which(dead: KernelContainer) -> None:
     assert "SIGSEGV" in error.message
 
 
+@pytest.mark.parametrize(("is_paused", "asked"), [(False, 3), (True, 1)])
+def test_signals_settle_as_long_as_a_busy_machine_takes(
+    dead: KernelContainer, monkeypatch: pytest.MonkeyPatch, asked: int, *, is_paused: bool
+) -> None:
+    answers = [True, False, False]
+    control = SimpleNamespace(settle=lambda _: answers.pop())
+    dead._control = control  # type: ignore[assignment]
+    monkeypatch.setattr(dead, "find_pause", lambda: is_paused)
+    dead.settle_signals()
+    assert len(answers) == 3 - asked
+
+
 def test_what_a_kernel_wrote_last_is_waited_for(
     dead: KernelContainer, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

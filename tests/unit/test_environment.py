@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from dockml_magic import environment as environments_module
 from dockml_magic import exchange, planning
 from dockml_magic.environment import Environment, Environments
 from dockml_magic.errors import ConfigError, KernelError
 from dockml_magic.exchange import ContainerSide
 from dockml_magic.options import RunOptions
 from tests.unit.fake_engine import FakeEngine
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -144,3 +147,87 @@ def test_what_is_stopped_while_it_restarts_does_not_come_back(
     with pytest.raises(KernelError, match="was stopped while it restarted"):
         environments.restart(environment.name)
     assert stops == [environment.name] * 2
+
+
+def test_one_whose_kernel_was_not_waited_for_is_connected_again(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt during a restart: the kernel is there, and nobody listens."""
+    container = SimpleNamespace(
+        connection_info={},
+        state=SimpleNamespace(generation=2),
+        poll=lambda: None,
+        attach=lambda: None,
+        signal=lambda _: None,
+    )
+    made: list[str] = []
+
+    def make_ready() -> None:
+        made.append("ready")
+        if len(made) == 1:
+            raise KeyboardInterrupt
+
+    relay = SimpleNamespace(
+        make_ready=make_ready, end_waits=lambda: None, close=lambda: made.append("closed")
+    )
+    monkeypatch.setattr("dockml_magic.environment.Relay", lambda *_: relay)
+    monkeypatch.setattr(Environment, "container", container)
+    monkeypatch.setattr(Environment, "_container", container)
+    opened: list[object] = []
+    environment.watch(lambda _, opened_relay: opened.append(opened_relay) or (lambda: None))  # type: ignore[func-returns-value]
+    with pytest.raises(KeyboardInterrupt):
+        environment._connect()
+    assert made == ["ready", "closed"]
+    assert not environment.is_alive
+    assert environment.connect_again()
+    assert environment.is_alive
+    assert opened == [relay]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_raised"), [(KeyboardInterrupt(), True), (IndexError("a picker's"), False)]
+)
+def test_what_goes_wrong_as_a_change_is_told_keeps_nothing_from_its_end(
+    environment: Environment,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    *,
+    is_raised: bool,
+) -> None:
+    environments, ended = Environments(), []
+    for end in ("stop", "remove", "detach"):
+        monkeypatch.setattr(Environment, end, lambda _, end=end: ended.append(end))
+    monkeypatch.setattr(Environment, "raise_if_not_stoppable", lambda _: None)
+
+    def fail() -> None:
+        raise error
+
+    environments.changed.append(fail)
+    for end in (environments.stop, environments.remove, environments.detach):
+        environments._running[environment.name] = environment
+        with pytest.raises(KeyboardInterrupt) if is_raised else contextlib.nullcontext():
+            end(environment.name)
+        assert environment.name not in environments
+    assert ended == ["stop", "remove", "detach"]
+
+
+def test_a_loop_whose_thread_could_not_be_started_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environments_module, "_loop", None)
+    start = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(RuntimeError):
+        environments_module._event_loop()
+
+    async def answer() -> int:
+        return 42
+
+    assert environments_module._run(answer()) == 42
+    loop = environments_module._event_loop()
+    loop.call_soon_threadsafe(loop.stop)
+    wait_until(lambda: not loop.is_running())
+    loop.close()

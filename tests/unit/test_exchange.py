@@ -1263,3 +1263,20 @@ def test_a_kernel_error_is_told_as_it_is(start: Start) -> None:
     with pytest.raises(ExchangeError, match="no such thing"):
         hand_over(side, OwnKernel({}), {"x": "x"})
     assert issubclass(KernelError, DockmlError)
+
+
+def test_an_iterator_is_dropped_without_waiting_for_the_kernel_that_has_it() -> None:
+    """It may work on something, and wait for the one that drops it."""
+    may_drop, dropped = threading.Event(), threading.Event()
+
+    class Busy:
+        def drop(self) -> None:
+            assert may_drop.wait(30)
+            dropped.set()
+
+    busy: Any = Busy()
+    ticket = exchange._ticket_for(busy)
+    assert ticket.serve({"drop": True}) == ({}, None)
+    assert ticket.is_over
+    may_drop.set()
+    assert dropped.wait(30)

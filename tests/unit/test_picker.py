@@ -12,9 +12,9 @@ import pytest
 
 from dockml_magic import planning
 from dockml_magic.environment import Environment, Environments
-from dockml_magic.errors import ConfigError, DockmlError
+from dockml_magic.errors import ConfigError, DockmlError, KernelError
 from dockml_magic.options import RunOptions
-from dockml_magic.picker import ImagePicker
+from dockml_magic.picker import ImagePicker, _about
 from dockml_magic.pull import PullProgress
 from dockml_magic.selection import Row
 from dockml_magic.warm import Waiting, WarmEnvironments
@@ -162,6 +162,34 @@ def test_what_is_chosen_in_two_threads_at_once_is_both_shown(
     main.join(30)
     assert {(row.image.framework, row.image.gpu) for row in picker._found} == {("pytorch", True)}
     assert picker._list.options == tuple(row.label for row in picker._found[:200])
+
+
+def test_what_cannot_begin_keeps_nothing_from_beginning(
+    picker: ImagePicker, notebook: StandInNotebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(picker, "_show_line", fail)
+        with pytest.raises(KeyboardInterrupt):
+            picker._start_chosen()
+    start(picker)
+    assert [name for name, _ in notebook.asked] == ["me/mine:1"]
+
+
+def test_an_environment_that_ends_as_it_is_looked_at_is_shown_as_dead() -> None:
+    class Ending:
+        name = reference = "one"
+        waits_for_kernel = False
+        is_alive = True
+
+        @property
+        def report(self) -> dict[str, str]:
+            raise KernelError("It is gone.")
+
+    ending: Any = Ending()
+    assert _about(ending) == "dead"
 
 
 def test_what_goes_wrong_is_said_in_the_picker(

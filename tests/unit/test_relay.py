@@ -160,3 +160,175 @@ def test_one_that_nobody_closes_is_collected(short_folder: Path, passed_on: list
     collecting.join(10)
     assert not collecting.is_alive()
     assert context.closed
+
+
+# --- interrupts in the middle of a message ----------------------------------------------------------
+
+
+class Asked:
+    """A kernel that answers what it is asked once it may; `damaged` are requests that it could not read."""
+
+    def __init__(self, path: Path) -> None:
+        self.may_answer = threading.Event()
+        self.damaged: list[Exception] = []
+        self._session = Session(key=KEY, signature_scheme="hmac-sha256")
+        self._context = zmq.Context()
+        self._shell = self._context.socket(zmq.ROUTER)
+        self._shell.bind(f"ipc://{path}-{PORTS['shell']}")
+        self._iopub = self._context.socket(zmq.XPUB)
+        self._iopub.bind(f"ipc://{path}-{PORTS['iopub']}")
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while not self._is_over.is_set():
+            if not self._shell.poll(20):
+                continue
+            try:
+                identities, request = self._session.recv(self._shell, mode=0)
+            except Exception as error:  # noqa: BLE001  # whatever a cut message is
+                self.damaged.append(error)
+                continue
+            self.may_answer.wait(30)
+            self._session.send(
+                self._shell, "kernel_info_reply", {"status": "ok"}, request, identities
+            )
+            self._session.send(self._iopub, "status", {"execution_state": "idle"}, request)
+
+    def close(self) -> None:
+        self._is_over.set()
+        self.may_answer.set()
+        self._thread.join(30)
+        self._context.destroy(linger=0)
+
+
+@pytest.fixture
+def asked(short_folder: Path) -> Iterator[Asked]:
+    kernel = Asked(short_folder / "kernel")
+    yield kernel
+    kernel.close()
+
+
+def interrupt_at_frame(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt this process after it has sent so many frames of its next message."""
+    send, sent = zmq.Socket.send, []
+
+    def interrupted(socket: Any, *words: Any, **more: Any) -> Any:
+        result = send(socket, *words, **more)
+        sent.append(1)
+        if len(sent) == number and threading.current_thread() is threading.main_thread():
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(zmq.Socket, "send", interrupted)
+
+
+@pytest.mark.parametrize("frame", [3, 6])
+def test_an_interrupt_as_something_is_asked_for_ends_it_over_there_as_well(
+    relay: Relay,
+    asked: Asked,
+    passed_on: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    frame: int,
+) -> None:
+    relay.interrupt = lambda: (passed_on.append(1), asked.may_answer.set())  # type: ignore[assignment, return-value, func-returns-value]
+    interrupt_at_frame(frame, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        relay.ask("kernel_info_request", {})
+    assert passed_on == [1]
+    assert relay.ask("kernel_info_request", {})[0] == {"status": "ok"}
+    assert asked.damaged == []
+
+
+def test_an_interrupt_as_an_answer_is_read_disturbs_nobody(
+    relay: Relay, asked: Asked, passed_on: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked.may_answer.set()
+    receive = Relay._receive
+
+    def interrupted(relay: Relay, *words: Any) -> Any:
+        received = receive(relay, *words)
+        os.kill(os.getpid(), signal.SIGINT)
+        return received
+
+    monkeypatch.setattr(Relay, "_receive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        relay.ask("kernel_info_request", {})
+    assert passed_on == []
+
+
+def test_an_interrupt_in_the_middle_of_a_request_leaves_it_whole(
+    relay: Relay, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked.may_answer.set()
+    interrupt_at_frame(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        relay.request("kernel_info_request", {}, 30.0)
+    assert relay.request("kernel_info_request", {}, 30.0) == {"status": "ok"}
+    assert asked.damaged == []
+
+
+def test_who_comes_while_a_kernel_is_made_ready_waits(relay: Relay, asked: Asked) -> None:
+    ready = threading.Thread(target=relay.make_ready)
+    ready.start()
+    wait_until(lambda: not relay.shell_lock.acquire(blocking=False) or relay.shell_lock.release())
+    came: list[object] = []
+    other = threading.Thread(
+        target=lambda: came.append(relay.request("kernel_info_request", {}, 30.0))
+    )
+    other.start()
+    asked.may_answer.set()
+    ready.join(30)
+    other.join(30)
+    assert came == [{"status": "ok"}]
+    assert relay.kernel_info["status"] == "ok"
+
+
+# --- beside another who passes messages on ----------------------------------------------------------
+
+
+def test_who_comes_while_another_waits_for_answers_waits_for_its_turn(
+    relay: Relay, asked: Asked
+) -> None:
+    asked.may_answer.set()
+    works, let_go = threading.Event(), []
+    works.set()
+    relay.is_used = works.is_set
+    relay.let_go = lambda: let_go.append(1)
+    assert relay.request("kernel_info_request", {}, 0.1) is None
+    came: list[object] = []
+    thread = threading.Thread(
+        target=lambda: came.append(relay.request("kernel_info_request", {}, 30.0))
+    )
+    thread.start()
+    thread.join(0.3)
+    assert came == let_go == []
+    works.clear()
+    thread.join(30)
+    assert came == [{"status": "ok"}]
+    assert let_go
+
+
+def test_the_thread_that_reads_the_answers_is_not_kept_waiting_for_them(relay: Relay) -> None:
+    relay.is_used = lambda: True
+    relay.reader = threading.current_thread()
+    with pytest.raises(KernelError, match="whose end is awaited in this thread"):
+        relay.request("kernel_info_request", {}, 30.0)
+
+
+def test_who_waits_for_its_turn_goes_when_the_kernel_is_stopped(relay: Relay) -> None:
+    relay.is_used = lambda: True
+    raised: list[KernelError] = []
+
+    def ask() -> None:
+        try:
+            relay.request("kernel_info_request", {}, 30.0)
+        except KernelError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    relay.close()
+    thread.join(30)
+    assert "was stopped" in raised[0].message
