@@ -25,7 +25,9 @@ _LOOK_INTERVAL = 0.5
 """Seconds between two looks at whether it lives and which cell it runs."""
 
 _TIME_TO_HEAR = 1.0
-"""Seconds that a front end has at least: ZeroMQ tries to connect again every 0.1 to 0.2 s."""
+_LISTEN_INTERVAL = 0.05
+"""Seconds that a front end has at least: ZeroMQ tries to connect again every 0.1 to 0.2 s. They are counted by so many,
+as this process may stand still, and the front end as well."""
 
 _MOST_MESSAGES = 2000
 _LARGEST_STATUS = 64 * 1024
@@ -154,12 +156,14 @@ class LastWords:
             except (OSError, zmq.ZMQError):
                 return  # the folder is gone
             began = time.monotonic()
-            count = 0
+            count, quiet = 0, 0.0
             while not self._closing and time.monotonic() < began + _TIME_TO_LINGER:
-                if publisher.poll(50) and publisher.recv().startswith(b"\x01"):
+                if not publisher.poll(round(_LISTEN_INTERVAL * 1000)):
+                    quiet += _LISTEN_INTERVAL
+                elif publisher.recv().startswith(b"\x01"):
                     count += 1
                     topic = b"stream.stderr-%d-" % count
                     publisher.setsockopt(zmq.SUBSCRIBE, topic)
                     publisher.send_multipart(session.serialize(message, ident=topic))
-                if time.monotonic() > began + _TIME_TO_HEAR:
+                if quiet >= _TIME_TO_HEAR:
                     self._heard.set()

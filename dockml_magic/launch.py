@@ -25,7 +25,7 @@ from dockml_magic.options import RunOptions, add_run_options, build_parser, opti
 from dockml_magic.planning import KernelPlan, engine_for, make_plan
 
 _PARENT_INTERVAL = 1.0
-_PORT_PATIENCE = 10.0
+_PORT_PATIENCE = 30.0
 """Seconds in which a killed predecessor's container gives its ports back."""
 
 

@@ -33,7 +33,7 @@ from dockml_magic.spec import RUNTIME
 _END_PATIENCE = 10.0
 """Seconds that a command has to end after the stop button: the launcher kills it before that."""
 
-_EXIT_PATIENCE = 5.0
+_EXIT_PATIENCE = 30.0
 """Seconds that the engine has to say how a command ended, whose output has."""
 
 _CHUNK = 65536
@@ -195,11 +195,12 @@ def open_shell(engine: Engine, container: ContainerState, command: Command) -> i
             resize()
             _join(running, keyboard, screen)
         finally:
-            for one, handler in handlers.items():
-                signal.signal(one, handler)
+            signal.signal(signal.SIGWINCH, handlers.pop(signal.SIGWINCH))
             with contextlib.suppress(termios.error):  # the terminal itself has gone
                 termios.tcsetattr(keyboard, termios.TCSADRAIN, was)
             _hang_up(engine, running)
+            for one, handler in handlers.items():
+                signal.signal(one, handler)
         return _exit_code(engine, container, running)
 
 
@@ -223,6 +224,9 @@ def _join(running: Exec, keyboard: int, screen: int) -> None:
 
 
 def _leave(signum: int, _: FrameType | None) -> NoReturn:
+    """Leave. A window that is closed may say so several times, and what is to be ended takes a moment."""
+    for one in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, signal.SIG_IGN)
     sys.exit(128 + signum)
 
 

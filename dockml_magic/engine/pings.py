@@ -30,6 +30,9 @@ _LONG_PING = 5.0
 """The same where it may be on another machine, and what we say may have to be sent again; and where this one has more
 to do than it can, so that an engine, one that has just started above all, waits for its turn."""
 
+_SLICE = 0.1
+"""Seconds that are waited at once for the answer to a ping."""
+
 _LONGEST_QUIET = 5.0
 """Seconds between two such questions while something slow goes on."""
 
@@ -85,12 +88,20 @@ def hears_us(address: _Address, more: float = 0.0, most: float = math.inf) -> bo
     with connection:
         try:
             connection.sendall(b"GET /_ping HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n")
-            connection.recv(1)
         except TimeoutError:
             return False
         except OSError as error:
             log.debug("no ping: %s", error)
-    return True
+            return True
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        # Piece by piece: where this machine stands still for a while, the engine has done so, too.
+        left = min(ping + more, most)
+        while left > 0:
+            if poll.poll(min(left, _SLICE) * 1000):
+                return True
+            left -= _SLICE
+    return False
 
 
 def _await_answer(connection: socket.socket, address: _Address) -> None:

@@ -574,8 +574,7 @@ class Supervisor(object):
         server = self.listen()
         self.start_kernel()
         while not self.stopping:
-            if not self.trusted and not self.kept and now() > self.deadline:
-                break
+            is_left = not self.trusted and not self.kept and now() > self.deadline
             readable = [server, self.wake_read] + list(self.connections)
             if self.report_fd is not None:
                 readable.append(self.report_fd)
@@ -590,6 +589,10 @@ class Supervisor(object):
                 if error.args[0] == errno.EINTR:
                     continue
                 raise
+            if (
+                is_left and not ready
+            ):  # nor does anybody stand before the door: we may have been late
+                break
             for item in ready:
                 if item is server:
                     self._accept(server)

@@ -797,7 +797,7 @@ _OUTPUT = [
     cell(
         "a thread that goes on after its cell",
         "def later():\n"
-        "    time.sleep(0.3); sys.stdout.write('late\\n'); display('late')\n"
+        "    time.sleep(2); sys.stdout.write('late\\n'); display('late')\n"
         "    sys.stdout.write('the thread is done\\n')\n"
         "threading.Thread(target=later).start()",
         ends_with="the thread is done",

@@ -77,7 +77,7 @@ class OwnEngine:
             self.had_when_killed = set(self.docker("ps", "-aq", "--no-trunc").split())
         self._process.send_signal(signum)
         if signum in (signal.SIGTERM, signal.SIGKILL):
-            self._process.wait(30)
+            self._process.wait(90)
             self._process = None
 
     @contextlib.contextmanager

@@ -258,7 +258,7 @@ def running_registry(folder: Path) -> Iterator[int]:
         yield port
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def _listens(port: int) -> bool:
@@ -309,7 +309,7 @@ class MirroredEngine:
     def close(self) -> None:
         """End it."""
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(60)
         self._log.close()
 
 

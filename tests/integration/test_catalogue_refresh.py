@@ -44,8 +44,8 @@ def registry(tmp_path: Path) -> Iterator[str]:
 
 def _answers(port: int) -> bool:
     try:
-        return requests.get(f"http://127.0.0.1:{port}/v2/", timeout=5).ok
-    except requests.ConnectionError:
+        return requests.get(f"http://127.0.0.1:{port}/v2/", timeout=60).ok
+    except requests.RequestException:
         return False
 
 
@@ -53,12 +53,12 @@ def push(registry: str, repository: str, tag: str, env: list[str]) -> str:
     """Put an image without layers there and return its digest."""
     url = f"http://{registry}/v2/{repository}"
     config = json.dumps({"architecture": "amd64", "os": "linux", "config": {"Env": env}}).encode()
-    begun = requests.post(f"{url}/blobs/uploads/", timeout=10)
+    begun = requests.post(f"{url}/blobs/uploads/", timeout=60)
     begun.raise_for_status()
     where = begun.headers["Location"]
     where = where if where.startswith("http") else f"http://{registry}{where}"
     requests.put(
-        where, params={"digest": digest_of(config)}, data=config, timeout=10
+        where, params={"digest": digest_of(config)}, data=config, timeout=60
     ).raise_for_status()
     manifest = json.dumps(
         {
@@ -69,7 +69,7 @@ def push(registry: str, repository: str, tag: str, env: list[str]) -> str:
         }
     ).encode()
     done = requests.put(
-        f"{url}/manifests/{tag}", data=manifest, headers={"Content-Type": MANIFEST}, timeout=10
+        f"{url}/manifests/{tag}", data=manifest, headers={"Content-Type": MANIFEST}, timeout=60
     )
     done.raise_for_status()
     return done.headers["Docker-Content-Digest"]

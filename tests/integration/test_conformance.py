@@ -220,6 +220,7 @@ class TestWelcome(jupyter_kernel_test.IopubWelcomeTests):
     @pytest.fixture(autouse=True)
     def _started(self, image: Image, workspace: Path) -> Iterator[None]:
         kernel = Kernel.of(image(PYTHON_311)).start(cwd=str(workspace))
+        kernel.ok("pass")  # it has said that it starts
         self.km, self.kc = kernel.manager, kernel.manager.client()
         get_message = self.kc.get_iopub_msg
 

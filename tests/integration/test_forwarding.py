@@ -469,7 +469,9 @@ def keep(stream, kind, content=None, *more, **named):
         return send(stream, kind, content, *more, **named)
     kernel.session.send = send
     if {seconds}:
-        threading.Timer({seconds}, send, (stream, kind, content) + more, named).start()
+        global sending
+        sending = threading.Timer({seconds}, send, (stream, kind, content) + more, named)
+        sending.start()
     return {{"content": content}}
 kernel.session.send = keep
 """
@@ -484,7 +486,7 @@ def test_a_cell_whose_reply_is_lost_ends_and_one_whose_reply_is_late_has_it(
     lost = notebook.run(KEEPS_ITS_REPLY.format(seconds=0))
     assert (lost.reply["status"], lost.reply["ename"]) == ("error", "KeyboardInterrupt")
     late = notebook.send(KEEPS_ITS_REPLY.format(seconds=8))
-    behind = notebook.send("import time; time.sleep(12); print('behind')", stop_on_error=False)
+    behind = notebook.send("sending.join(); print('behind')", stop_on_error=False)
     assert notebook.finish(late).reply["status"] == "ok"
     assert notebook.finish(behind).printed() == "behind\n"
     assert notebook.ok("6 * 7").result == "42"

@@ -154,7 +154,7 @@ def _another_engine(
         yield endpoint
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(90)
         log.close()
 
 

@@ -517,10 +517,16 @@ def test_one_of_another_language_is_recorded_too(open_notebook: OpenNotebook, im
     first = open_notebook()
     first.ok(f"%docker_env {name} --keep --name kept1")
     cell = first.send(
-        "x <- 42; for (n in 1:6) { cat(n, '\\n'); flush.console(); Sys.sleep(0.5) }; 'end'"
+        "x <- 42\n"
+        "for (n in 1:6) {\n"
+        "  cat(n, '\\n'); flush.console(); Sys.sleep(0.5)\n"
+        "  while (n == 2 && !file.exists('killed')) Sys.sleep(0.05)\n"
+        "}\n"
+        "'end'"
     )
     first.wait_printed(cell, "2")
     first.kill()
+    (first.folder / "killed").touch()
     time.sleep(1)
     attached = open_notebook().use("kept1")
     numbers = [line.strip() for line in attached.printed().splitlines() if line.strip().isdigit()]

@@ -104,6 +104,7 @@ def test_the_last_of_two_connections_holds_the_lease(
     far_address = container._control._socket.getpeername()
     address = far_address if is_far else container._runtime.shared / "control"
     second = ControlChannel(address, container.plan.key)
+    assert second.wait(lambda state: state.generation > 0, LIMIT)  # it has been let in
     container._control.close()
     assert kernel.ok("import time; time.sleep(3); 1 + 1").result == "2"  # the grace is 2 s
     second.close()

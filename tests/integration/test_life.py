@@ -291,6 +291,7 @@ def test_a_shell_may_be_another_program_and_gives_the_terminal_back(notebook: No
     outer.expect(">>> ")
     outer.sendline("6 * 7")
     outer.expect("42\r\n")
+    outer.expect(">>> ")
     outer.sendeof()
     outer.expect("OUTSIDE> ")
     outer.sendline("stty -a | grep -o -e '-\\?icanon' -e '-\\?echo '")
@@ -306,8 +307,9 @@ def test_a_shell_whose_terminal_goes_is_ended(notebook: Notebook) -> None:
     shell.ask("true")
     shell.process.sendline("sleep 614")
     wait_until(lambda: "614" in sleeping(notebook))
-    shell.process.close()  # the window is closed: SIGHUP
-    wait_until(lambda: "614" not in sleeping(notebook), timeout=20.0)
+    shell.process.ptyproc.fileobj.close()  # the window is closed: SIGHUP
+    wait_until(lambda: "614" not in sleeping(notebook))
+    wait_until(lambda: not shell.process.isalive())
 
 
 def dockml(notebook: Notebook, *words: str) -> subprocess.CompletedProcess[str]:

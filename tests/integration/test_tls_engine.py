@@ -49,7 +49,7 @@ def behind_tls(socket_path: str, folder: Path) -> Iterator[int]:
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
     try:
-        assert listens.wait(10)
+        assert listens.wait(60)
         yield ports[0]
     finally:
         ends.set()
