@@ -555,8 +555,9 @@ class Environment:
         if container.poll() is None:
             if container.state.generation == self._generation:
                 return None
+            whose = " from another notebook" if self._generation >= 0 else ""
             return KernelDiedError(
-                f"'{self.name}' was restarted from another notebook: its variables are gone.",
+                f"'{self.name}' was restarted{whose}: its variables are gone.",
                 hint=f"Go on with its new kernel: %docker_env {self.name}",
             )
         return container.death(
@@ -1359,12 +1360,14 @@ def _run(work: Awaitable[T], begun: Callable[[Future[T]], None] = lambda _: None
         finally:
             ended.set()
 
-    with interrupts_later():
-        future = asyncio.run_coroutine_threadsafe(watched(), _event_loop())
+    future: Future[T] | None = None
     try:
+        with interrupts_later():
+            future = asyncio.run_coroutine_threadsafe(watched(), _event_loop())
         begun(future)
         return future.result()
     except (KeyboardInterrupt, CancelledError):
-        future.cancel()
-        ended.wait(10.0)
+        if future is not None:
+            future.cancel()
+            ended.wait(10.0)
         raise

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -179,6 +182,7 @@ def test_one_whose_kernel_was_not_waited_for_is_connected_again(
         environment._connect()
     assert made == ["ready", "closed"]
     assert not environment.is_alive
+    assert "was restarted: its variables are gone." in str(environment._death())
     assert environment.connect_again()
     assert environment.is_alive
     assert opened == [relay]
@@ -231,3 +235,26 @@ def test_a_loop_whose_thread_could_not_be_started_is_none(monkeypatch: pytest.Mo
     loop.call_soon_threadsafe(loop.stop)
     wait_until(lambda: not loop.is_running())
     loop.close()
+
+
+def test_an_interrupt_as_something_is_begun_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    begin = asyncio.run_coroutine_threadsafe
+
+    def interrupted(*words: Any) -> Any:
+        future = begin(*words)
+        os.kill(os.getpid(), signal.SIGINT)
+        return future
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        environments_module._run(work())
+    assert seen in (["cancelled"], [])  # it may not have got to its first line
+    assert not asyncio.all_tasks(environments_module._event_loop())
