@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -220,18 +221,26 @@ class TestWelcome(jupyter_kernel_test.IopubWelcomeTests):
     @pytest.fixture(autouse=True)
     def _started(self, image: Image, workspace: Path) -> Iterator[None]:
         kernel = Kernel.of(image(PYTHON_311)).start(cwd=str(workspace))
-        kernel.ok("pass")  # it has said that it starts
         self.km, self.kc = kernel.manager, kernel.manager.client()
         get_message = self.kc.get_iopub_msg
 
         def get_our_own() -> dict[str, Any]:
-            """Leave out the welcome of the provisioner, who listens too: every subscriber hears every welcome."""
+            """Leave out the welcome of the provisioner, who listens too: every subscriber hears every welcome.
+
+            And that the kernel starts, which it may say as we come.
+            """
             while True:
                 message = get_message(timeout=PATIENCE)
-                if message["content"].get("subscription") != "kernel.":
+                is_start = message["content"].get("execution_state") == "starting"
+                if message["content"].get("subscription") != "kernel." and not is_start:
                     return message
 
-        with mock.patch.object(self.kc, "get_iopub_msg", get_our_own):
+        # The test is over before the thread of a heartbeat has begun.
+        start = partial(self.kc.start_channels, hb=False)
+        with (
+            mock.patch.object(self.kc, "get_iopub_msg", get_our_own),
+            mock.patch.object(self.kc, "start_channels", start),
+        ):
             yield
         self.kc.stop_channels()
         kernel.stop()
