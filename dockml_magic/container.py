@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from dockml_magic import compiled, folders, labels
 from dockml_magic._version import __version__
@@ -72,6 +72,8 @@ from dockml_magic.spec import (
 )
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
@@ -771,11 +773,9 @@ class KernelContainer:
     def settle_signals(self) -> None:
         """Return when what `signal` was called with has reached the kernel, and can meet no later cell."""
         if self._control is not None:
-            deadline = time.monotonic() + _PATIENCE
+            control = self._control
             with contextlib.suppress(KernelError):
-                while not self._control.settle(_SILENCE):
-                    if time.monotonic() > deadline or self.find_pause():
-                        break
+                self._patiently(lambda: control.settle(_SILENCE))
 
     def _interrupt_by_message(self) -> None:
         """Send an interrupt_request, and leave the waiting for its reply to a thread."""
@@ -963,13 +963,17 @@ class KernelContainer:
             raise KernelError("The container does not answer.", hint="See: docker ps")
 
     def _hear(self, wanted: Callable[[KernelState], bool]) -> KernelState | None:
-        """Wait for what the supervisor is to say; not for long where it cannot, as it is paused."""
-        assert self._control is not None
+        """Wait for what the supervisor is to say."""
+        control = self._control
+        assert control is not None
+        return self._patiently(lambda: control.wait(wanted, STOP_TIMEOUT))
+
+    def _patiently(self, wait: Callable[[], T]) -> T:
+        """Wait for the supervisor again until there is something; not for long where it is paused, and cannot."""
         deadline = time.monotonic() + _PATIENCE
-        while True:
-            state = self._control.wait(wanted, STOP_TIMEOUT)
-            if state is not None or time.monotonic() > deadline or self.find_pause():
-                return state
+        while not (heard := wait()) and time.monotonic() <= deadline and not self.find_pause():
+            pass
+        return heard
 
     def attach(self) -> None:
         """Say that we read what its kernel publishes, so that it need not be recorded."""

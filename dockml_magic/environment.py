@@ -44,7 +44,7 @@ from dockml_magic.interrupts import interrupts_later
 from dockml_magic.messages import Message
 from dockml_magic.options import RunOptions, parse_words
 from dockml_magic.planning import KernelPlan, engine_for, make_plan
-from dockml_magic.relay import UNUSABLE, Relay, Sink, is_plausible
+from dockml_magic.relay import UNUSABLE, Relay, Sink, counts, is_plausible
 
 if TYPE_CHECKING:
     from dockml_magic.exchange import ContainerSide, HandOver
@@ -605,9 +605,8 @@ class Environment:
             If the kernel is dead, or dies under the cell.
         """
         relay = self._running_relay()
-        stores = content.get("store_history", True) and not content.get("silent")
         reply = relay.execute(header, content, sink, count=count, tell=self.tell)
-        if stores:
+        if counts(content):
             counted = reply.get("execution_count") or 0
             if is_plausible(counted, relay.next_count):
                 relay.next_count = counted + 1

@@ -37,6 +37,7 @@ from dockml_magic.relay import (
     UNUSABLE,
     Relay,
     checked_reply,
+    counts,
     is_plausible,
     nonsense,
     show_count,
@@ -325,15 +326,12 @@ class Forwarder:
         shown_count : int
             The notebook's execution count, for a cell that is not behind another one of this kernel.
         """
-        counts = False
-        if message.type == "execute_request":
-            silent = message.content.get("silent", False)
-            counts = not silent and message.content.get("store_history", True)
+        is_counted = message.type == "execute_request" and counts(message.content)
         under_way = list(self.requests.values())  # the IOPub thread takes out what is settled
         if not under_way:
             self._interrupted_at, self._was_told = 0.0, False
         ahead = sum(r.counts and not r.replied for r in under_way)
-        request = Request(message=message, counts=counts, count=shown_count + ahead)
+        request = Request(message=message, counts=is_counted, count=shown_count + ahead)
         if message.type.startswith("comm_") and not message.type.endswith("_request"):
             request.replied = True  # these have no reply
         self.requests[message.id] = request

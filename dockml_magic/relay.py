@@ -418,11 +418,7 @@ class Relay:
                     if socket in events:
                         self._receive(socket)
             self.abandoned.clear()
-            if (
-                count is not None
-                and not content.get("silent")
-                and content.get("store_history", True)
-            ):
+            if count is not None and counts(content):
                 self.count_as(count)
             self.session.send(self.shell, _request(header, content))
             reply: dict[str, Any] | None = None
@@ -504,8 +500,7 @@ class Relay:
         content = {"code": code, "silent": True, "store_history": False, "user_expressions": {}}
         with self.shell_lock:
             self._raise_if_closing()
-            with interrupts_later():  # half a message would have the next one for its rest
-                self.session.send(self.shell, _request(header, {**content, "allow_stdin": False}))
+            self._send(self.shell, _request(header, {**content, "allow_stdin": False}))
         self.next_count = count
 
     @property
@@ -524,7 +519,7 @@ class Relay:
         self.note_sent(message["header"]["msg_id"])
         with self._letting_go(), self.shell_lock:
             self._raise_if_closing()
-            self.session.send(
+            self._send(
                 self.shell,
                 {
                     "header": _plain(message["header"]),
@@ -532,18 +527,24 @@ class Relay:
                     "metadata": message["metadata"],
                     "content": message["content"],
                 },
-                buffers=message["buffers"],
+                message["buffers"],
             )
+
+    def _send(
+        self, socket: zmq.Socket[bytes], message: dict[str, Any], buffers: Sequence[Any] = ()
+    ) -> None:
+        """Send a message whole, whatever interrupts us: half of one would have the next one for its rest."""
+        with interrupts_later():
+            self.session.send(socket, message, buffers=list(buffers))
 
     def request(
         self, msg_type: str, content: Mapping[str, Any], timeout: float
     ) -> dict[str, Any] | None:
         """Send any other shell request and return its reply's content, None if none comes in time."""
         deadline = time.monotonic() + timeout
-        if not self._wait_for_turn(deadline):
-            return None
-        with self._held(self.shell_lock):
-            return self._request(self.shell, msg_type, content, deadline - time.monotonic())
+        with self._held(self.shell_lock, until=deadline) as is_held:
+            left = deadline - time.monotonic()
+            return self._request(self.shell, msg_type, content, left) if is_held else None
 
     def request_on_control(
         self, msg_type: str, content: Mapping[str, Any], timeout: float
@@ -563,8 +564,7 @@ class Relay:
         deadline = time.monotonic() + timeout
         sent = self.session.msg(msg_type, dict(content))
         self.note_sent(sent["header"]["msg_id"])
-        with interrupts_later():
-            self.session.send(socket, sent)
+        self._send(socket, sent)
         while (left := deadline - time.monotonic()) > 0:
             self._raise_if_closing()
             if socket.poll(round(min(left, _LOOK_INTERVAL) * 1000)):
@@ -769,10 +769,15 @@ class Relay:
             self._close()
 
     @contextmanager
-    def _held(self, *locks: threading.RLock) -> Iterator[None]:
-        """Hold sockets while nobody else's answers come by them, and let those go on who pass messages on."""
+    def _held(self, *locks: threading.RLock, until: float = float("inf")) -> Iterator[bool]:
+        """Hold sockets while nobody else's answers come by them, and let those go on who pass messages on.
+
+        Gives False where there was no such time `until` then.
+        """
         while True:
-            self._wait_for_turn()
+            if not self._wait_for_turn(until):
+                yield False
+                return
             with self._letting_go(), contextlib.ExitStack() as held:
                 for lock in locks:
                     held.enter_context(lock)
@@ -781,7 +786,7 @@ class Relay:
                     continue
                 outer, self._holder = self._holder, threading.get_ident()
                 try:
-                    yield
+                    yield True
                 finally:
                     self._holder = outer
             return
@@ -793,7 +798,7 @@ class Relay:
         finally:
             self.let_go()
 
-    def _wait_for_turn(self, deadline: float = float("inf")) -> bool:
+    def _wait_for_turn(self, deadline: float) -> bool:
         """Wait until nobody else's answers are to come; tell whether that was in time.
 
         Raises
@@ -910,6 +915,11 @@ class Relay:
             yield
         finally:
             signal.signal(signal.SIGINT, passing)
+
+
+def counts(content: Mapping[str, Any]) -> bool:
+    """Tell whether a kernel counts the cell of this execute_request."""
+    return bool(content.get("store_history", True)) and not content.get("silent")
 
 
 def show_count(message: Message, count: int) -> None:

@@ -298,9 +298,8 @@ class Router:
         """Set what SIGINT does between this kernel's cells; return what it did."""
         now = signal.getsignal(signal.SIGINT)
         idle = getattr(self.kernel, "saved_sigint_handler", now)
-        if (
-            now != idle
-        ):  # a cell runs: with Python's own handler, ipykernel's where it awaits, or one of its own
+        # While a cell runs it is Python's own handler, ipykernel's where it awaits, or one of the cell's.
+        if now != idle:
             self.kernel.saved_sigint_handler = handler
         elif threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)

@@ -589,9 +589,8 @@ class Supervisor(object):
                 if error.args[0] == errno.EINTR:
                     continue
                 raise
-            if (
-                is_left and not ready
-            ):  # nor does anybody stand before the door: we may have been late
+            # We may have been late, and somebody stands before the door.
+            if is_left and not ready:
                 break
             for item in ready:
                 if item is server:
